@@ -1,0 +1,346 @@
+"""The typed face of the compiled extension, and its one importer.
+
+Every function here is one system call (or the one call of a launch); a refusal becomes a :class:`~isolib.errors.SyscallError`
+that names the call and its object.  Constants come from the compiler by way of the extension, or are kernel ABI that no header
+of an older distribution has yet.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from isolib._kernel._ext import ffi, lib
+from isolib.errors import from_errno
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# sched.h
+CLONE_NEWTIME: Final = 0x00000080
+CLONE_FS: Final = 0x00000200
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWCGROUP: Final = 0x02000000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
+
+#: The clone flag of each kind of namespace, by the name that /proc/PID/ns gives it.
+NAMESPACE_FLAGS: Final = {
+    "user": CLONE_NEWUSER,
+    "mnt": CLONE_NEWNS,
+    "pid": CLONE_NEWPID,
+    "net": CLONE_NEWNET,
+    "ipc": CLONE_NEWIPC,
+    "uts": CLONE_NEWUTS,
+    "cgroup": CLONE_NEWCGROUP,
+    "time": CLONE_NEWTIME,
+}
+
+# linux/pidfd.h, since 6.11: PIDFD_GET_*_NAMESPACE
+PIDFD_NAMESPACE: Final = {"cgroup": 1, "ipc": 2, "mnt": 3, "net": 4, "pid": 5, "time": 7, "user": 9, "uts": 10}
+
+# linux/mount.h
+OPEN_TREE_CLONE: Final = 1
+OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
+AT_FDCWD: Final = -100
+AT_EMPTY_PATH: Final = 0x1000
+AT_RECURSIVE: Final = 0x8000
+AT_NO_AUTOMOUNT: Final = 0x800
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+MOVE_MOUNT_F_EMPTY_PATH: Final = 0x04
+MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
+FSOPEN_CLOEXEC: Final = 1
+FSMOUNT_CLOEXEC: Final = 1
+FSCONFIG_SET_FLAG: Final = 0
+FSCONFIG_SET_STRING: Final = 1
+FSCONFIG_SET_FD: Final = 5
+FSCONFIG_CMD_CREATE: Final = 6
+MOUNT_ATTR_RDONLY: Final = 0x01
+MOUNT_ATTR_NOSUID: Final = 0x02
+MOUNT_ATTR_NODEV: Final = 0x04
+MOUNT_ATTR_NOEXEC: Final = 0x08
+MOUNT_ATTR_NOSYMFOLLOW: Final = 0x200000
+MOUNT_ATTR_IDMAP: Final = 0x100000
+MS_PRIVATE: Final = 1 << 18
+MS_SLAVE: Final = 1 << 19
+MNT_DETACH: Final = 2
+
+# linux/openat2.h
+RESOLVE_NO_XDEV: Final = 0x01
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
+RESOLVE_IN_ROOT: Final = 0x10
+
+# linux/nsfs.h
+_NS_GET_USERNS: Final = 0xB701
+_NS_GET_PARENT: Final = 0xB702
+
+PROC_SUPER_MAGIC: Final = 0x9FA0
+NSFS_MAGIC: Final = 0x6E736673
+
+NO_SLOT: Final[int] = lib.ISOLIB_NO_SLOT
+MAX_STEPS: Final[int] = lib.ISOLIB_MAX_STEPS
+MAX_SLOTS: Final[int] = lib.ISOLIB_MAX_SLOTS
+MAX_KEEP: Final[int] = lib.ISOLIB_MAX_KEEP - 3
+MAX_PLAN: Final[int] = lib.ISOLIB_MAX_PLAN
+PLAN_MAGIC: Final[int] = lib.ISOLIB_PLAN_MAGIC
+PLAN_VERSION: Final[int] = lib.ISOLIB_PLAN_VERSION
+
+STDIO_INHERIT: Final[int] = lib.ISOLIB_STDIO_INHERIT
+STDIO_PIPE: Final[int] = lib.ISOLIB_STDIO_PIPE
+STDIO_NULL: Final[int] = lib.ISOLIB_STDIO_NULL
+STDIO_STDOUT: Final[int] = lib.ISOLIB_STDIO_STDOUT
+
+END_BY_ITSELF: Final[int] = lib.ISOLIB_END_BY_ITSELF
+END_DEADLINE: Final[int] = lib.ISOLIB_END_DEADLINE
+END_KILLED: Final[int] = lib.ISOLIB_END_KILLED
+
+PUMP_DONE: Final[int] = lib.ISOLIB_PUMP_DONE
+PUMP_TIMEOUT: Final[int] = lib.ISOLIB_PUMP_TIMEOUT
+PUMP_SIGNAL: Final[int] = lib.ISOLIB_PUMP_SIGNAL
+PUMP_OVERFLOW: Final[int] = lib.ISOLIB_PUMP_OVERFLOW
+UNTIL_EXIT: Final[int] = lib.ISOLIB_UNTIL_EXIT
+UNTIL_STREAMS: Final[int] = lib.ISOLIB_UNTIL_STREAMS
+
+STAGES: Final = ("host", "first", "inside", "command")
+
+
+def step_kinds() -> dict[str, int]:
+    """Return the number of each kind of step, by its name without the prefix: ``{"CLONE": 1, ...}``."""
+    return {name[5:]: getattr(lib, name) for name in dir(lib) if name.startswith("STEP_") and name != "STEP_KINDS"}
+
+
+def _checked(op: str, target: str, result: int) -> int:
+    if result < 0:
+        raise from_errno(op, target, ffi.errno)
+    return result
+
+
+def _path(value: str | bytes) -> bytes:
+    return os.fsencode(value)
+
+
+def setns(fd: int, kinds: int, target: str) -> None:
+    """Move the calling thread into a namespace: setns(2)."""
+    _checked("setns", target, lib.isolib_setns(fd, kinds))
+
+
+def unshare(flags: int, target: str) -> None:
+    """Give the calling thread new namespaces (or a file-system context of its own): unshare(2)."""
+    _checked("unshare", target, lib.isolib_unshare(flags))
+
+
+def namespace_owner(fd: int) -> int:
+    """Return a descriptor of the user namespace that owns this namespace: ioctl_nsfs(2), NS_GET_USERNS."""
+    return _checked("ioctl NS_GET_USERNS", "namespace", lib.isolib_ns_ioctl_fd(fd, _NS_GET_USERNS))
+
+
+def namespace_parent(fd: int) -> int:
+    """Return a descriptor of the parent of a user or pid namespace: ioctl_nsfs(2), NS_GET_PARENT."""
+    return _checked("ioctl NS_GET_PARENT", "namespace", lib.isolib_ns_ioctl_fd(fd, _NS_GET_PARENT))
+
+
+def namespace_flag(fd: int) -> int:
+    """Return the clone flag that tells the namespace's kind: ioctl_nsfs(2), NS_GET_NSTYPE."""
+    return _checked("ioctl NS_GET_NSTYPE", "namespace", lib.isolib_ns_kind(fd))
+
+
+def namespace_owner_uid(fd: int) -> int:
+    """Return the user id that created a user namespace: ioctl_nsfs(2), NS_GET_OWNER_UID."""
+    uid = ffi.new("uint32_t *")
+    _checked("ioctl NS_GET_OWNER_UID", "namespace", lib.isolib_ns_owner_uid(fd, uid))
+    return int(uid[0])
+
+
+def pidfd_namespace(pidfd: int, kind: str) -> int:
+    """Return a descriptor of a process's namespace without /proc: ioctl_pidfd(2), since Linux 6.11."""
+    return _checked(f"ioctl PIDFD_GET_{kind.upper()}_NAMESPACE", "pidfd", lib.isolib_pidfd_namespace(pidfd, PIDFD_NAMESPACE[kind]))
+
+
+def link_up(name: str) -> None:
+    """Bring a network interface of the thread's network namespace up: netdevice(7), SIOCSIFFLAGS."""
+    _checked("ioctl SIOCSIFFLAGS", name, lib.isolib_link_up(name.encode()))
+
+
+def fs_magic(fd: int) -> int:
+    """Return the type of the file system that a descriptor lies in: fstatfs(2)."""
+    return _checked("fstatfs", f"fd {fd}", lib.isolib_fs_magic(fd))
+
+
+def openat2(dir_fd: int, path: str, flags: int, *, mode: int = 0, resolve: int = 0) -> int:
+    """Open a file with restricted path resolution: openat2(2)."""
+    return _checked("openat2", path, lib.isolib_openat2(dir_fd, _path(path), flags | os.O_CLOEXEC, mode, resolve))
+
+
+def open_tree(dir_fd: int, path: str, flags: int) -> int:
+    """Open, or clone as a detached mount, what is mounted at a path: open_tree(2)."""
+    return _checked("open_tree", path or f"fd {dir_fd}", lib.isolib_open_tree(dir_fd, _path(path), flags | OPEN_TREE_CLOEXEC))
+
+
+def move_mount(from_fd: int, to_fd: int, to_path: str, target: str) -> None:
+    """Attach a detached mount: move_mount(2)."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if to_path else MOVE_MOUNT_T_EMPTY_PATH)
+    _checked("move_mount", target, lib.isolib_move_mount(from_fd, b"", to_fd, _path(to_path), flags))
+
+
+def fsopen(fs_type: str) -> int:
+    """Begin to make a file system: fsopen(2)."""
+    return _checked("fsopen", fs_type, lib.isolib_fsopen(fs_type.encode(), FSOPEN_CLOEXEC))
+
+
+def fsconfig(fd: int, command: int, key: str | None = None, value: str | None = None, aux: int = 0) -> None:
+    """Set an option of a file system being made, or create it: fsconfig(2)."""
+    encoded = ffi.NULL if key is None else ffi.new("char[]", _path(key))
+    text = ffi.NULL if value is None else ffi.new("char[]", _path(value))
+    _checked("fsconfig", key or "create", lib.isolib_fsconfig(fd, command, encoded, text, aux))
+
+
+def fsmount(fd: int, attributes: int = 0) -> int:
+    """Return the detached mount of a created file system: fsmount(2)."""
+    return _checked("fsmount", f"fd {fd}", lib.isolib_fsmount(fd, FSMOUNT_CLOEXEC, attributes))
+
+
+def mount_setattr(
+    fd: int, path: str, *, flags: int, set_: int = 0, clear: int = 0, propagation: int = 0, userns: int = -1
+) -> None:
+    """Change properties of a mount or a tree of them: mount_setattr(2)."""
+    result = lib.isolib_mount_setattr(fd, _path(path), flags, set_, clear, propagation, userns)
+    _checked("mount_setattr", path or f"fd {fd}", result)
+
+
+def mount(source: str, target: str, fs_type: str, flags: int, data: str | None = None) -> None:
+    """Mount in the old way: mount(2)."""
+    text = ffi.NULL if data is None else ffi.new("char[]", _path(data))
+    _checked("mount", target, lib.isolib_mount(_path(source), _path(target), fs_type.encode(), flags, text))
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """Unmount: umount2(2)."""
+    _checked("umount2", target, lib.isolib_umount2(_path(target), flags))
+
+
+def sethostname(name: str) -> None:
+    """Set the host name of the thread's UTS namespace: sethostname(2)."""
+    encoded = os.fsencode(name)
+    _checked("sethostname", name, lib.isolib_sethostname(encoded, len(encoded)))
+
+
+def setdomainname(name: str) -> None:
+    """Set the NIS domain name of the thread's UTS namespace: setdomainname(2)."""
+    encoded = os.fsencode(name)
+    _checked("setdomainname", name, lib.isolib_setdomainname(encoded, len(encoded)))
+
+
+def pidfd_send_signal(pidfd: int, signal: int, target: str) -> None:
+    """Send a signal to the process behind a pidfd: pidfd_send_signal(2)."""
+    _checked("pidfd_send_signal", target, lib.isolib_pidfd_send_signal(pidfd, signal))
+
+
+def pty_size(fd: int, rows: int, columns: int) -> None:
+    """Set the size of a terminal: ioctl_tty(2), TIOCSWINSZ."""
+    _checked("ioctl TIOCSWINSZ", f"fd {fd}", lib.isolib_pty_size(fd, rows, columns))
+
+
+def seal_launcher(path: str) -> int:
+    """Return a sealed memory file with the launcher's image: memfd_create(2), F_ADD_SEALS."""
+    return _checked("memfd_create", path, lib.isolib_launcher_seal(_path(path)))
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close several descriptors, those that are -1 excepted, with one release of the GIL."""
+    lib.isolib_close_all(list(fds), len(fds))
+
+
+def monotonic_ns() -> int:
+    """Return CLOCK_MONOTONIC in nanoseconds, the clock of launches and exits."""
+    return int(lib.isolib_monotonic_ns())
+
+
+class LaunchRefused(Exception):  # noqa: N818 - not an error of its own: launch.py turns it into SetupFailed
+    """A step of a launch failed: which, with what errno, in which stage."""
+
+    def __init__(self, step: int, errno: int, stage: str) -> None:
+        super().__init__(step, errno, stage)
+        self.step = step
+        self.errno = errno
+        self.stage = stage
+
+
+def new_launch() -> Any:
+    """Return an empty ``struct isolib_launch`` that owns nothing."""
+    return ffi.new("struct isolib_launch *", {"status": -1, "pidfd": -1, "command": -1, "pty": -1, "pipes": [-1, -1, -1]})
+
+
+def launch(
+    request: Any,
+    *,
+    image: int,
+    image_path: bytes,
+    plan: bytes,
+    slots: Sequence[int],
+    keep: Sequence[int],
+    stdio: Sequence[int],
+    host: int,
+    proc: int,
+) -> None:
+    """Start a process by the launcher: one call without the GIL, resumed when a signal handler has to run in between.
+
+    The descriptors of the result stand in ``request``; whatever is raised here, it owns none afterwards.
+    """
+    path = ffi.new("char[]", image_path)
+    steps = ffi.from_buffer("uint8_t[]", plan)
+    slot_list = ffi.new("int32_t[]", slots)
+    keep_list = ffi.new("int32_t[]", keep)
+    request.launcher, request.launcher_path = image, path
+    request.plan, request.plan_size = steps, len(plan)
+    request.slots, request.slot_count = slot_list, len(slots)
+    request.keep, request.keep_count = keep_list, len(keep)
+    request.stdio = stdio
+    request.host, request.proc = host, proc
+    try:
+        result = lib.isolib_launch(request)
+        while result == 1:
+            result = lib.isolib_launch_wait(request)
+        if result < 0:
+            raise LaunchRefused(request.step, request.error, STAGES[request.stage])
+    except BaseException:
+        lib.isolib_launch_abort(request)
+        raise
+
+
+def new_pump() -> Any:
+    """Return an empty ``struct isolib_pump``; its buffers are freed with it."""
+    pump = ffi.new("struct isolib_pump *", {"status": -1, "pidfd": -1, "stdin_fd": -1})
+    pump.out.fd = pump.err.fd = -1
+    pump.out.limit = pump.err.limit = (1 << 64) - 1
+    return ffi.gc(pump, lib.isolib_pump_free)
+
+
+def pump_input(data: bytes | bytearray | memoryview) -> Any:
+    """Return the C view of the input bytes; the caller keeps it alive while the pump runs."""
+    return ffi.from_buffer("uint8_t[]", data)
+
+
+def pump_run(pump: Any, until: int, timeout_ns: int) -> int:
+    """Run the pump; returns PUMP_DONE, PUMP_TIMEOUT, PUMP_SIGNAL or PUMP_OVERFLOW."""
+    return _checked("ppoll", "process", _negative_errno(lib.isolib_pump_run(pump, until, timeout_ns)))
+
+
+def _negative_errno(result: int) -> int:
+    if result < 0:
+        ffi.errno = -result
+    return result
+
+
+def stream_bytes(stream: Any) -> bytes:
+    """Copy out what a stream of the pump has captured."""
+    return bytes(ffi.buffer(stream.data, stream.size)) if stream.size else b""
+
+
+def reap(pidfd: int) -> None:
+    """Reap the process if it has become this one's child (PID 1, child subreaper); nothing otherwise."""
+    lib.isolib_reap(pidfd)

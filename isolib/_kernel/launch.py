@@ -1,0 +1,165 @@
+"""Launching a plan: the one call, and what it returns.
+
+A :class:`Launched` owns the descriptors of a running process: its status socket, the pidfd of its supervisor, the pidfd of the
+command, its pipes and its terminal.  Closing the status socket, or the death of this process, ends everything behind it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from isolib._kernel import calls
+from isolib._kernel.hints import hint
+from isolib.errors import SetupFailed, from_errno
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from isolib._kernel.plan import Plan
+
+_IMAGE_PATH: Final = os.path.join(os.path.dirname(__file__), "isolib-launcher")  # noqa: PTH118, PTH120 - import cost
+
+
+class _Ground:
+    """What every launch of this process stands on, opened once: the sealed launcher, this process's pidfd, a real procfs."""
+
+    __slots__ = ("host", "image", "image_path", "owner", "proc")
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self.image_path = os.fsencode(_IMAGE_PATH)
+        fds: list[int] = []
+        try:
+            self.host = os.pidfd_open(self.owner)
+            fds.append(self.host)
+            self.proc = _open_proc()
+            fds.append(self.proc)
+            self.image = _seal()
+        except BaseException:
+            calls.close_all(fds)
+            raise
+
+
+def _open_proc() -> int:
+    """Open /proc and make sure that it is procfs itself, not something that was mounted over it."""
+    fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if calls.fs_magic(fd) != calls.PROC_SUPER_MAGIC:
+            raise from_errno("open", "/proc", 2, "isolib needs procfs mounted at /proc")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _seal() -> int:
+    """Return the sealed image, or -1 where memory files cannot be made or executed: then the installed file is executed."""
+    try:
+        return calls.seal_launcher(_IMAGE_PATH)
+    except PermissionError:  # vm.memfd_noexec = 2
+        return -1
+
+
+_lock = threading.Lock()
+_grounds: dict[int, _Ground] = {}
+
+
+def ground() -> _Ground:
+    """Return this process's ground; a process forked from one that had it makes its own."""
+    pid = os.getpid()
+    found = _grounds.get(pid)
+    if found is None:
+        with _lock:
+            found = _grounds.get(pid)
+            if found is None:
+                found = _grounds[pid] = _Ground()
+    return found
+
+
+def _forget_after_fork() -> None:
+    # The lock may be held by a thread that does not exist here; the parent's descriptors are closed, not used.
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+    for old in _grounds.values():
+        calls.close_all([old.host, old.proc, old.image])
+    _grounds.clear()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+class Launched:
+    """A process that the launcher started; owner of everything that belongs to it until :meth:`close`."""
+
+    __slots__ = ("_owner", "command", "command_pid", "exit", "gone", "pidfd", "pipes", "pty", "started_ns", "status", "supervisor_pid")
+
+    def __init__(self, request: Any) -> None:
+        self._owner = os.getpid()
+        self.status: int = request.status
+        self.pidfd: int = request.pidfd
+        self.command: int = request.command
+        self.pty: int = request.pty
+        self.pipes: list[int] = list(request.pipes)
+        self.supervisor_pid: int = request.supervisor_pid
+        self.command_pid: int = request.command_pid
+        self.started_ns: int = request.started_ns
+
+    def close(self) -> None:
+        """Close every descriptor still owned.  The supervisor sees its socket close, and ends all that still runs."""
+        if self.pidfd < 0:
+            return
+        fds = [self.status, self.pidfd, self.command, self.pty, *self.pipes]
+        self.status = self.pidfd = self.command = self.pty = -1
+        self.pipes = [-1, -1, -1]
+        calls.close_all(fds)
+
+    def __del__(self) -> None:
+        if getattr(self, "pidfd", -1) >= 0 and self._owner == os.getpid():
+            self.close()
+
+
+def launch(
+    plan: Plan,
+    fds: Sequence[int] = (),
+    *,
+    stdio: tuple[int, int, int] = (calls.STDIO_INHERIT, calls.STDIO_INHERIT, calls.STDIO_INHERIT),
+    keep: Sequence[int] = (),
+) -> Launched:
+    """Run a plan with the declared descriptors; returns when the command has been executed or the resident process holds.
+
+    Raises
+    ------
+    SetupFailed
+        A step failed; it names the step, its object and what would help.  Nothing is left.
+    """
+    base = ground()
+    request = calls.new_launch()
+    try:
+        calls.launch(
+            request,
+            image=base.image,
+            image_path=base.image_path,
+            plan=plan.encode(),
+            slots=fds,
+            keep=keep,
+            stdio=stdio,
+            host=base.host,
+            proc=base.proc,
+        )
+    except calls.LaunchRefused as refused:
+        raise failure(plan, refused.step, refused.errno, refused.stage) from None
+    return Launched(request)
+
+
+def failure(plan: Plan, number: int, errno: int, stage: str) -> SetupFailed:
+    """Return the exception for a step that failed."""
+    if 0 <= number < len(plan.steps):
+        step = plan.steps[number]
+        op, target, name = step.op, step.target, f"{number} {step.kind} ({stage})"
+    elif stage == "host":
+        op, target, name = "clone", "the launcher", "start of the launcher"
+    else:
+        op, target, name = "launch", "the launcher", f"start of the launcher ({stage})"
+    return SetupFailed(name, op, target, errno, hint(op, errno, target))

@@ -1,0 +1,259 @@
+/*
+ * What C and Python say to each other: the plan that the launcher executes, the messages it sends back, and the functions of
+ * the extension module.  cffi reads this file at build time, so it holds declarations only and no preprocessor lines.
+ */
+
+/* ---- the launch plan -------------------------------------------------------------------------------------------------- */
+
+enum isolib_limits {
+    ISOLIB_PLAN_MAGIC = 0x31504c49, /* "ILP1" */
+    ISOLIB_PLAN_VERSION = 1,
+    ISOLIB_MAX_STEPS = 16384,
+    ISOLIB_MAX_SLOTS = 1024,
+    ISOLIB_MAX_KEEP = 1024,
+    ISOLIB_MAX_PLAN = 16777216,
+    ISOLIB_NO_SLOT = -1
+};
+
+/* A step is one system call or a few; plan.py says which.  Slots hold file descriptors; texts are offsets into the text area. */
+enum isolib_kind {
+    STEP_CLONE = 1, /* stage 1 makes stage 2; flags: CLONE_NEW*, fd: cgroup directory, value 1: child waits for GO */
+    STEP_MAP,       /* stage 1 writes text2 to the child's /proc/PID/text */
+    STEP_MAP_HELPER, /* stage 1 runs text (newuidmap, newgidmap) with the child's pid and the strings text2 */
+    STEP_GO,        /* stage 1 hands the child over and exits; stage 2 starts with the next step */
+    STEP_SUPERVISE, /* stage 2 starts the command and stays; flags: ISOLIB_SUPERVISE_*, value: deadline in ms, 0: none */
+    STEP_HOLD,      /* stage 2 stays without a command: it keeps its namespaces alive */
+    STEP_EXEC,      /* the last: candidates text, argv and environment text2, flags: argc, value: envc */
+
+    STEP_SETNS,
+    STEP_UNSHARE,
+    STEP_OPEN,          /* openat2; flags: O_*, value: mode << 32 | RESOLVE_* */
+    STEP_TARGET,        /* the mount point `text` beneath slot fd, made when absent; flags 1: a directory; value: mode */
+    STEP_CLOSE,
+    STEP_OPEN_TREE,
+    STEP_MOVE_MOUNT,
+    STEP_MOUNT_SETATTR, /* flags: AT_*, value: attributes set, size: cleared, size2: propagation, fd2: user namespace */
+    STEP_FSOPEN,
+    STEP_FSCONFIG,      /* flags: FSCONFIG_* */
+    STEP_FSMOUNT,       /* flags: FSMOUNT_*, value: MOUNT_ATTR_* */
+    STEP_CHECK_DEVICE,  /* slot fd is the character device value (major << 32 | minor) */
+    STEP_MKDIR,
+    STEP_SYMLINK,
+    STEP_WRITE,         /* text2 into the file text; flags: O_*, value: mode << 32 | RESOLVE_* */
+    STEP_PIVOT_ROOT,
+    STEP_UMOUNT,
+    STEP_FCHDIR,
+    STEP_CHDIR,
+    STEP_SETHOSTNAME,
+    STEP_SETDOMAINNAME,
+    STEP_LINK_UP,       /* the network interface text */
+    STEP_SETSID,
+    STEP_PTY_OPEN,      /* out: the master, fd2: the slot that gets the terminal */
+    STEP_STDIO,         /* slot fd becomes 0, 1, 2 and, flags 1, the controlling terminal */
+    STEP_FCHOWN,        /* flags: uid, value: gid */
+    STEP_PRCTL,
+    STEP_RLIMIT,        /* size: resource, flags: soft, value: hard */
+    STEP_UMASK,
+    STEP_PRIORITY,
+    STEP_PERSONALITY,
+    STEP_AFFINITY,
+    STEP_KEYRING,
+    STEP_BOUNDING,      /* value: the capabilities that stay */
+    STEP_SETGROUPS,
+    STEP_SETGID,
+    STEP_SETUID,
+    STEP_CAPSET,        /* flags: permitted and effective, value: inheritable */
+    STEP_AMBIENT,       /* value: the capabilities raised; all others are lowered */
+    STEP_CLOSE_FDS,     /* everything but 0, 1, 2 and the declared ones */
+    STEP_LANDLOCK,
+    STEP_SECCOMP,
+    STEP_FAIL,          /* fails with errno value: for tests of the roll-back */
+    STEP_KINDS
+};
+
+enum isolib_supervise {
+    ISOLIB_SUPERVISE_INIT = 1 /* this process is PID 1 of its namespace: ending it ends all in it */
+};
+
+struct isolib_step {
+    uint16_t kind;
+    uint16_t ignore; /* an errno that is no error here, or 0 */
+    int32_t fd;
+    int32_t fd2;
+    int32_t out;
+    uint64_t flags;
+    uint64_t value;
+    uint32_t text;
+    uint32_t size;
+    uint32_t text2;
+    uint32_t size2;
+};
+
+struct isolib_plan {
+    uint32_t magic;
+    uint32_t version;
+    uint32_t step_count;
+    uint32_t slot_count;
+    uint32_t text_size;
+    int32_t pty; /* slot of the terminal's master, or ISOLIB_NO_SLOT */
+    /* the steps follow, then the text area, whose last byte is NUL */
+};
+
+/* What differs from launch to launch stands before the plan: which descriptors fill the slots. */
+struct isolib_boot {
+    uint32_t magic;
+    uint32_t slot_count;
+    uint32_t keep_count;
+    uint32_t plan_offset;
+    uint32_t plan_size;
+    int32_t status;
+    int32_t host;
+    int32_t proc;
+    /* int32_t slots[slot_count], keep[keep_count] follow */
+};
+
+/* ---- messages of the launcher ----------------------------------------------------------------------------------------- */
+
+enum isolib_message_type {
+    ISOLIB_BORN = 1, /* with the supervisor's pidfd; its credentials are stage 1's, `value` the pid */
+    ISOLIB_COMMAND,  /* from the command before its exec: the credentials tell its pid */
+    ISOLIB_RUNNING,  /* with the command's pidfd and the terminal's master */
+    ISOLIB_HOLDING,
+    ISOLIB_EXITED,
+    ISOLIB_FAILED
+};
+
+enum isolib_ending {
+    ISOLIB_END_BY_ITSELF = 0,
+    ISOLIB_END_DEADLINE = 1,
+    ISOLIB_END_KILLED = 2
+};
+
+enum isolib_stage {
+    ISOLIB_STAGE_HOST = 0,
+    ISOLIB_STAGE_FIRST = 1,
+    ISOLIB_STAGE_INSIDE = 2,
+    ISOLIB_STAGE_COMMAND = 3
+};
+
+struct isolib_message {
+    uint32_t type;
+    int32_t step;
+    int32_t error;
+    int32_t value; /* the pid, or the status as wait4 gives it */
+    int32_t stage;
+    int32_t ending;
+    int64_t cpu_user_us;
+    int64_t cpu_system_us;
+    int64_t memory_peak;
+    int64_t blocks_read; /* of 512 bytes */
+    int64_t blocks_written;
+};
+
+/* ---- functions of the extension --------------------------------------------------------------------------------------- */
+
+enum isolib_stdio {
+    ISOLIB_STDIO_INHERIT = -1,
+    ISOLIB_STDIO_PIPE = -2,
+    ISOLIB_STDIO_NULL = -3,
+    ISOLIB_STDIO_STDOUT = -4 /* only for stderr: where stdout goes */
+};
+
+struct isolib_launch {
+    /* in */
+    int32_t launcher;          /* the sealed image, or -1: launcher_path */
+    const char *launcher_path;
+    const uint8_t *plan;
+    uint32_t plan_size;
+    const int32_t *slots;
+    uint32_t slot_count;
+    const int32_t *keep; /* survive the exec with their number */
+    uint32_t keep_count;
+    int32_t stdio[3];
+    int32_t host; /* pidfd of this process */
+    int32_t proc; /* a procfs */
+    /* out; -1 where there is none */
+    int32_t status;
+    int32_t pidfd;   /* of the supervisor */
+    int32_t command; /* pidfd */
+    int32_t pty;
+    int32_t pipes[3];
+    int32_t supervisor_pid;
+    int32_t command_pid;
+    int32_t error;
+    int32_t step;
+    int32_t stage;
+    int64_t started_ns; /* CLOCK_MONOTONIC */
+};
+
+/* 0: running; 1: a signal came, handle it and call isolib_launch_wait; -1: see error, step, stage */
+int isolib_launch(struct isolib_launch *launch);
+int isolib_launch_wait(struct isolib_launch *launch);
+/* ends what was started and closes everything */
+void isolib_launch_abort(struct isolib_launch *launch);
+
+struct isolib_stream {
+    int32_t fd; /* -1: closed or none */
+    int32_t overflow;
+    uint8_t *data;
+    uint64_t size;
+    uint64_t capacity;
+    uint64_t limit; /* bytes kept; what comes beyond is read and dropped */
+};
+
+struct isolib_pump {
+    int32_t status;
+    int32_t pidfd;
+    int32_t stdin_fd;
+    const uint8_t *input;
+    uint64_t input_size;
+    uint64_t input_done;
+    struct isolib_stream out;
+    struct isolib_stream err;
+    int32_t has_exit;
+    int32_t gone;
+    int64_t ended_ns;
+    struct isolib_message exit;
+};
+
+/* what isolib_pump_run returns */
+enum isolib_pumped {
+    ISOLIB_PUMP_DONE = 0,
+    ISOLIB_PUMP_TIMEOUT = 1,
+    ISOLIB_PUMP_SIGNAL = 2,
+    ISOLIB_PUMP_OVERFLOW = 3
+};
+enum isolib_pump_until {
+    ISOLIB_UNTIL_EXIT = 1,   /* the process and all it left behind are gone */
+    ISOLIB_UNTIL_STREAMS = 2 /* both outputs are at their end */
+};
+int isolib_pump_run(struct isolib_pump *pump, int until, int64_t timeout_ns);
+void isolib_pump_free(struct isolib_pump *pump);
+
+int64_t isolib_monotonic_ns(void);
+int isolib_launcher_seal(const char *path);
+void isolib_close_all(const int32_t *fds, int count);
+int isolib_reap(int pidfd);
+
+int isolib_setns(int fd, int kinds);
+int isolib_unshare(int flags);
+int isolib_ns_ioctl_fd(int fd, unsigned int request);
+int isolib_ns_kind(int fd);
+int isolib_ns_owner_uid(int fd, uint32_t *uid);
+int isolib_pidfd_namespace(int pidfd, int kind);
+int isolib_link_up(const char *name);
+int64_t isolib_fs_magic(int fd);
+int isolib_openat2(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
+int isolib_open_tree(int dir, const char *path, unsigned int flags);
+int isolib_move_mount(int from_dir, const char *from, int to_dir, const char *to, unsigned int flags);
+int isolib_fsopen(const char *type, unsigned int flags);
+int isolib_fsconfig(int fd, unsigned int command, const char *key, const char *value, int aux);
+int isolib_fsmount(int fd, unsigned int flags, unsigned int attributes);
+int isolib_mount_setattr(int dir, const char *path, unsigned int flags, uint64_t set, uint64_t clear, uint64_t propagation,
+                         int userns);
+int isolib_mount(const char *source, const char *target, const char *type, uint64_t flags, const char *data);
+int isolib_umount2(const char *target, int flags);
+int isolib_pidfd_send_signal(int pidfd, int signal);
+int isolib_sethostname(const char *name, size_t size);
+int isolib_setdomainname(const char *name, size_t size);
+int isolib_pty_size(int fd, int rows, int columns);

@@ -1,0 +1,432 @@
+/*
+ * The host's side of a launch: one call, made without the GIL, from the plan's bytes to the running command.
+ *
+ * The first two processes share this one's memory, so they run on stacks of their own, call no libc, and take no lock:
+ *
+ *   middle   never executes a program, so its exit signal stays 0 and no SIGCHLD tells of it; it waits for stage 1, so that the
+ *            host never has a child that wait(2) could find.  (execve sets a task's exit signal back to SIGCHLD: that is why
+ *            the launcher itself cannot be the host's child.)
+ *   stage 1  places the descriptors and executes the launcher.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "sys.h"
+#include "wrappers.h"
+
+ISOLIB_DEFINE_CLONE;
+
+enum { STACK = 16384, MAX_PLACED = ISOLIB_MAX_SLOTS + ISOLIB_MAX_KEEP + 16 };
+
+struct birth {
+    int image;
+    const char *path;
+    const char *argv[3];
+    const char *envp[1];
+    int32_t stdio[3];
+    int32_t inherited[MAX_PLACED]; /* kept open over the exec; unsorted */
+    uint32_t inherited_count;
+    int32_t placed[MAX_PLACED]; /* everything that is not closed; sorted */
+    uint32_t placed_count;
+    volatile int error;
+    char *stage1_stack;
+};
+
+static int failed_birth(struct birth *birth, long error) {
+    birth->error = (int)-error;
+    return 127;
+}
+
+/* Standard streams may come from one another's numbers (stderr=1, stdin=2), so those below 3 are moved away first. */
+static long place_stdio(const int32_t stdio[3]) {
+    long source[3], result;
+    for (int i = 0; i < 3; i++) {
+        source[i] = stdio[i];
+        if (stdio[i] < 3 && stdio[i] != i) {
+            source[i] = SYS3(fcntl, stdio[i], F_DUPFD_CLOEXEC, 3);
+            if (source[i] < 0)
+                return source[i];
+        }
+    }
+    for (int i = 0; i < 3; i++) {
+        result = source[i] == i ? SYS3(fcntl, i, F_SETFD, 0) : SYS3(dup3, source[i], i, 0);
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+static int stage1_main(void *argument) {
+    struct birth *birth = argument;
+    long result = place_stdio(birth->stdio);
+    if (result < 0)
+        return failed_birth(birth, result);
+    result = iso_close_others(birth->placed, birth->placed_count, 0);
+    if (result < 0)
+        return failed_birth(birth, result);
+    for (uint32_t i = 0; i < birth->inherited_count; i++) {
+        result = SYS3(fcntl, birth->inherited[i], F_SETFD, 0);
+        if (result < 0)
+            return failed_birth(birth, result);
+    }
+    if (birth->image >= 0)
+        SYS5(execveat, birth->image, "", birth->argv, birth->envp, AT_EMPTY_PATH);
+    /* no sealed image, or a kernel policy against executing memory files */
+    return failed_birth(birth, SYS3(execve, birth->path, birth->argv, birth->envp));
+}
+
+static int middle_main(void *argument) {
+    struct birth *birth = argument;
+    long pid = isolib_clone_run(ISO_CLONE_VM | ISO_CLONE_VFORK | SIGCHLD, birth->stage1_stack + STACK, NULL, stage1_main, birth);
+    if (pid < 0)
+        return failed_birth(birth, pid);
+    while (SYS4(wait4, pid, 0, 0, 0) == -EINTR)
+        ;
+    return 0;
+}
+
+static int give_birth(struct birth *birth) {
+    char stacks[2 * STACK] __attribute__((aligned(16)));
+    sigset_t all, before;
+    long pid;
+    birth->stage1_stack = stacks + STACK;
+    sigfillset(&all);
+    /* A handler of the host must not run in a process that shares its memory. */
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pid = isolib_clone_run(ISO_CLONE_VM | ISO_CLONE_VFORK | ISO_CLONE_FS | ISO_CLONE_FILES | ISO_CLONE_SIGHAND, stacks + STACK, NULL,
+                           middle_main, birth);
+    if (pid > 0)
+        while (SYS4(wait4, pid, 0, __WALL, 0) == -EINTR)
+            ;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return pid < 0 ? (int)-pid : birth->error;
+}
+
+/* ---- descriptors ---- */
+
+static void close_fd(int32_t *fd) {
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
+/* What the child needs beside its standard streams must not have their numbers. */
+static int raise_fd(int fd) {
+    int higher;
+    if (fd < 0 || fd > 2)
+        return fd;
+    higher = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    close(fd);
+    return higher;
+}
+
+static int raise_pair(int pair[2]) {
+    pair[0] = raise_fd(pair[0]);
+    pair[1] = raise_fd(pair[1]);
+    return pair[0] < 0 || pair[1] < 0 ? -1 : 0;
+}
+
+/* What one launch opens and the parent no longer needs after it. */
+struct scratch {
+    int32_t child_status;
+    int32_t boot;
+    int32_t child_stdio[3]; /* ours to close, else -1 */
+    int32_t copies[MAX_PLACED];
+    uint32_t copy_count;
+};
+
+static void close_scratch(struct scratch *scratch) {
+    close_fd(&scratch->child_status);
+    close_fd(&scratch->boot);
+    for (int i = 0; i < 3; i++)
+        close_fd(&scratch->child_stdio[i]);
+    for (uint32_t i = 0; i < scratch->copy_count; i++)
+        close_fd(&scratch->copies[i]);
+}
+
+static int open_stdio(struct isolib_launch *launch, struct scratch *scratch, struct birth *birth, int i) {
+    int wanted = launch->stdio[i], pair[2];
+    if (wanted == ISOLIB_STDIO_INHERIT && fcntl(i, F_GETFD) < 0)
+        wanted = ISOLIB_STDIO_NULL; /* a daemon's closed stream */
+    if (wanted == ISOLIB_STDIO_STDOUT) {
+        birth->stdio[i] = birth->stdio[1];
+    } else if (wanted == ISOLIB_STDIO_INHERIT) {
+        birth->stdio[i] = i;
+    } else if (wanted >= 0) {
+        birth->stdio[i] = wanted;
+    } else if (wanted == ISOLIB_STDIO_NULL) {
+        scratch->child_stdio[i] = raise_fd(open("/dev/null", O_RDWR | O_CLOEXEC));
+        birth->stdio[i] = scratch->child_stdio[i];
+    } else {
+        if (pipe2(pair, O_CLOEXEC) < 0)
+            return -1;
+        if (raise_pair(pair) < 0)
+            return -1;
+        launch->pipes[i] = i == 0 ? pair[1] : pair[0];
+        scratch->child_stdio[i] = i == 0 ? pair[0] : pair[1];
+        birth->stdio[i] = scratch->child_stdio[i];
+    }
+    return birth->stdio[i] < 0 ? -1 : 0;
+}
+
+static int open_status(struct isolib_launch *launch, struct scratch *scratch) {
+    int pair[2], on = 1;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0 || raise_pair(pair) < 0)
+        return -1;
+    launch->status = pair[0];
+    scratch->child_status = pair[1];
+    return setsockopt(launch->status, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on));
+}
+
+static int write_boot(const struct isolib_launch *launch, struct scratch *scratch, const int32_t *slots, const int32_t *keep) {
+    uint32_t lists = (uint32_t)(4 * (launch->slot_count + launch->keep_count + 3));
+    uint32_t padding = (8 - (lists + sizeof(struct isolib_boot)) % 8) % 8;
+    static const char zeros[8] = {0};
+    struct isolib_boot boot = {ISOLIB_PLAN_MAGIC,
+                               launch->slot_count,
+                               launch->keep_count + 3,
+                               (uint32_t)sizeof(boot) + lists + padding,
+                               launch->plan_size,
+                               scratch->child_status,
+                               launch->host,
+                               launch->proc};
+    struct iovec parts[5] = {{&boot, sizeof(boot)},
+                             {(void *)(uintptr_t)slots, 4UL * launch->slot_count},
+                             {(void *)(uintptr_t)keep, 4UL * (launch->keep_count + 3)},
+                             {(void *)(uintptr_t)zeros, padding},
+                             {(void *)(uintptr_t)launch->plan, launch->plan_size}};
+    ssize_t whole = (ssize_t)(boot.plan_offset + launch->plan_size);
+    scratch->boot = raise_fd(memfd_create("isolib-plan", MFD_CLOEXEC));
+    if (scratch->boot < 0)
+        return -1;
+    if (writev(scratch->boot, parts, 5) == whole)
+        return 0;
+    errno = ENOSPC;
+    return -1;
+}
+
+static int by_number(const void *a, const void *b) {
+    int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return (x > y) - (x < y);
+}
+
+static void inherit(struct birth *birth, int32_t fd) {
+    if (fd >= 0)
+        birth->inherited[birth->inherited_count++] = fd;
+}
+
+static int collect_descriptors(const struct isolib_launch *launch, struct scratch *scratch, struct birth *birth, int32_t *slots,
+                               int32_t *keep) {
+    for (uint32_t i = 0; i < launch->slot_count; i++) {
+        slots[i] = launch->slots[i];
+        if (slots[i] >= 0 && slots[i] < 3) {
+            slots[i] = fcntl(slots[i], F_DUPFD_CLOEXEC, 3);
+            if (slots[i] < 0)
+                return -1;
+            scratch->copies[scratch->copy_count++] = slots[i];
+        }
+        inherit(birth, slots[i]);
+    }
+    for (int32_t i = 0; i < 3; i++)
+        keep[i] = i;
+    for (uint32_t i = 0; i < launch->keep_count; i++) {
+        keep[3 + i] = launch->keep[i];
+        inherit(birth, launch->keep[i]);
+    }
+    qsort(keep, launch->keep_count + 3, sizeof(*keep), by_number);
+    return 0;
+}
+
+static void arrange_descriptors(const struct isolib_launch *launch, const struct scratch *scratch, struct birth *birth) {
+    inherit(birth, scratch->boot);
+    inherit(birth, scratch->child_status);
+    inherit(birth, launch->host);
+    inherit(birth, launch->proc);
+    memcpy(birth->placed, birth->inherited, sizeof(int32_t) * birth->inherited_count);
+    birth->placed_count = birth->inherited_count;
+    for (int32_t i = 0; i < 3; i++)
+        birth->placed[birth->placed_count++] = i;
+    if (launch->launcher >= 0)
+        birth->placed[birth->placed_count++] = launch->launcher; /* close-on-exec stays set */
+    qsort(birth->placed, birth->placed_count, sizeof(int32_t), by_number);
+}
+
+/* ---- messages ---- */
+
+union control {
+    char bytes[CMSG_SPACE(2 * sizeof(int)) + CMSG_SPACE(sizeof(struct ucred))];
+    struct cmsghdr aligned;
+};
+
+static ssize_t receive(int status, struct isolib_message *message, int fds[2], pid_t *sender) {
+    union control control;
+    struct iovec part = {message, sizeof(*message)};
+    struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+    ssize_t got = recvmsg(status, &header, MSG_CMSG_CLOEXEC);
+    fds[0] = fds[1] = -1;
+    *sender = 0;
+    for (struct cmsghdr *c = got >= 0 ? CMSG_FIRSTHDR(&header) : NULL; c; c = CMSG_NXTHDR(&header, c)) {
+        if (c->cmsg_level != SOL_SOCKET)
+            continue;
+        if (c->cmsg_type == SCM_RIGHTS)
+            memcpy(fds, CMSG_DATA(c), c->cmsg_len - CMSG_LEN(0) > 4 ? 8 : 4);
+        if (c->cmsg_type == SCM_CREDENTIALS) {
+            struct ucred credentials;
+            memcpy(&credentials, CMSG_DATA(c), sizeof(credentials));
+            *sender = credentials.pid;
+        }
+    }
+    return got;
+}
+
+static void close_results(struct isolib_launch *launch) {
+    close_fd(&launch->status);
+    close_fd(&launch->pidfd);
+    close_fd(&launch->command);
+    close_fd(&launch->pty);
+    for (int i = 0; i < 3; i++)
+        close_fd(&launch->pipes[i]);
+}
+
+static int give_up(struct isolib_launch *launch, int error, int step, int stage) {
+    if (launch->pidfd >= 0) { /* roll-back is complete when the supervisor, and with it the namespaces, are gone */
+        struct pollfd gone = {launch->pidfd, POLLIN, 0};
+        close_fd(&launch->status);
+        while (poll(&gone, 1, -1) < 0 && errno == EINTR)
+            ;
+        isolib_reap(launch->pidfd);
+    }
+    close_results(launch);
+    launch->error = error;
+    launch->step = step;
+    launch->stage = stage;
+    return -1;
+}
+
+void isolib_launch_abort(struct isolib_launch *launch) {
+    give_up(launch, EINTR, -1, ISOLIB_STAGE_HOST);
+}
+
+int isolib_launch_wait(struct isolib_launch *launch) {
+    for (;;) {
+        struct isolib_message message;
+        int fds[2];
+        pid_t sender;
+        ssize_t got = receive(launch->status, &message, fds, &sender);
+        if (got < 0 && errno == EINTR)
+            return 1;
+        if (got != (ssize_t)sizeof(message)) /* it was killed */
+            return give_up(launch, got < 0 ? errno : ECHILD, -1, ISOLIB_STAGE_INSIDE);
+        switch (message.type) {
+        case ISOLIB_BORN:
+            launch->pidfd = fds[0];
+            launch->supervisor_pid = message.value;
+            break;
+        case ISOLIB_COMMAND:
+            launch->command_pid = sender;
+            break;
+        case ISOLIB_RUNNING:
+            launch->command = fds[0];
+            launch->pty = fds[1];
+            return 0;
+        case ISOLIB_HOLDING:
+            return 0;
+        case ISOLIB_FAILED:
+            return give_up(launch, message.error, message.step, message.stage);
+        default:
+            return give_up(launch, EPROTO, message.step, message.stage);
+        }
+    }
+}
+
+static int prepare(struct isolib_launch *launch, struct scratch *scratch, struct birth *birth) {
+    int32_t slots[ISOLIB_MAX_SLOTS], keep[ISOLIB_MAX_KEEP + 3];
+    if (launch->slot_count > ISOLIB_MAX_SLOTS || launch->keep_count > ISOLIB_MAX_KEEP - 3) {
+        errno = E2BIG;
+        return -1;
+    }
+    for (int i = 0; i < 3; i++)
+        if (open_stdio(launch, scratch, birth, i) < 0)
+            return -1;
+    if (open_status(launch, scratch) < 0 || collect_descriptors(launch, scratch, birth, slots, keep) < 0 ||
+        write_boot(launch, scratch, slots, keep) < 0)
+        return -1;
+    arrange_descriptors(launch, scratch, birth);
+    return 0;
+}
+
+int isolib_launch(struct isolib_launch *launch) {
+    struct scratch scratch = {.child_status = -1, .boot = -1, .child_stdio = {-1, -1, -1}};
+    struct birth birth = {.image = launch->launcher, .path = launch->launcher_path};
+    char number[16];
+    int error;
+    launch->status = launch->pidfd = launch->command = launch->pty = -1;
+    launch->pipes[0] = launch->pipes[1] = launch->pipes[2] = -1;
+    launch->supervisor_pid = launch->command_pid = 0;
+    launch->started_ns = isolib_monotonic_ns();
+    error = prepare(launch, &scratch, &birth) < 0 ? errno : 0;
+    if (!error) {
+        snprintf(number, sizeof(number), "%d", scratch.boot);
+        birth.argv[0] = "isolib-init";
+        birth.argv[1] = number;
+        error = give_birth(&birth);
+    }
+    close_scratch(&scratch);
+    if (error)
+        return give_up(launch, error, -1, ISOLIB_STAGE_HOST);
+    return isolib_launch_wait(launch);
+}
+
+/* ---- the image ---- */
+
+static int copy_file(int from, int to) {
+    struct stat status;
+    off_t done = 0;
+    if (fstat(from, &status) < 0)
+        return -1;
+    while (done < status.st_size)
+        if (sendfile(to, from, &done, (size_t)(status.st_size - done)) <= 0)
+            return -1;
+    return 0;
+}
+
+/* A private copy of the launcher that nothing can change: the guest must find no host file behind /proc/1/exe. */
+int isolib_launcher_seal(const char *path) {
+    enum { EXECUTABLE = 0x10 /* MFD_EXEC, 6.3 */ };
+    int result = -1, file = open(path, O_RDONLY | O_CLOEXEC), memory;
+    if (file < 0)
+        return -1;
+    memory = memfd_create("isolib-launcher", MFD_CLOEXEC | MFD_ALLOW_SEALING | EXECUTABLE);
+    if (memory < 0 && errno == EINVAL)
+        memory = memfd_create("isolib-launcher", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    memory = raise_fd(memory);
+    if (memory >= 0)
+        result = copy_file(file, memory);
+    if (result == 0)
+        result = fchmod(memory, 0555);
+    if (result == 0)
+        result = fcntl(memory, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE);
+    if (result < 0 && memory >= 0) {
+        int error = errno;
+        close(memory);
+        errno = error;
+        memory = -1;
+    }
+    close(file);
+    return memory;
+}

@@ -1,0 +1,63 @@
+#ifndef ISOLIB_LAUNCHER_H
+#define ISOLIB_LAUNCHER_H
+/* What the parts of the launcher know of each other. */
+/* The types that cdef.h needs come with sys.h. */
+#include "sys.h"
+
+#include "cdef.h"
+
+struct launcher {
+    const struct isolib_step *steps;
+    uint32_t step_count;
+    const char *text;
+    uint32_t slot_count;
+    int32_t slots[ISOLIB_MAX_SLOTS];
+    const int32_t *keep; /* sorted; includes 0, 1, 2 */
+    uint32_t keep_count;
+    int32_t status;
+    int32_t host;
+    int32_t proc;
+    int32_t pty;
+    uint32_t at;   /* the step under way */
+    int32_t stage; /* enum isolib_stage */
+    int32_t child; /* stage 1: the pid of stage 2 */
+    int32_t go;    /* stage 1: writing end, stage 2: reading end */
+    int32_t command_pidfd;
+    volatile int32_t failed; /* set by the command, which shares memory until its exec: errno */
+    volatile uint32_t failed_at;
+};
+
+/* plan_check.c: nothing is executed before the whole plan has been found sound.  Returns 0 or -errno. */
+long plan_check(const uint8_t *bytes, size_t size);
+
+/* steps.c: one step that needs no other process; -errno when it fails. */
+long run_step(struct launcher *l, const struct isolib_step *step);
+
+/* exec.c */
+long run_exec(struct launcher *l, const struct isolib_step *step);
+long run_map_helper(struct launcher *l, const struct isolib_step *step);
+
+/* supervise.c: does not return. */
+void supervise(struct launcher *l, const struct isolib_step *step, int command_pid) __attribute__((noreturn));
+
+/* launcher.c */
+long send_message(struct launcher *l, const struct isolib_message *message, int fd, int fd2);
+void fail(struct launcher *l, long error) __attribute__((noreturn));
+void leave(int status) __attribute__((noreturn));
+void launcher_main(long *block) __attribute__((noreturn));
+
+static inline const char *text_of(const struct launcher *l, uint32_t offset) {
+    return l->text + offset;
+}
+
+static inline int slot(const struct launcher *l, int32_t index) {
+    return index < 0 ? ISO_AT_FDCWD : l->slots[index];
+}
+
+static inline size_t length(const char *s) {
+    size_t n = 0;
+    while (s[n])
+        n++;
+    return n;
+}
+#endif

@@ -1,0 +1,205 @@
+/*
+ * The supervisor: PID 1 of a new pid namespace, or a child subreaper where the command shares somebody else's.  It reaps,
+ * passes signals on, and ends everything when the command ends, when the host asks, and when the host is gone.
+ *
+ * The host's life is watched by its pidfd.  A pipe would not do: any process that the host forks keeps its other end open.
+ * PR_SET_PDEATHSIG would not do: it fires when the creating thread ends.
+ */
+#include "launcher.h"
+
+struct supervision {
+    struct launcher *l;
+    int is_init;
+    int command; /* pid, -1: none */
+    int signals;
+    int ended;
+    int32_t ending;
+    int status;
+    int64_t deadline_ns; /* 0: none */
+};
+
+static int64_t now_ns(void) {
+    struct iso_timespec now = {0, 0};
+    SYS2(clock_gettime, 1, &now); /* CLOCK_MONOTONIC */
+    return now.sec * 1000000000 + now.nsec;
+}
+
+static void insert_sorted(int32_t *list, uint32_t *count, int32_t fd) {
+    uint32_t at = *count;
+    if (fd < 0)
+        return;
+    while (at > 0 && list[at - 1] > fd) {
+        list[at] = list[at - 1];
+        at--;
+    }
+    list[at] = fd;
+    ++*count;
+}
+
+/* The command's standard streams must not stay open here, or their readers would wait for the whole tree. */
+static void close_what_is_not_needed(struct supervision *s) {
+    int32_t keep[8];
+    uint32_t count = 0;
+    insert_sorted(keep, &count, s->l->status);
+    insert_sorted(keep, &count, s->l->host);
+    insert_sorted(keep, &count, s->l->proc);
+    insert_sorted(keep, &count, s->l->command_pidfd);
+    insert_sorted(keep, &count, s->signals);
+    iso_close_others(keep, count, 0);
+}
+
+/* What it keeps is the right to send signals: it runs beside hostile code. */
+static void drop_privileges(void) {
+    enum { VERSION_3 = 0x20080522, KILL = 1 << 5, NO_NEW_PRIVS = 38 };
+    struct {
+        uint32_t version;
+        int32_t pid;
+    } header = {VERSION_3, 0};
+    struct {
+        uint32_t effective, permitted, inheritable;
+    } data[2] = {{KILL, KILL, 0}, {0, 0, 0}};
+    if (SYS2(capset, &header, data) < 0) { /* it had fewer */
+        data[0].effective = data[0].permitted = 0;
+        SYS2(capset, &header, data);
+    }
+    SYS5(prctl, NO_NEW_PRIVS, 1, 0, 0, 0);
+}
+
+static void note_if_command(struct supervision *s, long pid, int status) {
+    if (pid == s->command) {
+        s->ended = 1;
+        s->status = status;
+    }
+}
+
+/* Returns the pid reaped, 0 when children remain but none has ended, -ECHILD when there is none. */
+static long reap_one(struct supervision *s, int options) {
+    int status = 0;
+    long pid;
+    do
+        pid = SYS4(wait4, -1, &status, options | ISO_WALL, 0);
+    while (pid == -EINTR);
+    if (pid > 0)
+        note_if_command(s, pid, status);
+    return pid;
+}
+
+static void kill_by_proc_directory(struct supervision *s, const char *number) {
+    enum { DIRECTORY = ISO_O_DIRECTORY | ISO_O_CLOEXEC };
+    long fd = SYS4(openat, s->l->proc, number, DIRECTORY, 0);
+    if (fd < 0)
+        return;
+    SYS4(pidfd_send_signal, fd, ISO_SIGKILL, 0, 0); /* takes /proc/PID directories too, whatever pid namespace numbers it */
+    SYS1(close, fd);
+}
+
+/* One round over the direct children; those of a killed child become ours and are met in the next round. */
+static void kill_children(struct supervision *s) {
+    char numbers[4096];
+    long fd = SYS4(openat, s->l->proc, "thread-self/children", ISO_O_CLOEXEC, 0), got;
+    char *word = numbers;
+    if (s->command > 0 && !s->ended)
+        SYS4(pidfd_send_signal, s->l->command_pidfd, ISO_SIGKILL, 0, 0);
+    if (fd < 0)
+        return;
+    got = SYS3(read, fd, numbers, sizeof(numbers) - 1);
+    SYS1(close, fd);
+    for (long i = 0; i < got; i++) {
+        if (numbers[i] != ' ')
+            continue;
+        numbers[i] = 0;
+        kill_by_proc_directory(s, word);
+        word = numbers + i + 1;
+    }
+}
+
+static void kill_all(struct supervision *s) {
+    if (s->is_init) {
+        if (SYS2(kill, -1, ISO_SIGKILL) == -ESRCH && s->ended)
+            return;
+        while (reap_one(s, 0) > 0)
+            ;
+        return;
+    }
+    do
+        kill_children(s);
+    while (reap_one(s, 0) > 0);
+}
+
+static void finish(struct supervision *s) {
+    struct isolib_message message = {0};
+    int64_t usage[18] = {0};
+    kill_all(s);
+    SYS2(getrusage, -1, usage); /* of all children waited for */
+    message.type = ISOLIB_EXITED;
+    message.value = s->status;
+    message.ending = s->ending;
+    message.cpu_user_us = usage[0] * 1000000 + usage[1];
+    message.cpu_system_us = usage[2] * 1000000 + usage[3];
+    message.memory_peak = usage[4] * 1024;
+    message.blocks_read = usage[11];
+    message.blocks_written = usage[12];
+    send_message(s->l, &message, -1, -1);
+    leave(0);
+}
+
+static void on_signal(struct supervision *s) {
+    uint32_t info[32]; /* struct signalfd_siginfo: the number comes first */
+    if (SYS3(read, s->signals, info, sizeof(info)) != sizeof(info))
+        return;
+    if (info[0] != ISO_SIGCHLD) {
+        if (s->command > 0)
+            SYS4(pidfd_send_signal, s->l->command_pidfd, info[0], 0, 0);
+        return;
+    }
+    while (reap_one(s, 1) > 0) /* WNOHANG */
+        ;
+}
+
+static void announce(struct supervision *s) {
+    struct isolib_message message = {0};
+    struct launcher *l = s->l;
+    message.type = s->command > 0 ? ISOLIB_RUNNING : ISOLIB_HOLDING;
+    message.value = s->command;
+    send_message(l, &message, l->command_pidfd, l->pty >= 0 ? l->slots[l->pty] : -1);
+}
+
+static void *time_left(const struct supervision *s, struct iso_timespec *left) {
+    int64_t ns;
+    if (!s->deadline_ns)
+        return 0;
+    ns = s->deadline_ns - now_ns();
+    if (ns < 0)
+        ns = 0;
+    left->sec = ns / 1000000000;
+    left->nsec = ns % 1000000000;
+    return left;
+}
+
+void supervise(struct launcher *l, const struct isolib_step *step, int command_pid) {
+    struct supervision s = {l, (step->flags & ISOLIB_SUPERVISE_INIT) != 0, command_pid, -1, 0, ISOLIB_END_BY_ITSELF, ISO_SIGKILL, 0};
+    uint64_t every_signal = ~0ULL;
+    announce(&s);
+    s.signals = (int)SYS4(signalfd4, -1, &every_signal, 8, ISO_O_CLOEXEC);
+    if (s.signals < 0)
+        finish(&s);
+    close_what_is_not_needed(&s);
+    drop_privileges();
+    if (step->value)
+        s.deadline_ns = now_ns() + (int64_t)step->value * 1000000;
+    while (!s.ended) {
+        struct iso_pollfd polled[3] = {{s.signals, ISO_POLLIN, 0}, {l->status, ISO_POLLIN, 0}, {l->host, ISO_POLLIN, 0}};
+        struct iso_timespec left;
+        long ready = SYS5(ppoll, polled, 3, time_left(&s, &left), 0, 0);
+        if (ready == 0)
+            s.ending = ISOLIB_END_DEADLINE;
+        if (polled[1].revents || polled[2].revents) /* the host asks for the end, has closed its side, or is gone */
+            s.ending = ISOLIB_END_KILLED;
+        if (ready <= 0 ? ready != -EINTR : s.ending != ISOLIB_END_BY_ITSELF)
+            break;
+        if (polled[0].revents)
+            on_signal(&s);
+    }
+    finish(&s);
+    leave(0);
+}

@@ -1,0 +1,120 @@
+/* Thin, typed faces of system calls that Python's os module lacks.  -1 and errno, as libc does. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <sched.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "sys.h"
+#include "wrappers.h"
+
+int isolib_setns(int fd, int kinds) {
+    return setns(fd, kinds);
+}
+
+int isolib_unshare(int flags) {
+    return unshare(flags);
+}
+
+int isolib_ns_ioctl_fd(int fd, unsigned int request) {
+    return ioctl(fd, request, 0);
+}
+
+int isolib_ns_kind(int fd) {
+    enum { NS_GET_NSTYPE = 0xb703 };
+    return ioctl(fd, NS_GET_NSTYPE);
+}
+
+int isolib_ns_owner_uid(int fd, uint32_t *uid) {
+    enum { NS_GET_OWNER_UID = 0xb704 };
+    return ioctl(fd, NS_GET_OWNER_UID, uid);
+}
+
+int isolib_pidfd_namespace(int pidfd, int kind) {
+    enum { PIDFS_MAGIC = 0xff00 }; /* _IO(0xFF, kind), since 6.11 */
+    return ioctl(pidfd, (unsigned long)(PIDFS_MAGIC | kind), 0);
+}
+
+int isolib_link_up(const char *name) {
+    struct ifreq request = {0};
+    int result, fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -1;
+    strncpy(request.ifr_name, name, sizeof(request.ifr_name) - 1);
+    result = ioctl(fd, SIOCGIFFLAGS, &request);
+    if (result == 0) {
+        request.ifr_flags |= IFF_UP;
+        result = ioctl(fd, SIOCSIFFLAGS, &request);
+    }
+    close(fd);
+    return result;
+}
+
+int64_t isolib_fs_magic(int fd) {
+    struct statfs status;
+    return fstatfs(fd, &status) < 0 ? -1 : (int64_t)(uint32_t)status.f_type;
+}
+
+int isolib_openat2(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve) {
+    struct iso_open_how how = {flags, mode, resolve};
+    return (int)syscall(__NR_openat2, dir, path, &how, sizeof(how));
+}
+
+int isolib_open_tree(int dir, const char *path, unsigned int flags) {
+    return (int)syscall(__NR_open_tree, dir, path, flags);
+}
+
+int isolib_move_mount(int from_dir, const char *from, int to_dir, const char *to, unsigned int flags) {
+    return (int)syscall(__NR_move_mount, from_dir, from, to_dir, to, flags);
+}
+
+int isolib_fsopen(const char *type, unsigned int flags) {
+    return (int)syscall(__NR_fsopen, type, flags);
+}
+
+int isolib_fsconfig(int fd, unsigned int command, const char *key, const char *value, int aux) {
+    return (int)syscall(__NR_fsconfig, fd, command, key, value, aux);
+}
+
+int isolib_fsmount(int fd, unsigned int flags, unsigned int attributes) {
+    return (int)syscall(__NR_fsmount, fd, flags, attributes);
+}
+
+int isolib_mount_setattr(int dir, const char *path, unsigned int flags, uint64_t set, uint64_t clear, uint64_t propagation,
+                         int userns) {
+    struct iso_mount_attr attr = {set, clear, propagation, userns < 0 ? 0 : (uint64_t)userns};
+    return (int)syscall(__NR_mount_setattr, dir, path, flags, &attr, sizeof(attr));
+}
+
+int isolib_mount(const char *source, const char *target, const char *type, uint64_t flags, const char *data) {
+    return mount(source, target, type, flags, data);
+}
+
+int isolib_umount2(const char *target, int flags) {
+    return umount2(target, flags);
+}
+
+int isolib_pidfd_send_signal(int pidfd, int signal) {
+    return (int)syscall(__NR_pidfd_send_signal, pidfd, signal, NULL, 0);
+}
+
+int isolib_sethostname(const char *name, size_t size) {
+    return sethostname(name, size);
+}
+
+int isolib_setdomainname(const char *name, size_t size) {
+    return setdomainname(name, size);
+}
+
+int isolib_pty_size(int fd, int rows, int columns) {
+    struct winsize size = {(unsigned short)rows, (unsigned short)columns, 0, 0};
+    return ioctl(fd, TIOCSWINSZ, &size);
+}

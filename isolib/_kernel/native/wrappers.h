@@ -1,0 +1,8 @@
+#ifndef ISOLIB_WRAPPERS_H
+#define ISOLIB_WRAPPERS_H
+/* The declarations of cdef.h with the types that they need: for the extension's own sources and for what cffi generates. */
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cdef.h"
+#endif

@@ -1,0 +1,259 @@
+"""The launch plan: an immutable list of steps, encoded for the launcher, and explained for people.
+
+A :class:`Builder` collects steps in the order in which they will run; :meth:`Builder.build` freezes them.  The plan is complete
+and validated before the first system call, and is the one source of what the launcher does, of what an error says, and of what
+:meth:`Plan.explain` prints.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from isolib._kernel import calls
+from isolib._kernel.explain import explain_step
+from isolib.errors import PlanError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+KINDS: Final = calls.step_kinds()
+_STEP: Final = struct.Struct("=HHiiiQQIIII")
+_HEADER: Final = struct.Struct("=IIIIIi")
+
+HOST, INSIDE, COMMAND = "host", "inside", "command"
+
+
+class Slot:
+    """A place for a file descriptor: declared (the host fills it) or produced by a step."""
+
+    __slots__ = ("declared", "label")
+
+    def __init__(self, label: str, *, declared: bool) -> None:
+        self.label = label
+        self.declared = declared
+
+    def __repr__(self) -> str:
+        return f"<{self.label}>"
+
+
+class Step(NamedTuple):
+    """One step; what its fields mean depends on the kind, as ``cdef.h`` says."""
+
+    kind: str
+    fd: Slot | None = None
+    fd2: Slot | None = None
+    out: Slot | None = None
+    flags: int = 0
+    value: int = 0
+    text: bytes = b""
+    text2: bytes = b""
+    size: int = 0
+    size2: int = 0
+    ignore: int = 0
+    what: str = ""  # the object, for errors: a path, a name
+
+    @property
+    def op(self) -> str:
+        """The system call that an error of this step is about."""
+        return explain_step(self).op
+
+    @property
+    def target(self) -> str:
+        """The object that an error of this step is about."""
+        return self.what or os.fsdecode(self.text.replace(b"\0", b" ").strip())
+
+
+#: The kinds whose second text is counted bytes, not a string.
+BLOBS: Final = frozenset({"MAP", "MAP_HELPER", "EXEC", "WRITE", "AFFINITY", "SETGROUPS", "SECCOMP"})
+
+
+class Plan:
+    """An immutable plan: ``steps``, the slots that the host must fill (``declared``), and its encoding."""
+
+    __slots__ = ("_bytes", "_texts", "declared", "pty", "slots", "steps")
+
+    def __init__(self, steps: Sequence[Step], *, declared: Sequence[Slot], pty: Slot | None = None) -> None:
+        self.steps = tuple(steps)
+        self.declared = tuple(declared)
+        self.pty = pty
+        self.slots = _number_slots(self.steps, self.declared)
+        self._texts: bytes = b""
+        self._bytes: bytes | None = None
+
+    def encode(self) -> bytes:
+        """Return the plan as the launcher reads it."""
+        if self._bytes is None:
+            self._bytes = self._encode()
+        return self._bytes
+
+    def _encode(self) -> bytes:
+        texts = _Texts()
+        slots = self.slots
+        packed = [
+            _STEP.pack(
+                KINDS[step.kind],
+                step.ignore,
+                slots[step.fd],
+                slots[step.fd2],
+                slots[step.out],
+                step.flags,
+                step.value & 0xFFFFFFFFFFFFFFFF,
+                *texts.place(step),
+            )
+            for step in self.steps
+        ]
+        area = texts.area()
+        size = _HEADER.size + len(packed) * _STEP.size + len(area)
+        if size > calls.MAX_PLAN:
+            message = f"the plan has {size} bytes of steps and texts; {calls.MAX_PLAN} is the most"
+            raise PlanError(message)
+        count = len(slots) - 1
+        header = _HEADER.pack(calls.PLAN_MAGIC, calls.PLAN_VERSION, len(packed), count, len(area), slots[self.pty])
+        return b"".join((header, *packed, area))
+
+    def explain(self) -> str:
+        """Return the system calls to come, a line each, with the manual page that describes it."""
+        return "\n".join(line for step in self.steps for line in explain_step(step).lines())
+
+    def calls(self) -> list[str]:
+        """Return the names of the system calls of the steps, in order, as ``strace`` will show them."""
+        return [name for step in self.steps for name in explain_step(step).names]
+
+
+class _Texts:
+    """The text area: offset 0 is the empty string, equal strings are stored once."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = [b"\0"]
+        self._offsets: dict[bytes, int] = {b"": 0}
+        self._size = 1
+
+    def _put(self, text: bytes) -> int:
+        offset = self._offsets.get(text)
+        if offset is None:
+            offset = self._offsets[text] = self._size
+            self._parts.append(text + b"\0")
+            self._size += len(text) + 1
+        return offset
+
+    def place(self, step: Step) -> tuple[int, int, int, int]:
+        """Return ``text, size, text2, size2`` of a step."""
+        if step.kind == "EXEC":
+            return self._put(step.text), len(step.text), self._put(step.text2), len(step.text2)
+        if step.kind in BLOBS:
+            return self._put(step.text), 0, self._put(step.text2), len(step.text2)
+        return self._put(step.text), step.size, self._put(step.text2), step.size2
+
+    def area(self) -> bytes:
+        return b"".join(self._parts)
+
+
+def _number_slots(steps: Iterable[Step], declared: Sequence[Slot]) -> dict[Slot | None, int]:
+    numbers: dict[Slot | None, int] = {None: calls.NO_SLOT}
+    for slot in declared:
+        numbers[slot] = len(numbers) - 1
+    for step in steps:
+        for slot in (step.fd, step.fd2, step.out):
+            if slot not in numbers:
+                numbers[slot] = len(numbers) - 1
+    if len(numbers) - 1 > calls.MAX_SLOTS:
+        message = f"the plan uses {len(numbers) - 1} descriptors; {calls.MAX_SLOTS} is the most"
+        raise PlanError(message)
+    return numbers
+
+
+def encode_text(text: str | bytes) -> bytes:
+    """Return the bytes of a path or a name for a step; a NUL in it is a :class:`PlanError`."""
+    encoded = os.fsencode(text)
+    if b"\0" in encoded:
+        message = f"NUL in {text!r}"
+        raise PlanError(message)
+    return encoded
+
+
+class Builder:
+    """Collects steps.  Modules add theirs in turn; nothing happens before the plan is launched.
+
+    ``add`` appends to the phase given: ``"host"`` runs in stage 1 with the caller's rights and namespaces, ``"inside"`` in the
+    new namespaces, ``"command"`` in the command's own process before its exec.
+    """
+
+    def __init__(self) -> None:
+        self._host: list[Step] = []
+        self._maps: list[Step] = []
+        self._inside: list[Step] = []
+        self._command: list[Step] = []
+        self._declared: dict[Slot, int] = {}
+        self.clone_flags = 0
+        self.cgroup: Slot | None = None
+        self.pty: Slot | None = None
+        self.supervise_flags = 0
+        self.deadline_ms = 0
+
+    def declare(self, fd: int, label: str) -> Slot:
+        """Return the slot that holds a descriptor of the host's."""
+        slot = Slot(label, declared=True)
+        self._declared[slot] = fd
+        return slot
+
+    @property
+    def fds(self) -> list[int]:
+        """The descriptors of the declared slots, in their order."""
+        return list(self._declared.values())
+
+    def add(self, phase: str, step: Step) -> Slot | None:
+        """Append a step; returns the slot that it fills."""
+        steps = self._inside if phase == INSIDE else self._host if phase == HOST else self._command
+        steps.append(step)
+        if len(steps) > calls.MAX_STEPS:
+            message = f"a plan of more than {calls.MAX_STEPS} steps: too many mounts or files"
+            raise PlanError(message)
+        return step.out
+
+    def produce(self, phase: str, step: Step, label: str) -> Slot:
+        """Append a step that yields a descriptor; returns its slot."""
+        slot = Slot(label, declared=False)
+        self.add(phase, step._replace(out=slot))
+        return slot
+
+    def map(self, name: str, content: str) -> None:
+        """Write ``uid_map``, ``gid_map`` or ``setgroups`` of the new user namespace."""
+        self._maps.append(Step("MAP", text=name.encode(), text2=content.encode(), what=f"{name} {content.strip()}"))
+
+    def map_helper(self, path: str, arguments: Sequence[str]) -> None:
+        """Write a map by ``newuidmap`` or ``newgidmap``."""
+        blob = b"".join(argument.encode() + b"\0" for argument in arguments)
+        self._maps.append(Step("MAP_HELPER", text=encode_text(path), text2=blob, what=f"{path} {' '.join(arguments)}"))
+
+    def build(self, end: Step) -> Plan:
+        """Freeze: ``end`` is the EXEC step, or HOLD where nothing is executed."""
+        clone = Step("CLONE", fd=self.cgroup, flags=self.clone_flags, value=int(bool(self._maps)), what="new process")
+        steps = [*self._host, clone, *self._maps, Step("GO"), *self._inside]
+        if end.kind == "EXEC":
+            steps.append(Step("SUPERVISE", flags=self.supervise_flags, value=self.deadline_ms))
+            steps.extend(self._command)
+        else:
+            end = end._replace(flags=self.supervise_flags, value=self.deadline_ms)
+        steps.append(end)
+        if len(steps) > calls.MAX_STEPS:
+            message = f"a plan of {len(steps)} steps; {calls.MAX_STEPS} is the most: too many mounts or files"
+            raise PlanError(message)
+        return Plan(steps, declared=tuple(self._declared), pty=self.pty)
+
+
+def exec_step(argv: Sequence[bytes], env: Sequence[bytes], candidates: Sequence[bytes]) -> Step:
+    """Return the last step: execute the first of ``candidates`` that exists, as execvp(3) does."""
+    strings = b"".join(word + b"\0" for word in (*argv, *env))
+    return Step(
+        "EXEC",
+        text=b"".join(path + b"\0" for path in candidates),
+        text2=strings,
+        flags=len(argv),
+        value=len(env),
+        what=os.fsdecode(argv[0]),
+    )
+
+
+HOLD: Final = Step("HOLD", what="resident process")
