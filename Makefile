@@ -20,7 +20,8 @@ override VENV := $(abspath $(VENV))
 PY := $(VENV)/bin/python
 # An environment is bound to its path: one that was moved along with its checkout is made anew.
 STAMPS := $(VENV)/stamps$(subst /,-,$(VENV))
-SOURCES := $(shell find isolib -name __pycache__ -prune -o -print)
+# Directories too: their times tell that a file is gone.
+SOURCES := $(shell find isolib -name __pycache__ -prune -o \( -type d -o -name '*.py' -o -name '*.[ch]' -o -name meson.build \) -print)
 C_SOURCES := $(shell find isolib tests benchmarks -name '*.[ch]' 2>/dev/null)
 
 export PATH := $(VENV)/bin:$(PATH)

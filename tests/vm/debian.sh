@@ -34,8 +34,8 @@ tar -C "$checkout" --exclude='./.venv*' --exclude=./build -cf - . | tar -C "$tre
 cp -L /etc/resolv.conf "$tree/etc/resolv.conf"
 cp /etc/apt/apt.conf.d/99* "$tree/etc/apt/apt.conf.d/" 2>/dev/null || true
 cp /etc/pip.conf "$tree/etc/pip.conf" 2>/dev/null || true
-authorities=/etc/ssl/certs/ca-certificates.crt
-[ ! -e "$authorities" ] || install -D -m 644 "$authorities" "$tree$authorities"
+mkdir -p "$tree/usr/local/share/ca-certificates" # taken in when the tree gets its ca-certificates
+cp /usr/local/share/ca-certificates/*.crt "$tree/usr/local/share/ca-certificates/" 2>/dev/null || true
 keep=()
 for name in $(compgen -e); do
     case $name in PIP_* | SSL_CERT_* | *_CA_BUNDLE | *_proxy | *_PROXY) keep+=("$name=${!name}") ;; esac
@@ -45,8 +45,9 @@ cat >"$tree/stranger" <<'STRANGER'
 #!/bin/sh
 # stranger TARGET...: what a new user does
 set -eu
-apt-get -q update
-apt-get -q -y install --no-install-recommends git make
+export DEBIAN_FRONTEND=noninteractive
+apt-get -qq update
+apt-get -qq -y -o Dpkg::Use-Pty=0 install --no-install-recommends git make
 
 useradd --create-home --shell /bin/sh guest
 cp -a /isolib /home/guest/isolib
@@ -71,7 +72,7 @@ for target; do
 done
 
 # The ordinary user gets what he was told to ask for, which must suffice.
-DEBIAN_FRONTEND=noninteractive $advice
+$advice
 for target; do
     echo "==== Debian $(cat /etc/debian_version), an ordinary user: make $target"
     as_guest make "$target"
