@@ -8,10 +8,14 @@
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
-# The owner of the checkout keeps the environment in it. Anybody else, root included, has it in his own cache and leaves the
-# checkout as it is.
-STATE := $(shell if [ -O . ] && [ -w . ]; then pwd; \
-    else echo "$${XDG_CACHE_HOME:-$$HOME/.cache}/isolib/$$(pwd | cksum | cut -d' ' -f1)"; fi)
+# The owner of the checkout keeps environment and build in it. Anybody else, root included, has them in his own cache and leaves
+# the checkout as it is.
+ifeq ($(shell [ -O . ] && [ -w . ] && echo own),own)
+STATE := $(CURDIR)
+else
+STATE := $(shell echo "$${XDG_CACHE_HOME:-$$HOME/.cache}/isolib/$$(echo '$(CURDIR)' | cksum | cut -d' ' -f1)")
+export PYTHONDONTWRITEBYTECODE := 1
+endif
 VENV := $(STATE)/.venv
 BUILD := $(STATE)/build
 ARGS :=
@@ -110,7 +114,7 @@ clean: ## remove what make made
 
 # A tree that was configured before only rebuilds what changed.
 meson_test = meson setup $(1) -Dextension=false $(2) $$(! [ -e $(1)/build.ninja ] || echo --reconfigure) >$(1).log || \
-    { cat $(1).log; exit 1; }; meson test -C $(1) --print-errorlogs $(ARGS)
+    { cat $(1).log; exit 1; }; meson compile -C $(1) && meson test -C $(1) --print-errorlogs $(ARGS)
 
 # An environment whose interpreter is gone is made anew.
 ifneq ($(shell $(PY) -c 'print("works")' 2>/dev/null),works)
