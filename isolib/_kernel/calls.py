@@ -344,3 +344,9 @@ def stream_bytes(stream: Any) -> bytes:
 def reap(pidfd: int) -> None:
     """Reap the process if it has become this one's child (PID 1, child subreaper); nothing otherwise."""
     lib.isolib_reap(pidfd)
+
+
+def say(status: int, *, hide: bool = False) -> None:
+    """Tell a supervisor to end everything, or to hide itself; one that is gone hears nothing."""
+    word = lib.ISOLIB_SAY_HIDE if hide else lib.ISOLIB_SAY_END
+    lib.isolib_say(status, word)

@@ -123,6 +123,12 @@ enum isolib_message_type {
     ISOLIB_FAILED
 };
 
+/* What the host says to the supervisor: one byte.  That it closes its side, or dies, says ISOLIB_SAY_END too. */
+enum isolib_saying {
+    ISOLIB_SAY_END = 'e', /* kill everything */
+    ISOLIB_SAY_HIDE = 'h' /* the host has taken the namespaces' descriptors: be undumpable from now on */
+};
+
 enum isolib_ending {
     ISOLIB_END_BY_ITSELF = 0,
     ISOLIB_END_DEADLINE = 1,
@@ -180,10 +186,13 @@ struct isolib_launch {
     int32_t pipes[3];
     int32_t supervisor_pid;
     int32_t command_pid;
+    int32_t running;
     int32_t error;
     int32_t step;
     int32_t stage;
     int64_t started_ns; /* CLOCK_MONOTONIC */
+    int32_t has_exit;   /* it ended before stage 1 had said that it was born */
+    struct isolib_message exit;
 };
 
 /* 0: running; 1: a signal came, handle it and call isolib_launch_wait; -1: see error, step, stage */
@@ -234,6 +243,7 @@ int64_t isolib_monotonic_ns(void);
 int isolib_launcher_seal(const char *path);
 void isolib_close_all(const int32_t *fds, int count);
 int isolib_reap(int pidfd);
+int isolib_say(int status, int word);
 
 int isolib_setns(int fd, int kinds);
 int isolib_unshare(int flags);

@@ -322,36 +322,55 @@ void isolib_launch_abort(struct isolib_launch *launch) {
     give_up(launch, EINTR, -1, ISOLIB_STAGE_HOST);
 }
 
+static void heed(struct isolib_launch *launch, const struct isolib_message *message, const int fds[2], pid_t sender) {
+    switch (message->type) {
+    case ISOLIB_BORN:
+        launch->pidfd = fds[0];
+        launch->supervisor_pid = message->value;
+        break;
+    case ISOLIB_COMMAND:
+        launch->command_pid = sender;
+        break;
+    case ISOLIB_RUNNING:
+        launch->command = fds[0];
+        launch->pty = fds[1];
+        launch->running = 1;
+        break;
+    case ISOLIB_HOLDING:
+        launch->running = 1;
+        break;
+    case ISOLIB_EXITED:
+        launch->exit = *message;
+        launch->has_exit = 1;
+        break;
+    default:
+        launch->error = message->type == ISOLIB_FAILED ? message->error : EPROTO;
+        launch->step = message->step;
+        launch->stage = message->stage;
+    }
+}
+
+/* Stage 1 and stage 2 run side by side, so that their messages come in any order: both must have been heard.  After a failure
+ * the end of the socket is waited for, which comes when the last of ours is gone. */
 int isolib_launch_wait(struct isolib_launch *launch) {
-    for (;;) {
+    while (launch->pidfd < 0 || !launch->running || launch->error) {
         struct isolib_message message;
         int fds[2];
         pid_t sender;
         ssize_t got = receive(launch->status, &message, fds, &sender);
         if (got < 0 && errno == EINTR)
             return 1;
-        if (got != (ssize_t)sizeof(message)) /* it was killed */
-            return give_up(launch, got < 0 ? errno : ECHILD, -1, ISOLIB_STAGE_INSIDE);
-        switch (message.type) {
-        case ISOLIB_BORN:
-            launch->pidfd = fds[0];
-            launch->supervisor_pid = message.value;
-            break;
-        case ISOLIB_COMMAND:
-            launch->command_pid = sender;
-            break;
-        case ISOLIB_RUNNING:
-            launch->command = fds[0];
-            launch->pty = fds[1];
-            return 0;
-        case ISOLIB_HOLDING:
-            return 0;
-        case ISOLIB_FAILED:
-            return give_up(launch, message.error, message.step, message.stage);
-        default:
-            return give_up(launch, EPROTO, message.step, message.stage);
+        if (got != (ssize_t)sizeof(message)) {
+            if (!launch->error) { /* it was killed */
+                launch->error = got < 0 ? errno : ECHILD;
+                launch->step = -1;
+                launch->stage = ISOLIB_STAGE_INSIDE;
+            }
+            return give_up(launch, launch->error, launch->step, launch->stage);
         }
+        heed(launch, &message, fds, sender);
     }
+    return 0;
 }
 
 static int prepare(struct isolib_launch *launch, struct scratch *scratch, struct birth *birth) {
@@ -377,7 +396,7 @@ int isolib_launch(struct isolib_launch *launch) {
     int error;
     launch->status = launch->pidfd = launch->command = launch->pty = -1;
     launch->pipes[0] = launch->pipes[1] = launch->pipes[2] = -1;
-    launch->supervisor_pid = launch->command_pid = 0;
+    launch->supervisor_pid = launch->command_pid = launch->running = launch->error = launch->has_exit = 0;
     launch->started_ns = isolib_monotonic_ns();
     error = prepare(launch, &scratch, &birth) < 0 ? errno : 0;
     if (!error) {

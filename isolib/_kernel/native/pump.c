@@ -92,8 +92,7 @@ static void hear(struct isolib_pump *pump) {
         pump->has_exit = 1;
         pump->ended_ns = isolib_monotonic_ns();
     } else if (got == 0) {
-        close(pump->status);
-        pump->status = -1;
+        pump->status = -1; /* the caller's to close: another thread may be about to write to it */
     }
 }
 
@@ -181,6 +180,11 @@ void isolib_pump_free(struct isolib_pump *pump) {
     free(pump->err.data);
     pump->out.data = pump->err.data = NULL;
     pump->out.size = pump->err.size = pump->out.capacity = pump->err.capacity = 0;
+}
+
+int isolib_say(int status, int word) {
+    char byte = (char)word;
+    return (int)send(status, &byte, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 void isolib_close_all(const int32_t *fds, int count) {

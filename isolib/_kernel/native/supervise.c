@@ -156,6 +156,19 @@ static void on_signal(struct supervision *s) {
         ;
 }
 
+/* Returns whether the host wants the end. */
+static int on_word(struct supervision *s) {
+    enum { DONT_WAIT = 0x40, SET_DUMPABLE = 4 };
+    char word = 0;
+    long got = sys6(__NR_recvfrom, s->l->status, (long)&word, 1, DONT_WAIT, 0, 0);
+    if (got == -EAGAIN || got == -EINTR)
+        return 0;
+    if (got != 1 || word != ISOLIB_SAY_HIDE)
+        return 1;
+    SYS5(prctl, SET_DUMPABLE, 0, 0, 0, 0);
+    return 0;
+}
+
 static void announce(struct supervision *s) {
     struct isolib_message message = {0};
     struct launcher *l = s->l;
@@ -193,7 +206,7 @@ void supervise(struct launcher *l, const struct isolib_step *step, int command_p
         long ready = SYS5(ppoll, polled, 3, time_left(&s, &left), 0, 0);
         if (ready == 0)
             s.ending = ISOLIB_END_DEADLINE;
-        if (polled[1].revents || polled[2].revents) /* the host asks for the end, has closed its side, or is gone */
+        if (ready > 0 && ((polled[1].revents && on_word(&s)) || polled[2].revents)) /* asked, closed, or gone */
             s.ending = ISOLIB_END_KILLED;
         if (ready <= 0 ? ready != -EINTR : s.ending != ISOLIB_END_BY_ITSELF)
             break;
