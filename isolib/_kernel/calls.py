@@ -320,6 +320,13 @@ def new_pump() -> Any:
     return ffi.gc(pump, lib.isolib_pump_free)
 
 
+def pump_attach(pump: Any, *, status: int, pidfd: int, request: Any) -> None:
+    """Point a pump at a launched process; ``request`` is that of a process that has ended already, or None."""
+    pump.status, pump.pidfd = status, pidfd
+    if request is not None:
+        pump.has_exit, pump.exit = 1, request.exit
+
+
 def pump_input(data: bytes | bytearray | memoryview) -> Any:
     """Return the C view of the input bytes; the caller keeps it alive while the pump runs."""
     return ffi.from_buffer("uint8_t[]", data)

@@ -93,7 +93,7 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 class Launched:
     """A process that the launcher started; owner of everything that belongs to it until :meth:`close`."""
 
-    __slots__ = ("_owner", "command", "command_pid", "exit", "gone", "pidfd", "pipes", "pty", "started_ns", "status", "supervisor_pid")
+    __slots__ = ("_owner", "command", "command_pid", "exit", "pidfd", "pipes", "pty", "started_ns", "status", "supervisor_pid")
 
     def __init__(self, request: Any) -> None:
         self._owner = os.getpid()
@@ -105,6 +105,8 @@ class Launched:
         self.supervisor_pid: int = request.supervisor_pid
         self.command_pid: int = request.command_pid
         self.started_ns: int = request.started_ns
+        #: ``struct isolib_message`` of a process that ended while it was still being launched, else None.
+        self.exit: Any = request if request.has_exit else None
 
     def close(self) -> None:
         """Close every descriptor still owned.  The supervisor sees its socket close, and ends all that still runs."""

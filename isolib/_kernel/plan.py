@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 KINDS: Final = calls.step_kinds()
 _STEP: Final = struct.Struct("=HHiiiQQIIII")
 _HEADER: Final = struct.Struct("=IIIIIi")
+_WORD: Final = 0xFFFFFFFFFFFFFFFF
 
 HOST, INSIDE, COMMAND = "host", "inside", "command"
 
@@ -72,46 +73,62 @@ BLOBS: Final = frozenset({"MAP", "MAP_HELPER", "EXEC", "WRITE", "AFFINITY", "SET
 class Plan:
     """An immutable plan: ``steps``, the slots that the host must fill (``declared``), and its encoding."""
 
-    __slots__ = ("_bytes", "_texts", "declared", "pty", "slots", "steps")
+    __slots__ = ("_bytes", "_prefix", "declared", "pty", "slots", "steps")
 
     def __init__(self, steps: Sequence[Step], *, declared: Sequence[Slot], pty: Slot | None = None) -> None:
         self.steps = tuple(steps)
         self.declared = tuple(declared)
         self.pty = pty
         self.slots = _number_slots(self.steps, self.declared)
-        self._texts: bytes = b""
+        self._prefix: tuple[bytes, bytes] | None = None
         self._bytes: bytes | None = None
+
+    def with_end(self, end: Step) -> Plan:
+        """Return the same plan with another last step; what is before it is encoded only once."""
+        plan = Plan.__new__(Plan)
+        plan.steps = (*self.steps[:-1], end)
+        plan.declared, plan.pty, plan.slots = self.declared, self.pty, self.slots
+        plan._prefix, plan._bytes = self._encode_prefix(), None  # noqa: SLF001 - its own class
+        return plan
 
     def encode(self) -> bytes:
         """Return the plan as the launcher reads it."""
         if self._bytes is None:
-            self._bytes = self._encode()
+            steps, texts = self._encode_prefix()
+            area = _Texts(texts)
+            last = self._pack(self.steps[-1], area)
+            self._bytes = self._frame(steps + last, area.area())
         return self._bytes
 
-    def _encode(self) -> bytes:
-        texts = _Texts()
+    def _encode_prefix(self) -> tuple[bytes, bytes]:
+        if self._prefix is None:
+            area = _Texts()
+            steps = b"".join([self._pack(step, area) for step in self.steps[:-1]])
+            self._prefix = steps, area.area()
+        return self._prefix
+
+    def _pack(self, step: Step, area: _Texts) -> bytes:
         slots = self.slots
-        packed = [
-            _STEP.pack(
-                KINDS[step.kind],
-                step.ignore,
-                slots[step.fd],
-                slots[step.fd2],
-                slots[step.out],
-                step.flags,
-                step.value & 0xFFFFFFFFFFFFFFFF,
-                *texts.place(step),
-            )
-            for step in self.steps
-        ]
-        area = texts.area()
-        size = _HEADER.size + len(packed) * _STEP.size + len(area)
+        return _STEP.pack(
+            KINDS[step.kind],
+            step.ignore,
+            slots[step.fd],
+            slots[step.fd2],
+            slots[step.out],
+            step.flags & _WORD,
+            step.value & _WORD,
+            *area.place(step),
+        )
+
+    def _frame(self, steps: bytes, area: bytes) -> bytes:
+        size = _HEADER.size + len(steps) + len(area)
         if size > calls.MAX_PLAN:
-            message = f"the plan has {size} bytes of steps and texts; {calls.MAX_PLAN} is the most"
-            raise PlanError(message)
-        count = len(slots) - 1
-        header = _HEADER.pack(calls.PLAN_MAGIC, calls.PLAN_VERSION, len(packed), count, len(area), slots[self.pty])
-        return b"".join((header, *packed, area))
+            raise PlanError(f"the plan has {size} bytes of steps and texts; {calls.MAX_PLAN} is the most")
+        slots = len(self.slots) - 1
+        header = _HEADER.pack(
+            calls.PLAN_MAGIC, calls.PLAN_VERSION, len(self.steps), slots, len(area), self.slots[self.pty]
+        )
+        return header + steps + area
 
     def explain(self) -> str:
         """Return the system calls to come, a line each, with the manual page that describes it."""
@@ -125,10 +142,10 @@ class Plan:
 class _Texts:
     """The text area: offset 0 is the empty string, equal strings are stored once."""
 
-    def __init__(self) -> None:
-        self._parts: list[bytes] = [b"\0"]
+    def __init__(self, before: bytes = b"\0") -> None:
+        self._parts: list[bytes] = [before]
         self._offsets: dict[bytes, int] = {b"": 0}
-        self._size = 1
+        self._size = len(before)
 
     def _put(self, text: bytes) -> int:
         offset = self._offsets.get(text)
@@ -159,8 +176,7 @@ def _number_slots(steps: Iterable[Step], declared: Sequence[Slot]) -> dict[Slot 
             if slot not in numbers:
                 numbers[slot] = len(numbers) - 1
     if len(numbers) - 1 > calls.MAX_SLOTS:
-        message = f"the plan uses {len(numbers) - 1} descriptors; {calls.MAX_SLOTS} is the most"
-        raise PlanError(message)
+        raise PlanError(f"the plan uses {len(numbers) - 1} descriptors; {calls.MAX_SLOTS} is the most")
     return numbers
 
 
@@ -168,8 +184,7 @@ def encode_text(text: str | bytes) -> bytes:
     """Return the bytes of a path or a name for a step; a NUL in it is a :class:`PlanError`."""
     encoded = os.fsencode(text)
     if b"\0" in encoded:
-        message = f"NUL in {text!r}"
-        raise PlanError(message)
+        raise PlanError(f"NUL in {text!r}")
     return encoded
 
 
@@ -208,8 +223,7 @@ class Builder:
         steps = self._inside if phase == INSIDE else self._host if phase == HOST else self._command
         steps.append(step)
         if len(steps) > calls.MAX_STEPS:
-            message = f"a plan of more than {calls.MAX_STEPS} steps: too many mounts or files"
-            raise PlanError(message)
+            raise PlanError(f"a plan of more than {calls.MAX_STEPS} steps: too many mounts or files")
         return step.out
 
     def produce(self, phase: str, step: Step, label: str) -> Slot:
@@ -238,8 +252,7 @@ class Builder:
             end = end._replace(flags=self.supervise_flags, value=self.deadline_ms)
         steps.append(end)
         if len(steps) > calls.MAX_STEPS:
-            message = f"a plan of {len(steps)} steps; {calls.MAX_STEPS} is the most: too many mounts or files"
-            raise PlanError(message)
+            raise PlanError(f"a plan of {len(steps)} steps; {calls.MAX_STEPS} is the most: too many mounts or files")
         return Plan(steps, declared=tuple(self._declared), pty=self.pty)
 
 

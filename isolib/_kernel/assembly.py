@@ -1,0 +1,367 @@
+"""From what a caller asks for to a launch plan: namespaces, id maps, identity, the order of it all.
+
+The order is the kernel's: a user namespace is joined before those it owns and after those it does not; ids are mapped before
+anything is created; the cgroup namespace is unshared once the process is in its cgroup; the old root goes last; the identity
+changes after everything that needs privileges, the filter comes last of all.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from dataclasses import dataclass
+from errno import EINVAL, ENOSYS, EPERM
+from typing import TYPE_CHECKING, Final
+
+from isolib._kernel import calls
+from isolib._kernel.launch import launch
+from isolib._kernel.plan import COMMAND, HOLD, HOST, INSIDE, Builder, Slot, Step, encode_text
+from isolib.errors import PlanError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from isolib._kernel.idmap import IdMapPlan
+    from isolib.types import HasFileno, IdMap
+
+#: A set of namespaces is named by these.
+KINDS: Final = frozenset(calls.NAMESPACE_FLAGS)
+
+#: Those that clone makes.  A cgroup namespace shows as its root the cgroup in which it was unshared, so that is done inside;
+#: a time namespace is entered by the next process that is born or executed, so that is done by the supervisor.
+_BY_CLONE: Final = KINDS - {"cgroup", "time"}
+
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_KEEPCAPS: Final = 8
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_EVERY_CAPABILITY: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What those who add steps may want to know of the process to come.
+
+    Attributes
+    ----------
+    new
+        The kinds of its new namespaces.
+    privileged
+        Whether the caller is root on the host.
+    uid_map, gid_map
+        Of its new user namespace; empty when there is none.
+    userns
+        The slot of a user namespace with the same maps, for id-mapped mounts; only where the caller is privileged.
+    uid, gid
+        The ids of the command, as it sees them.
+    cwd
+        Its working directory, or None: unchanged.
+    """
+
+    new: frozenset[str]
+    privileged: bool
+    uid_map: tuple[IdMap, ...] = ()
+    gid_map: tuple[IdMap, ...] = ()
+    userns: Slot | None = None
+    uid: int = 0
+    gid: int = 0
+    cwd: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The user, group and supplementary groups of the command, as it sees them; ``groups`` None leaves them."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] | None = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What the command is left with: ``capabilities`` is a mask, or None: unchanged."""
+
+    capabilities: int | None = None
+    no_new_privs: bool = False
+    landlock: int | None = None
+    seccomp: bytes | None = None
+
+
+def is_privileged() -> bool:
+    """Return whether the calling thread is root with CAP_SYS_ADMIN, as far as its own user namespace goes."""
+    return os.geteuid() == 0
+
+
+def check_kinds(new: Iterable[str]) -> frozenset[str]:
+    """Return the kinds of new namespaces, validated."""
+    if isinstance(new, str):
+        raise PlanError(f"new={new!r}: a set of kinds is wanted, such as {{'pid', 'net'}}")
+    kinds = frozenset(new)
+    unknown = kinds - KINDS
+    if unknown:
+        raise PlanError(f"unknown kinds of namespaces: {', '.join(sorted(map(str, unknown)))}; there are {', '.join(sorted(KINDS))}")
+    return kinds
+
+
+# ---- joining ----
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    fd: int
+    kind: str
+    label: str
+
+
+def _joined(handle: HasFileno) -> _Joined:
+    fd = handle.fileno()
+    try:
+        flag = calls.namespace_flag(fd)
+    except OSError as error:
+        raise PlanError(f"join: {handle!r} is not a namespace ({error.strerror})") from None
+    for kind, known in calls.NAMESPACE_FLAGS.items():
+        if known == flag:
+            return _Joined(fd, kind, f"{kind} namespace")
+    raise PlanError(f"join: {handle!r} is a namespace of an unknown kind ({flag:#x})")
+
+
+def _owned_by(fd: int, userns: int) -> bool:
+    """Return whether a namespace is owned by that user namespace; one that we may not ask about is not ours to enter earlier."""
+    try:
+        owner = calls.namespace_owner(fd)
+    except OSError:
+        return True
+    try:
+        return os.path.sameopenfile(owner, userns)
+    finally:
+        os.close(owner)
+
+
+def add_joins(builder: Builder, handles: Iterable[HasFileno], new: frozenset[str]) -> frozenset[str]:
+    """Add the steps that join namespaces, each in its turn; returns their kinds."""
+    joined = [_joined(handle) for handle in handles]
+    kinds = [one.kind for one in joined]
+    twice = {kind for kind in kinds if kinds.count(kind) > 1} or (set(kinds) & new)
+    if twice:
+        raise PlanError(f"{', '.join(sorted(twice))}: a process is in one namespace of a kind, but two are named in new= and join=")
+    users = [one for one in joined if one.kind == "user"]
+    others = [one for one in joined if one.kind != "user"]
+    if users:
+        late = [one for one in others if _owned_by(one.fd, users[0].fd)]
+        early = [one for one in others if one not in late]
+        ordered = [*early, *users, *late]
+    else:
+        ordered = others
+    # The mount namespace last: with it the thread's root and working directory change.
+    ordered.sort(key=lambda one: one.kind == "mnt")
+    for one in ordered:
+        flag = calls.NAMESPACE_FLAGS[one.kind]
+        builder.add(HOST, Step("SETNS", fd=builder.declare(one.fd, one.label), flags=flag, what=one.label))
+    return frozenset(kinds)
+
+
+# ---- id maps ----
+
+
+def _map_text(ranges: Sequence[IdMap]) -> str:
+    return "".join(f"{one.inside} {one.outside} {one.count}\n" for one in ranges)
+
+
+def _helper_arguments(ranges: Sequence[IdMap]) -> list[str]:
+    return [str(number) for one in ranges for number in (one.inside, one.outside, one.count)]
+
+
+def add_maps(builder: Builder, maps: IdMapPlan) -> None:
+    """Add the writing of the id maps of a new user namespace (user_namespaces(7))."""
+    if maps.helper:
+        builder.map_helper("/usr/bin/newuidmap", _helper_arguments(maps.uid))
+        builder.map_helper("/usr/bin/newgidmap", _helper_arguments(maps.gid))
+        return
+    builder.map("uid_map", _map_text(maps.uid))
+    if maps.setgroups_deny:
+        builder.map("setgroups", "deny")
+    builder.map("gid_map", _map_text(maps.gid))
+
+
+def maps_id(ranges: Sequence[IdMap], inside: int) -> bool:
+    """Return whether a map gives an inside id a meaning."""
+    return any(one.inside <= inside < one.inside + one.count for one in ranges)
+
+
+_userns_lock: Final = threading.Lock()
+_userns_cache: Final[dict[tuple[int, tuple[IdMap, ...], tuple[IdMap, ...]], int]] = {}
+
+
+def userns_fd(uid_map: tuple[IdMap, ...], gid_map: tuple[IdMap, ...]) -> int:
+    """Return a user namespace with these maps, for id-mapped mounts; made once and kept for the life of this process.
+
+    Needs root: each map is written as it is (mount_setattr(2), MOUNT_ATTR_IDMAP).
+    """
+    key = (os.getpid(), uid_map, gid_map)
+    with _userns_lock:
+        found = _userns_cache.get(key)
+        if found is None:
+            found = _userns_cache[key] = _make_userns(uid_map, gid_map)
+        return found
+
+
+def _make_userns(uid_map: tuple[IdMap, ...], gid_map: tuple[IdMap, ...]) -> int:
+    builder = Builder()
+    builder.clone_flags = calls.CLONE_NEWUSER
+    builder.map("uid_map", _map_text(uid_map))
+    builder.map("gid_map", _map_text(gid_map))
+    process = launch(builder.build(HOLD))
+    try:
+        try:
+            return calls.pidfd_namespace(process.pidfd, "user")
+        except OSError:  # before 6.11
+            return os.open(f"/proc/{process.supervisor_pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        process.close()
+
+
+# ---- the process itself ----
+
+
+def add_birth(builder: Builder, scene: Scene, maps: IdMapPlan | None, joined: frozenset[str]) -> None:
+    """Add what comes first inside: clone flags, maps, the identity that sets things up, the supervisor's role."""
+    for kind in scene.new & _BY_CLONE:
+        builder.clone_flags |= calls.NAMESPACE_FLAGS[kind]
+    if maps is not None:
+        add_maps(builder, maps)
+    builder.add(INSIDE, Step("PRCTL", flags=_PR_SET_DUMPABLE, value=0, what="PR_SET_DUMPABLE"))
+    if (scene.new | joined) & {"user"}:
+        _add_inner_root(builder, scene, maps)
+    builder.add(INSIDE, Step("SETSID", what="supervisor"))
+    if "pid" in scene.new:
+        builder.supervise_flags = 1
+    else:
+        builder.add(INSIDE, Step("PRCTL", flags=_PR_SET_CHILD_SUBREAPER, value=1, what="PR_SET_CHILD_SUBREAPER"))
+    builder.add(INSIDE, Step("KEYRING", ignore=ENOSYS, what="session keyring"))
+    if "cgroup" in scene.new:
+        builder.add(INSIDE, Step("UNSHARE", flags=calls.CLONE_NEWCGROUP, what="cgroup namespace"))
+    if "time" in scene.new:
+        builder.add(INSIDE, Step("UNSHARE", flags=calls.CLONE_NEWTIME, what="time namespace"))
+    if "net" in scene.new:
+        builder.add(INSIDE, Step("LINK_UP", text=b"lo", what="lo"))
+
+
+def _add_inner_root(builder: Builder, scene: Scene, maps: IdMapPlan | None) -> None:
+    """Become root inside, where inside has a root: what is created belongs to a mapped id then (else EOVERFLOW)."""
+    if maps is None:  # joined: what its map holds is not known here
+        builder.add(INSIDE, Step("SETGROUPS", ignore=EPERM, what="supplementary groups"))
+        builder.add(INSIDE, Step("SETGID", value=0, ignore=EINVAL, what="gid 0"))
+        builder.add(INSIDE, Step("SETUID", value=0, ignore=EINVAL, what="uid 0"))
+        return
+    if not maps.setgroups_deny:
+        builder.add(INSIDE, Step("SETGROUPS", what="supplementary groups"))
+    if maps_id(scene.gid_map, 0):
+        builder.add(INSIDE, Step("SETGID", value=0, what="gid 0"))
+    if maps_id(scene.uid_map, 0):
+        builder.add(INSIDE, Step("SETUID", value=0, what="uid 0"))
+
+
+def add_names(builder: Builder, hostname: str | None, domainname: str | None = None) -> None:
+    """Add the naming of the UTS namespace."""
+    if hostname is not None:
+        builder.add(INSIDE, Step("SETHOSTNAME", text=encode_text(hostname), what=hostname))
+    if domainname is not None:
+        builder.add(INSIDE, Step("SETDOMAINNAME", text=encode_text(domainname), what=domainname))
+
+
+def add_private_propagation(builder: Builder) -> None:
+    """Keep mounts made inside from reaching the host, whatever propagation its root has (mount_namespaces(7))."""
+    builder.add(
+        INSIDE,
+        Step("MOUNT_SETATTR", text=b"/", flags=calls.AT_RECURSIVE, size2=calls.MS_PRIVATE, what="/ (propagation)"),
+    )
+
+
+def add_pty(builder: Builder, owner: Identity | None) -> Slot:
+    """Open a terminal in the new root; its master goes to the host, its other end is returned."""
+    master, terminal = Slot("master", declared=False), Slot("terminal", declared=False)
+    builder.add(INSIDE, Step("PTY_OPEN", text=b"/dev/ptmx", out=master, fd2=terminal, what="/dev/ptmx"))
+    if owner is not None:
+        builder.add(INSIDE, Step("FCHOWN", fd=terminal, flags=owner.uid, value=owner.gid, what="terminal"))
+    builder.pty = master
+    return terminal
+
+
+def add_command(
+    builder: Builder,
+    *,
+    terminal: Slot | None = None,
+    rlimits: Mapping[int, tuple[int, int]] | None = None,
+    umask: int | None = None,
+    identity: Identity | None = None,
+    rights: Rights | None = None,
+    cwd: str | None = None,
+) -> None:
+    """Add what the command's own process does before its exec: privileges go after all that needs them."""
+    rights = rights or Rights()
+    builder.add(COMMAND, Step("SETSID", what="command"))
+    if terminal is not None:
+        builder.add(COMMAND, Step("STDIO", fd=terminal, flags=1, what="terminal"))
+    for resource, (soft, hard) in (rlimits or {}).items():
+        builder.add(COMMAND, Step("RLIMIT", size=resource, flags=soft, value=hard, what=f"resource limit {resource}"))
+    if umask is not None:
+        builder.add(COMMAND, Step("UMASK", value=umask, what="umask"))
+    mask = rights.capabilities
+    if mask is not None and mask != _EVERY_CAPABILITY:
+        builder.add(COMMAND, Step("BOUNDING", value=mask, what="capability bounding set"))
+    if identity is not None:
+        _add_identity(builder, identity, keep=bool(mask))
+    if cwd is not None:
+        builder.add(COMMAND, Step("CHDIR", text=encode_text(cwd), what=cwd))
+    if mask is not None:
+        builder.add(COMMAND, Step("CAPSET", flags=mask, value=mask if identity and identity.uid else 0, what="capabilities"))
+        raised = mask if identity is not None and identity.uid else 0
+        builder.add(COMMAND, Step("AMBIENT", value=raised, what="ambient capabilities"))
+    if rights.no_new_privs:
+        builder.add(COMMAND, Step("PRCTL", flags=_PR_SET_NO_NEW_PRIVS, value=1, what="PR_SET_NO_NEW_PRIVS"))
+    builder.add(COMMAND, Step("CLOSE_FDS", what="descriptors"))
+    if rights.landlock is not None:
+        ruleset = builder.declare(rights.landlock, "Landlock ruleset")
+        builder.add(COMMAND, Step("LANDLOCK", fd=ruleset, what="Landlock ruleset"))
+    if rights.seccomp is not None:
+        builder.add(COMMAND, Step("SECCOMP", text2=rights.seccomp, what="seccomp filter"))
+
+
+def _add_identity(builder: Builder, identity: Identity, *, keep: bool) -> None:
+    if keep and identity.uid:
+        builder.add(COMMAND, Step("PRCTL", flags=_PR_SET_KEEPCAPS, value=1, what="PR_SET_KEEPCAPS"))
+    if identity.groups is not None:
+        groups = struct.pack(f"={len(identity.groups)}I", *identity.groups)
+        builder.add(COMMAND, Step("SETGROUPS", text2=groups, what=f"groups {identity.groups}"))
+    builder.add(COMMAND, Step("SETGID", value=identity.gid, what=f"gid {identity.gid}"))
+    builder.add(COMMAND, Step("SETUID", value=identity.uid, what=f"uid {identity.uid}"))
+
+
+def exec_candidates(program: bytes, env: Mapping[bytes, bytes] | None) -> list[bytes]:
+    """Return the paths to try for a program, as execvp(3): by the command's own PATH."""
+    if b"/" in program:
+        return [program]
+    path = (os.environb if env is None else env).get(b"PATH") or b"/usr/local/bin:/usr/bin:/bin"
+    return [os.path.join(directory or b".", program) for directory in path.split(b":")]  # noqa: PTH118 - bytes
+
+
+__all__ = [
+    "HOLD",
+    "KINDS",
+    "Identity",
+    "Rights",
+    "Scene",
+    "add_birth",
+    "add_command",
+    "add_joins",
+    "add_maps",
+    "add_names",
+    "add_private_propagation",
+    "add_pty",
+    "check_kinds",
+    "exec_candidates",
+    "is_privileged",
+    "maps_id",
+    "userns_fd",
+]

@@ -1,0 +1,252 @@
+"""One process asked for: the arguments of `spawn`, validated, and turned into a plan.
+
+A `Request` is made once and may be launched many times: everything but the program, its arguments and its streams is planned
+when it is made.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final, Protocol
+
+from isolib._kernel import assembly, calls
+from isolib._kernel.assembly import Identity, Rights, Scene
+from isolib._kernel.idmap import resolve
+from isolib._kernel.launch import launch
+from isolib._kernel.plan import Builder, Plan, Step, exec_step
+from isolib.errors import PlanError
+from isolib.types import check_argv, check_hostname, check_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from isolib._kernel.idmap import IdMapPlan
+    from isolib._kernel.launch import Launched
+    from isolib._kernel.plan import Slot
+    from isolib.types import HasFileno, IdMap
+
+    class MountValue(Protocol):
+        """A value of isolib.mounts."""
+
+        def add_steps(self, builder: Builder, root: Slot | None, scene: Scene) -> None:
+            """Add the steps that attach it beneath a root."""
+
+    class RootValue(Protocol):
+        """A value of isolib.mounts.Root, an image, a tree."""
+
+        def add_steps(self, builder: Builder, mounts: Sequence[MountValue], scene: Scene) -> None:
+            """Add the steps that build the root, with mounts in it, and enter it."""
+
+    class Confine(Protocol):
+        """A value of isolib.confine."""
+
+        def rights(self) -> Rights:
+            """Return what the command is left with."""
+
+
+_MAX_ID: Final = 2**32 - 2
+_INFINITY: Final = 2**64 - 1
+_RLIMITS: Final = 16  # RLIM_NLIMITS of asm-generic/resource.h
+
+
+class Request:
+    """A validated request; `launch` runs it."""
+
+    def __init__(
+        self,
+        *,
+        new: Iterable[str] = (),
+        join: Iterable[HasFileno] = (),
+        cgroup: HasFileno | None = None,
+        root: RootValue | None = None,
+        mounts: Sequence[MountValue] = (),
+        id_map: str | Sequence[IdMap] | None = None,
+        hostname: str | None = None,
+        domainname: str | None = None,
+        user: str | int | tuple[int, int] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        pass_fds: Iterable[int] = (),
+        pty: bool = False,
+        rlimits: Mapping[int, int | tuple[int, int]] | None = None,
+        umask: int | None = None,
+        confine: Confine | None = None,
+        deadline: float = 0,
+        private_propagation: bool = True,
+    ) -> None:
+        kinds = assembly.check_kinds(new)
+        self._joins = tuple(join)  # kept alive: their descriptors are in the plan
+        self._cgroup = cgroup
+        self._env = None if env is None else _check_env(env)
+        self._keep = _check_keep(pass_fds)
+        self._plans: tuple[Plan, Builder] | None = None
+        builder = Builder()
+        joined = assembly.add_joins(builder, self._joins, kinds)
+        maps = _maps(kinds, id_map)
+        mnt = "mnt" in kinds | joined
+        uts = "uts" in kinds | joined
+        if (root is not None or mounts) and not mnt:
+            raise PlanError("root= and mounts= need a mount namespace: new={'mnt', ...}, or the host's own mounts would change")
+        if (hostname is not None or domainname is not None) and not uts:
+            raise PlanError("hostname= needs a UTS namespace: new={'uts', ...}, or the host's own name would change")
+        identity = _identity(user, maps)
+        where = None if cwd is None else check_path(cwd, "cwd")
+        scene = _scene(builder, kinds, maps, identity, where)
+        if cgroup is not None:
+            builder.cgroup = builder.declare(cgroup.fileno(), "cgroup")
+        builder.deadline_ms = max(1, round(deadline * 1000)) if deadline else 0
+        assembly.add_birth(builder, scene, maps, joined)
+        assembly.add_names(builder, hostname if hostname is None else check_hostname(hostname, "hostname"), domainname)
+        if "mnt" in kinds and private_propagation:
+            assembly.add_private_propagation(builder)
+        if root is not None:
+            root.add_steps(builder, mounts, scene)
+        else:
+            for mount in mounts:
+                mount.add_steps(builder, None, scene)
+        assembly.add_command(
+            builder,
+            terminal=assembly.add_pty(builder, identity) if pty else None,
+            rlimits=_check_rlimits(rlimits),
+            umask=umask,
+            identity=identity,
+            rights=None if confine is None else confine.rights(),
+            cwd=where,
+        )
+        self.builder = builder
+        self.scene = scene
+
+    def plan(self, argv: Sequence[str | bytes | os.PathLike[str]]) -> Plan:
+        """Return the whole plan for a program: what `launch` would run."""
+        return self._plan(self._exec(argv))
+
+    def _exec(self, argv: Sequence[str | bytes | os.PathLike[str]]) -> Step:
+        words = check_argv(argv)
+        env = self._env
+        return exec_step(words, _env_words(env), assembly.exec_candidates(words[0], env))
+
+    def _plan(self, end: Step) -> Plan:
+        if self._plans is None:
+            plan = self.builder.build(end)
+            self._plans = (plan, self.builder)
+            return plan
+        return self._plans[0].with_end(end)
+
+    def launch(self, argv: Sequence[str | bytes | os.PathLike[str]], stdio: tuple[int, int, int]) -> Launched:
+        """Start the program."""
+        return launch(self.plan(argv), self.builder.fds, stdio=stdio, keep=self._keep)
+
+    def hold(self) -> Launched:
+        """Start a resident process without a program, which keeps the namespaces and mounts alive."""
+        null = calls.STDIO_NULL
+        return launch(self.builder.build(assembly.HOLD), self.builder.fds, stdio=(null, null, null))
+
+
+def _maps(kinds: frozenset[str], id_map: str | Sequence[IdMap] | None) -> IdMapPlan | None:
+    if "user" not in kinds:
+        if id_map is not None:
+            raise PlanError("id_map= needs a user namespace: new={'user', ...}")
+        return None
+    wanted = "root" if id_map is None else id_map
+    return resolve(wanted, wanted)
+
+
+def _scene(
+    builder: Builder, kinds: frozenset[str], maps: IdMapPlan | None, identity: Identity | None, cwd: str | None
+) -> Scene:
+    privileged = assembly.is_privileged()
+    uid, gid = (0, 0) if identity is None else (identity.uid, identity.gid)
+    if maps is None:
+        return Scene(new=kinds, privileged=privileged, uid=uid, gid=gid, cwd=cwd)
+    userns = None
+    if privileged and "mnt" in kinds:
+        userns = builder.declare(assembly.userns_fd(maps.uid, maps.gid), "user namespace of id-mapped mounts")
+    return Scene(
+        new=kinds, privileged=privileged, uid_map=maps.uid, gid_map=maps.gid, userns=userns, uid=uid, gid=gid, cwd=cwd
+    )
+
+
+def _identity(user: str | int | tuple[int, int] | None, maps: IdMapPlan | None) -> Identity | None:
+    if user is None:
+        return None
+    uid, gid = _user_ids(user)
+    if maps is not None:
+        for what, number, ranges in (("user", uid, maps.uid), ("group", gid, maps.gid)):
+            if not assembly.maps_id(ranges, number):
+                raise PlanError(
+                    f"user={user!r}: {what} id {number} is not mapped in the new user namespace; id_map='auto' maps a range, "
+                    "id_map=[IdMap(...)] maps what you say"
+                )
+        return Identity(uid, gid, None if maps.setgroups_deny else (gid,))
+    return Identity(uid, gid, (gid,))
+
+
+def _user_ids(user: str | int | tuple[int, int]) -> tuple[int, int]:
+    """Return uid and gid; a name is looked up in the host's own passwd database, never in the new root's."""
+    if isinstance(user, tuple):
+        ids = user
+    elif isinstance(user, bool) or not isinstance(user, (int, str)):
+        raise PlanError(f"user={user!r}: a name, a number or (uid, gid) is wanted")
+    elif isinstance(user, int):
+        ids = (user, user)
+    else:
+        ids = _look_up(user)
+    if len(ids) != 2 or any(isinstance(one, bool) or not isinstance(one, int) or not 0 <= one <= _MAX_ID for one in ids):  # noqa: PLR2004
+        raise PlanError(f"user={user!r}: ids are whole numbers from 0 to {_MAX_ID}")
+    return ids
+
+
+def _look_up(user: str) -> tuple[int, int]:
+    import pwd  # noqa: PLC0415 - few ask
+
+    try:
+        entry = pwd.getpwnam(user)
+    except (KeyError, ValueError):
+        raise PlanError(f"user={user!r}: no such user in the host's passwd database; a number or (uid, gid) needs none") from None
+    return entry.pw_uid, entry.pw_gid
+
+
+def _check_env(env: Mapping[str, str]) -> dict[bytes, bytes]:
+    checked: dict[bytes, bytes] = {}
+    for name, value in env.items():
+        try:
+            key, text = os.fsencode(name), os.fsencode(value)
+        except TypeError:
+            raise PlanError(f"env: names and values are str or bytes, not {name!r}: {value!r}") from None
+        if not key or b"=" in key or b"\0" in key or b"\0" in text:
+            raise PlanError(f"env: {name!r}: a name is not empty and has no '=', neither holds a NUL")
+        checked[key] = text
+    return checked
+
+
+def _env_words(env: Mapping[bytes, bytes] | None) -> list[bytes]:
+    return [name + b"=" + value for name, value in (os.environb if env is None else env).items()]
+
+
+def _check_keep(pass_fds: Iterable[int]) -> tuple[int, ...]:
+    keep = sorted(set(pass_fds))
+    if len(keep) > calls.MAX_KEEP:
+        raise PlanError(f"pass_fds: {len(keep)} descriptors; {calls.MAX_KEEP} are the most")
+    for fd in keep:
+        if isinstance(fd, bool) or not isinstance(fd, int) or fd < 0:
+            raise PlanError(f"pass_fds: {fd!r} is not a descriptor")
+        try:
+            os.fstat(fd)
+        except OSError:
+            raise PlanError(f"pass_fds: descriptor {fd} is not open") from None
+    return tuple(fd for fd in keep if fd > 2)  # noqa: PLR2004 - the standard streams are passed anyway
+
+
+def _check_rlimits(rlimits: Mapping[int, int | tuple[int, int]] | None) -> dict[int, tuple[int, int]]:
+    checked: dict[int, tuple[int, int]] = {}
+    for number, value in (rlimits or {}).items():
+        pair = value if isinstance(value, tuple) else (value, value)
+        if not isinstance(number, int) or not 0 <= number < _RLIMITS:
+            raise PlanError(f"rlimits: {number!r} is not a resource; use resource.RLIMIT_*")
+        if len(pair) != 2 or any(not isinstance(one, int) or one < -1 for one in pair):  # noqa: PLR2004
+            raise PlanError(f"rlimits: {value!r}: (soft, hard) numbers are wanted, -1 for none")
+        soft, hard = (_INFINITY if one == -1 else one for one in pair)
+        if soft > hard:
+            raise PlanError(f"rlimits: soft limit {pair[0]} is above hard limit {pair[1]}")
+        checked[number] = (soft, hard)
+    return checked

@@ -1,0 +1,492 @@
+"""Processes: started by name of what isolates them, fed and drained without a deadlock, ended with all that they left behind.
+
+:func:`spawn` is to `subprocess.Popen` what a container is to a program: the same streams and statuses, and beside them the
+namespaces, the root, the mounts, the identity and the limits that the process is born with.  Nothing forks the interpreter: the
+launcher, a small program without libc, is executed in between, and the host gets no child, no SIGCHLD, and no zombie.
+
+Every process has a supervisor, which is PID 1 of its new pid namespace, or its parent where it shares somebody else's.  It ends
+the process when the host ends, whatever way, and ends what the process left behind when the process ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal as signals
+import threading
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from isolib._kernel import calls
+from isolib._kernel.request import Request
+from isolib.errors import ClosedError, GoneError, PlanError, SandboxTimeout
+from isolib.types import Exit, Reason, Usage, parse_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import timedelta
+    from types import TracebackType
+    from typing import Self
+
+    import psutil
+
+    from isolib._kernel.launch import Launched
+    from isolib._kernel.request import Confine, MountValue, RootValue
+    from isolib.types import HasFileno, IdMap
+
+__all__ = ["DEVNULL", "PIPE", "STDOUT", "Process", "spawn"]
+
+# subprocess's own values, so that either module's may be passed; importing subprocess would cost more than this module.
+PIPE: Final = -1
+STDOUT: Final = -2
+DEVNULL: Final = -3
+
+_BOTH: Final = calls.UNTIL_EXIT | calls.UNTIL_STREAMS
+_SECOND: Final = 1_000_000_000
+_BLOCK: Final = 512
+
+
+def spawn(
+    argv: Sequence[str | bytes | os.PathLike[str]],
+    *,
+    new: Iterable[str] = (),
+    join: Iterable[HasFileno] = (),
+    cgroup: HasFileno | None = None,
+    root: RootValue | None = None,
+    mounts: Sequence[MountValue] = (),
+    id_map: str | Sequence[IdMap] | None = None,
+    hostname: str | None = None,
+    user: str | int | tuple[int, int] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: int | HasFileno | None = None,
+    stdout: int | HasFileno | None = None,
+    stderr: int | HasFileno | None = None,
+    pass_fds: Iterable[int] = (),
+    pty: bool = False,
+    rlimits: Mapping[int, int | tuple[int, int]] | None = None,
+    confine: Confine | None = None,
+    init: bool | None = None,
+) -> Process:
+    """Start a program in the namespaces that are named, and in no others.
+
+    The calling thread's own `with new_netns():` has no say unless the process is told to join: a process that inherits by
+    accident is a process in the wrong namespace.  (Linux gives a new process its creator's namespaces; so does this function
+    for the kinds that are in neither ``new`` nor ``join``, from the *calling thread*.)
+
+    Parameters
+    ----------
+    argv
+        The program and its arguments; a program without a slash is looked for in the PATH of ``env``, inside the new root.
+    new
+        Kinds of namespaces to make: any of pid, net, ipc, mnt, uts, user, cgroup, time.  A new net has its lo up.
+    join
+        Handles of namespaces to enter.
+    cgroup
+        A handle of a cgroup v2 directory: the process is born in it (CLONE_INTO_CGROUP).
+    root
+        A value of `isolib.mounts.Root`; needs a new or joined mnt namespace, as mounts do.
+    mounts
+        Values of `isolib.mounts`, attached in their order.
+    id_map
+        For a new user namespace: "root" (the default: root inside is the caller), "same", "auto" or a list of IdMap.
+    hostname
+        For a new uts namespace.
+    user
+        Name, number or (uid, gid) as the process sees them; None: the identity that its namespaces give it.
+    cwd
+        Inside the root, entered as the user.
+    env
+        The whole environment; None: that of this process.
+    stdin, stdout, stderr
+        As in subprocess: None inherits; PIPE, DEVNULL, STDOUT (for stderr), a descriptor or an object with a fileno.
+    pass_fds
+        Descriptors that the process gets with their numbers; it gets no others.
+    pty
+        Its standard streams are a new terminal, whose other end is ``Process.terminal``.
+    rlimits
+        ``{resource.RLIMIT_NOFILE: (soft, hard)}``; one number sets both.
+    confine
+        A `isolib.confine.Confinement`.
+    init
+        None or True: a supervisor as PID 1 of the new pid namespace.  False is not offered: a program as PID 1 gets no default
+        signal actions and reaps nothing.
+
+    Returns
+    -------
+    Process
+        It has been executed: a program that is not there is an exception here, not an exit status 127.
+
+    Raises
+    ------
+    PlanError
+        An argument cannot work; nothing was done.
+    SetupFailed
+        A system call failed; the message names it, its object and the remedy.  Nothing is left.
+
+    Notes
+    -----
+    Privileges: those of the namespaces asked for; all of them without any when ``new`` holds "user" and the host allows user
+    namespaces.  Sources: clone(2), namespaces(7), pid_namespaces(7), user_namespaces(7).
+
+    Examples
+    --------
+    >>> with spawn(["sh", "-c", "echo $$"], new={"user", "pid"}, stdout=PIPE) as process:
+    ...     process.communicate()[0]
+    b'2\\n'
+    """
+    if init is False:
+        raise PlanError("init=False: every process is supervised, or nothing would end it with its host")
+    request = Request(
+        new=new,
+        join=join,
+        cgroup=cgroup,
+        root=root,
+        mounts=mounts,
+        id_map=id_map,
+        hostname=hostname,
+        user=user,
+        cwd=cwd,
+        env=env,
+        pass_fds=pass_fds,
+        pty=pty,
+        rlimits=rlimits,
+        confine=confine,
+    )
+    streams = _stdio(stdin, stdout, stderr, pty=pty)
+    return Process(argv, request.launch(argv, streams))
+
+
+def _stdio(
+    stdin: int | HasFileno | None, stdout: int | HasFileno | None, stderr: int | HasFileno | None, *, pty: bool
+) -> tuple[int, int, int]:
+    if pty:
+        if not (stdin is stdout is stderr is None):
+            raise PlanError("pty=True: the terminal is stdin, stdout and stderr; they cannot be given too")
+        return (calls.STDIO_NULL,) * 3
+    return _stream(stdin, "stdin"), _stream(stdout, "stdout"), _stream(stderr, "stderr")
+
+
+def _stream(value: int | HasFileno | None, name: str) -> int:
+    if value is None:
+        return calls.STDIO_INHERIT
+    number = value if isinstance(value, int) else value.fileno()
+    if number >= 0:
+        try:
+            os.fstat(number)
+        except OSError:
+            raise PlanError(f"{name}: descriptor {number} is not open") from None
+        return number
+    if number == PIPE:
+        return calls.STDIO_PIPE
+    if number == DEVNULL:
+        return calls.STDIO_NULL
+    if number == STDOUT and name == "stderr":
+        return calls.STDIO_STDOUT
+    raise PlanError(f"{name}={value!r}: None, PIPE, DEVNULL, a descriptor or a file is wanted")
+
+
+class Process:
+    """A running process, its streams, and its end.
+
+    Made by `spawn`.  Leaving its ``with`` kills it and all that it started; so does forgetting it, with a ResourceWarning.
+
+    Attributes
+    ----------
+    args
+        What was executed.
+    pid
+        The process id, as this process sees it.
+    stdin, stdout, stderr
+        Binary files where PIPE was asked for, else None.
+    terminal
+        With ``pty=True``, the terminal's master as an unbuffered binary file, else None.
+    """
+
+    def __init__(self, args: Sequence[str | bytes | os.PathLike[str]], launched: Launched) -> None:
+        self.args = args
+        self.pid = launched.command_pid or launched.supervisor_pid
+        self._launched = launched
+        self._lock = threading.Lock()
+        self._files: list[IO[bytes] | None] = [None, None, None]
+        self._terminal: IO[bytes] | None = None
+        self._exit: Exit | None = None
+        self._killed = False
+        self._input: Any = None
+        self._pump = calls.new_pump()
+        calls.pump_attach(self._pump, status=launched.status, pidfd=launched.pidfd, request=launched.exit)
+
+    # ---- what it is ----
+
+    def __repr__(self) -> str:
+        state = "closed" if self._launched.pidfd < 0 else "running"
+        if self._exit is not None:
+            state = f"{self._exit.reason.value} {self._exit.returncode}"
+        return f"<Process {self.pid} {list(map(str, self.args))!r} {state}>"
+
+    def fileno(self) -> int:
+        """Return a pidfd that becomes readable when the process and all that it left behind are gone.
+
+        It is the supervisor's.  Signals sent to it reach the process (SIGKILL and SIGSTOP excepted); `send_signal` needs no
+        such detour.
+        """
+        if self._launched.pidfd < 0:
+            raise ClosedError(f"{self!r} is closed")
+        return self._launched.pidfd
+
+    @property
+    def exit(self) -> Exit | None:
+        """How it ended, once that is known."""
+        return self._exit
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status as in subprocess, once it is known."""
+        return None if self._exit is None else self._exit.returncode
+
+    def psutil(self) -> psutil.Process:
+        """Return psutil's view of the process."""
+        import psutil  # noqa: PLC0415 - it costs 20 ms to import, and few ask
+
+        try:
+            return psutil.Process(self.pid)
+        except psutil.NoSuchProcess:
+            raise GoneError("open", f"process {self.pid}") from None
+
+    # ---- streams ----
+
+    def _file(self, number: int) -> IO[bytes] | None:
+        if self._files[number] is None and self._launched.pipes[number] >= 0:
+            fd = self._launched.pipes[number]
+            self._launched.pipes[number] = -1
+            self._files[number] = os.fdopen(fd, "wb" if number == 0 else "rb")
+        return self._files[number]
+
+    @property
+    def stdin(self) -> IO[bytes] | None:
+        """The writing end of its standard input."""
+        return self._file(0)
+
+    @property
+    def stdout(self) -> IO[bytes] | None:
+        """The reading end of its standard output."""
+        return self._file(1)
+
+    @property
+    def stderr(self) -> IO[bytes] | None:
+        """The reading end of its standard error."""
+        return self._file(2)
+
+    @property
+    def terminal(self) -> IO[bytes] | None:
+        """The master of its terminal, unbuffered; a read after the end raises OSError (EIO), as pty(7) says."""
+        if self._terminal is None and self._launched.pty >= 0:
+            fd, self._launched.pty = self._launched.pty, -1
+            self._terminal = os.fdopen(fd, "r+b", buffering=0)
+        return self._terminal
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the size of its terminal; it gets a SIGWINCH (ioctl_tty(2))."""
+        terminal = self.terminal
+        if terminal is None:
+            raise PlanError("resize: the process has no terminal; it is made by pty=True")
+        calls.pty_size(terminal.fileno(), rows, columns)
+
+    # ---- waiting ----
+
+    def poll(self) -> Exit | None:
+        """Return how it ended, or None while it or something that it left behind still runs."""
+        if self._exit is None and self._lock.acquire(blocking=False):  # else another thread waits, and will know
+            try:
+                self._run_pump(calls.UNTIL_EXIT, 0)
+            finally:
+                self._lock.release()
+        return self._exit
+
+    def wait(self, timeout: float | timedelta | None = None) -> Exit:
+        """Wait until it and all that it left behind are gone; its outputs are not read meanwhile (see `communicate`).
+
+        Raises
+        ------
+        SandboxTimeout
+            It still runs after ``timeout`` seconds; it goes on.
+        """
+        if self._exit is None:
+            with self._lock:
+                self._wait(calls.UNTIL_EXIT, timeout)
+        assert self._exit is not None  # noqa: S101 - _wait raises or sets it
+        return self._exit
+
+    def communicate(
+        self, input: bytes | None = None, timeout: float | timedelta | None = None  # noqa: A002 - subprocess's name
+    ) -> tuple[bytes | None, bytes | None]:
+        """Feed its input and read its outputs until it has ended; returns (stdout, stderr), each None where it is no pipe.
+
+        Input and outputs go on side by side, so nothing blocks however large they are.  What was read before a time-out stays:
+        a further call goes on where this one stopped, and the exception carries it too.
+
+        Raises
+        ------
+        SandboxTimeout
+            It still runs after ``timeout`` seconds; it goes on.
+        """
+        with self._lock:
+            self._attach_streams(input)
+            self._wait(_BOTH, timeout)
+            return self._captured()
+
+    def _attach_streams(self, data: bytes | None) -> None:
+        pump = self._pump
+        for number, stream in ((1, pump.out), (2, pump.err)):
+            if stream.fd < 0:
+                stream.fd = self._take_fd(number)
+        if self._input is None:
+            pump.stdin_fd = self._take_fd(0)
+            if data and pump.stdin_fd < 0:
+                raise PlanError("communicate(input=...): the process was not started with stdin=PIPE")
+            self._input = calls.pump_input(data or b"")
+            pump.input, pump.input_size = self._input, len(data or b"")
+
+    def _take_fd(self, number: int) -> int:
+        """Take a pipe's descriptor for the pump, also from a file object that the caller has seen."""
+        file = self._files[number]
+        if file is not None:
+            self._files[number] = None
+            if file.closed:
+                return -1
+            if number == 0:
+                file.flush()
+            fd = os.dup(file.fileno())
+            file.close()
+            return fd
+        fd, self._launched.pipes[number] = self._launched.pipes[number], -1
+        return fd
+
+    def _captured(self) -> tuple[bytes | None, bytes | None]:
+        out, err = self._pump.out, self._pump.err
+        return (
+            None if out.fd < 0 and not out.capacity else calls.stream_bytes(out),
+            None if err.fd < 0 and not err.capacity else calls.stream_bytes(err),
+        )
+
+    def _wait(self, until: int, timeout: float | timedelta | None) -> None:
+        if timeout is None:
+            self._run_pump(until, -1)
+            return
+        seconds = parse_duration(timeout, "timeout")
+        if self._run_pump(until, int(seconds * _SECOND)) == calls.PUMP_TIMEOUT:
+            out, err = self._captured()
+            raise SandboxTimeout(self.args, seconds, out, err, self._usage())
+
+    def _run_pump(self, until: int, timeout_ns: int) -> int:
+        if self._launched.pidfd < 0 and self._exit is None:
+            raise ClosedError(f"{self!r} is closed")
+        deadline = calls.monotonic_ns() + timeout_ns if timeout_ns > 0 else 0
+        result = calls.pump_run(self._pump, until, timeout_ns)
+        while result in (calls.PUMP_SIGNAL, calls.PUMP_OVERFLOW):  # between two calls Python runs its signal handlers
+            left = max(0, deadline - calls.monotonic_ns()) if deadline else timeout_ns
+            result = calls.pump_run(self._pump, until, left)
+        if self._pump.gone and self._exit is None:
+            self._exit = self._ended()
+        return result
+
+    def _ended(self) -> Exit:
+        pump = self._pump
+        usage = self._usage()
+        if not pump.has_exit:  # the supervisor itself was killed, and with it everything
+            return Exit(None, signals.SIGKILL, Reason.KILLED, usage)
+        status, ending = pump.exit.value, pump.exit.ending
+        signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        code = None if signal is not None else os.WEXITSTATUS(status)
+        if ending == calls.END_DEADLINE:
+            reason = Reason.TIMEOUT
+        elif ending == calls.END_KILLED or (signal == signals.SIGKILL and self._killed):
+            reason = Reason.KILLED
+        else:
+            reason = Reason.EXITED if signal is None else Reason.SIGNALED
+        return Exit(code, signal, reason, usage)
+
+    def _usage(self) -> Usage:
+        pump = self._pump
+        ended = pump.ended_ns or calls.monotonic_ns()
+        wall = (ended - self._launched.started_ns) / _SECOND
+        if not pump.has_exit:
+            return Usage(wall=wall)
+        message = pump.exit
+        return Usage(
+            wall=wall,
+            cpu_user=message.cpu_user_us / 1e6,
+            cpu_system=message.cpu_system_us / 1e6,
+            memory_peak=message.memory_peak,
+            io_read=message.blocks_read * _BLOCK,
+            io_written=message.blocks_written * _BLOCK,
+        )
+
+    # ---- ending ----
+
+    def send_signal(self, signal: int) -> None:
+        """Send a signal to the process itself; nothing happens when it has ended (as in subprocess)."""
+        if self._exit is not None or self._launched.command < 0:
+            return
+        try:
+            calls.pidfd_send_signal(self._launched.command, signal, f"process {self.pid}")
+        except ProcessLookupError:
+            return
+
+    def terminate(self) -> None:
+        """Ask the process to end: SIGTERM."""
+        self.send_signal(signals.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill the process and everything that it has started; returns at once (see `wait`).
+
+        With a pid namespace of its own nothing escapes that.  Without one its descendants are killed wherever they have
+        moved in the process tree, but one that forks faster than it is killed may be ahead for a while.
+        """
+        if self._exit is None and self._launched.status >= 0:
+            self._killed = True
+            calls.say(self._launched.status)
+
+    def close(self) -> None:
+        """Kill it if it still runs, wait for its end, and close everything that belongs to it."""
+        if self._launched.pidfd < 0:
+            return
+        try:
+            if self._exit is None:
+                self.kill()
+                with self._lock:
+                    self._run_pump(calls.UNTIL_EXIT, _SECOND)
+                    if self._exit is None:  # a supervisor that was stopped or frozen from outside
+                        calls.pidfd_send_signal(self._launched.pidfd, signals.SIGKILL, f"process {self.pid}")
+                        self._run_pump(calls.UNTIL_EXIT, -1)
+        finally:
+            self._close_streams()
+            self._launched.close()
+
+    def _close_streams(self) -> None:
+        pump = self._pump
+        calls.close_all([pump.stdin_fd, pump.out.fd, pump.err.fd])
+        pump.stdin_fd = pump.out.fd = pump.err.fd = -1
+        for file in (*self._files, self._terminal):
+            if file is not None:
+                try:
+                    file.close()
+                except BrokenPipeError:  # what was still buffered for a process that is gone
+                    pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self, _warn: Callable[..., None] | None = None) -> None:
+        launched = getattr(self, "_launched", None)
+        if launched is None or launched.pidfd < 0:
+            return
+        if self._exit is None:
+            import warnings  # noqa: PLC0415 - rare
+
+            warnings.warn(f"{self!r} was forgotten: it is killed now; use `with` or close()", ResourceWarning, source=self)
+        self._close_streams()
+        launched.close()
