@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from isolib._kernel import calls
 from isolib._kernel.request import Request
+from isolib._kernel.streams import DEVNULL, PIPE, STDOUT, stdio
 from isolib.errors import ClosedError, GoneError, PlanError, SandboxTimeout
 from isolib.types import Exit, Reason, Usage, parse_duration
 
@@ -33,11 +34,6 @@ if TYPE_CHECKING:
     from isolib.types import HasFileno, IdMap
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "Process", "spawn"]
-
-# subprocess's own values, so that either module's may be passed; importing subprocess would cost more than this module.
-PIPE: Final = -1
-STDOUT: Final = -2
-DEVNULL: Final = -3
 
 _BOTH: Final = calls.UNTIL_EXIT | calls.UNTIL_STREAMS
 _SECOND: Final = 1_000_000_000
@@ -151,37 +147,7 @@ def spawn(
         rlimits=rlimits,
         confine=confine,
     )
-    streams = _stdio(stdin, stdout, stderr, pty=pty)
-    return Process(argv, request.launch(argv, streams))
-
-
-def _stdio(
-    stdin: int | HasFileno | None, stdout: int | HasFileno | None, stderr: int | HasFileno | None, *, pty: bool
-) -> tuple[int, int, int]:
-    if pty:
-        if not (stdin is stdout is stderr is None):
-            raise PlanError("pty=True: the terminal is stdin, stdout and stderr; they cannot be given too")
-        return (calls.STDIO_NULL,) * 3
-    return _stream(stdin, "stdin"), _stream(stdout, "stdout"), _stream(stderr, "stderr")
-
-
-def _stream(value: int | HasFileno | None, name: str) -> int:
-    if value is None:
-        return calls.STDIO_INHERIT
-    number = value if isinstance(value, int) else value.fileno()
-    if number >= 0:
-        try:
-            os.fstat(number)
-        except OSError:
-            raise PlanError(f"{name}: descriptor {number} is not open") from None
-        return number
-    if number == PIPE:
-        return calls.STDIO_PIPE
-    if number == DEVNULL:
-        return calls.STDIO_NULL
-    if number == STDOUT and name == "stderr":
-        return calls.STDIO_STDOUT
-    raise PlanError(f"{name}={value!r}: None, PIPE, DEVNULL, a descriptor or a file is wanted")
+    return Process.start(request, argv, stdin=stdin, stdout=stdout, stderr=stderr, pty=pty)
 
 
 class Process:
@@ -210,9 +176,31 @@ class Process:
         self._terminal: IO[bytes] | None = None
         self._exit: Exit | None = None
         self._killed = False
+        self._limit: int | None = None
         self._input: Any = None
         self._pump = calls.new_pump()
         calls.pump_attach(self._pump, status=launched.status, pidfd=launched.pidfd, request=launched.exit)
+
+    @classmethod
+    def start(
+        cls,
+        request: Request,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        *,
+        stdin: int | HasFileno | None,
+        stdout: int | HasFileno | None,
+        stderr: int | HasFileno | None,
+        pty: bool = False,
+    ) -> Self:
+        """Launch a request (for the modules that compose; others use `spawn`)."""
+        streams = stdio(stdin, stdout, stderr, pty=pty)
+        return cls(argv, request.launch(argv, streams))
+
+    def limit_output(self, limit: int | None) -> None:
+        """Keep at most that many bytes of each output; more kills the process, for Reason.LIMIT."""
+        self._limit = limit
+        if limit is not None:
+            self._pump.out.limit = self._pump.err.limit = limit
 
     # ---- what it is ----
 
@@ -382,6 +370,8 @@ class Process:
         deadline = calls.monotonic_ns() + timeout_ns if timeout_ns > 0 else 0
         result = calls.pump_run(self._pump, until, timeout_ns)
         while result in (calls.PUMP_SIGNAL, calls.PUMP_OVERFLOW):  # between two calls Python runs its signal handlers
+            if result == calls.PUMP_OVERFLOW:
+                self.kill()
             left = max(0, deadline - calls.monotonic_ns()) if deadline else timeout_ns
             result = calls.pump_run(self._pump, until, left)
         if self._pump.gone and self._exit is None:
@@ -398,6 +388,8 @@ class Process:
         code = None if signal is not None else os.WEXITSTATUS(status)
         if ending == calls.END_DEADLINE:
             reason = Reason.TIMEOUT
+        elif self._limit is not None and (pump.out.overflow or pump.err.overflow):
+            reason = Reason.LIMIT
         elif ending == calls.END_KILLED or (signal == signals.SIGKILL and self._killed):
             reason = Reason.KILLED
         else:

@@ -224,13 +224,20 @@ def _make_userns(uid_map: tuple[IdMap, ...], gid_map: tuple[IdMap, ...]) -> int:
 # ---- the process itself ----
 
 
-def add_birth(builder: Builder, scene: Scene, maps: IdMapPlan | None, joined: frozenset[str]) -> None:
-    """Add what comes first inside: clone flags, maps, the identity that sets things up, the supervisor's role."""
+def add_birth(
+    builder: Builder, scene: Scene, maps: IdMapPlan | None, joined: frozenset[str], *, dumpable: bool = False
+) -> None:
+    """Add what comes first inside: clone flags, maps, the identity that sets things up, the supervisor's role.
+
+    A process that is not dumpable shows its memory and its namespaces to nobody; ``dumpable`` is for a resident one whose
+    namespaces an ordinary user is about to open, who then tells it to hide.
+    """
     for kind in scene.new & _BY_CLONE:
         builder.clone_flags |= calls.NAMESPACE_FLAGS[kind]
     if maps is not None:
         add_maps(builder, maps)
-    builder.add(INSIDE, Step("PRCTL", flags=_PR_SET_DUMPABLE, value=0, what="PR_SET_DUMPABLE"))
+    if not dumpable:
+        builder.add(INSIDE, Step("PRCTL", flags=_PR_SET_DUMPABLE, value=0, what="PR_SET_DUMPABLE"))
     if (scene.new | joined) & {"user"}:
         _add_inner_root(builder, scene, maps)
     builder.add(INSIDE, Step("SETSID", what="supervisor"))

@@ -296,8 +296,8 @@ class Rollback:
 
     def __del__(self) -> None:
         # Only left over when an interrupt hit the very entry of __exit__. At the end of the interpreter the kernel and
-        # the reaper clean up, and modules may be gone.
-        if self._steps and not sys.is_finalizing():
+        # the reaper clean up, and modules may be gone. (An interrupted __init__ leaves no list.)
+        if getattr(self, "_steps", None) and not sys.is_finalizing():
             self.unwind()
 
 

@@ -71,8 +71,10 @@ class Request:
         rlimits: Mapping[int, int | tuple[int, int]] | None = None,
         umask: int | None = None,
         confine: Confine | None = None,
+        identity: Identity | None = None,
+        rights: Rights | None = None,
         deadline: float = 0,
-        private_propagation: bool = True,
+        dumpable: bool = False,
     ) -> None:
         kinds = assembly.check_kinds(new)
         self._joins = tuple(join)  # kept alive: their descriptors are in the plan
@@ -89,15 +91,15 @@ class Request:
             raise PlanError("root= and mounts= need a mount namespace: new={'mnt', ...}, or the host's own mounts would change")
         if (hostname is not None or domainname is not None) and not uts:
             raise PlanError("hostname= needs a UTS namespace: new={'uts', ...}, or the host's own name would change")
-        identity = _identity(user, maps)
+        identity = identity or _identity(user, maps)
         where = None if cwd is None else check_path(cwd, "cwd")
         scene = _scene(builder, kinds, maps, identity, where)
         if cgroup is not None:
             builder.cgroup = builder.declare(cgroup.fileno(), "cgroup")
         builder.deadline_ms = max(1, round(deadline * 1000)) if deadline else 0
-        assembly.add_birth(builder, scene, maps, joined)
+        assembly.add_birth(builder, scene, maps, joined, dumpable=dumpable)
         assembly.add_names(builder, hostname if hostname is None else check_hostname(hostname, "hostname"), domainname)
-        if "mnt" in kinds and private_propagation:
+        if "mnt" in kinds:
             assembly.add_private_propagation(builder)
         if root is not None:
             root.add_steps(builder, mounts, scene)
@@ -110,7 +112,7 @@ class Request:
             rlimits=_check_rlimits(rlimits),
             umask=umask,
             identity=identity,
-            rights=None if confine is None else confine.rights(),
+            rights=rights if confine is None else confine.rights(),
             cwd=where,
         )
         self.builder = builder
@@ -169,7 +171,7 @@ def _scene(
 def _identity(user: str | int | tuple[int, int] | None, maps: IdMapPlan | None) -> Identity | None:
     if user is None:
         return None
-    uid, gid = _user_ids(user)
+    uid, gid = user_ids(user)
     if maps is not None:
         for what, number, ranges in (("user", uid, maps.uid), ("group", gid, maps.gid)):
             if not assembly.maps_id(ranges, number):
@@ -181,7 +183,7 @@ def _identity(user: str | int | tuple[int, int] | None, maps: IdMapPlan | None) 
     return Identity(uid, gid, (gid,))
 
 
-def _user_ids(user: str | int | tuple[int, int]) -> tuple[int, int]:
+def user_ids(user: str | int | tuple[int, int]) -> tuple[int, int]:
     """Return uid and gid; a name is looked up in the host's own passwd database, never in the new root's."""
     if isinstance(user, tuple):
         ids = user

@@ -1,0 +1,399 @@
+"""A sandbox: namespaces, a root, mounts and limits, composed into one plan and one set of resources that ends as one.
+
+`run` makes a sandbox for one command; `Sandbox` keeps one for many.  Without arguments both are useful and safe: every namespace
+is new, root inside is nobody outside, the host's files are read-only, what the command writes in its working directory is kept
+in a layer that vanishes, there is no network but loopback, no capability, no way to gain a privilege, and everything dies with
+the block or with the host.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from isolib._kernel import assembly, calls
+from isolib._kernel.assembly import Identity, Rights
+from isolib._kernel.launch import Launched
+from isolib._kernel.request import Request, user_ids
+from isolib.errors import ClosedError, CommandFailed, PlanError, SandboxTimeout
+from isolib.mounts import Root, WorkTree
+from isolib.process import DEVNULL, PIPE, Process
+from isolib.spec import Completed, Limits, SandboxSpec
+from isolib.types import IdMap, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import timedelta
+    from types import TracebackType
+    from typing import Self
+
+    from isolib._kernel.request import MountValue, RootValue
+    from isolib.types import HasFileno
+
+__all__ = ["Completed", "Limits", "Sandbox", "SandboxSpec", "run"]
+
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_NAMESPACES: Final = frozenset({"pid", "net", "ipc", "mnt", "uts", "user", "cgroup"})
+
+
+# ---- from a spec to a request ----
+
+
+class _Setting:
+    """What a spec means on this host, for this caller, now."""
+
+    __slots__ = ("cwd", "env", "identity", "kinds", "mounts", "root", "spec")
+
+    def __init__(self, spec: SandboxSpec) -> None:
+        self.spec = spec
+        on_host = spec.root is None
+        self.kinds = _NAMESPACES - {"net"} if spec.network == "host" else _NAMESPACES
+        self.identity = _identity(spec)
+        self.cwd = _working_directory(spec, on_host=on_host)
+        self.root: RootValue = Root.host() if spec.root is None else spec.root
+        self.mounts: tuple[MountValue, ...] = spec.mounts
+        if on_host and self.cwd not in {"/", "/tmp"}:  # noqa: S108 - the sandbox's own
+            self.mounts = (WorkTree(self.cwd, spec.writable), *spec.mounts)
+        self.env = _environment(spec, self.identity)
+
+    @property
+    def id_map(self) -> str | list[IdMap]:
+        """Root inside is nobody outside; an ordinary user has but the own id to map, and maps it to who runs inside."""
+        if assembly.is_privileged():
+            return "auto"
+        if self.identity is None or self.identity.uid == 0:
+            return "root"
+        return [IdMap(self.identity.uid, os.geteuid())]
+
+    def request(self, *, deadline: float = 0, dumpable: bool = False) -> Request:
+        return Request(
+            new=self.kinds,
+            root=self.root,
+            mounts=self.mounts,
+            id_map=self.id_map,
+            hostname=self.spec.hostname,
+            user=None if self.identity is None else (self.identity.uid, self.identity.gid),
+            cwd=self.cwd,
+            env=self.env,
+            rights=Rights(capabilities=0, no_new_privs=True),
+            deadline=deadline,
+            dumpable=dumpable,
+        )
+
+
+def _identity(spec: SandboxSpec) -> Identity | None:
+    if spec.user is None:
+        return None
+    uid, gid = user_ids(spec.user)
+    # An ordinary user maps one id of each kind, with setgroups denied.
+    return Identity(uid, gid if assembly.is_privileged() else uid, (gid,) if assembly.is_privileged() else None)
+
+
+def _working_directory(spec: SandboxSpec, *, on_host: bool) -> str:
+    if spec.cwd is not None:
+        path = cast("str", spec.cwd)
+        if not path.startswith("/"):
+            raise PlanError(f"cwd={path!r}: an absolute path is wanted, for it is one inside the sandbox")
+        return path
+    if not on_host:
+        return "/"
+    try:
+        return os.getcwd()  # noqa: PTH109 - a str
+    except FileNotFoundError:
+        raise PlanError("the working directory has been deleted; give cwd=") from None
+
+
+def _environment(spec: SandboxSpec, identity: Identity | None) -> dict[str, str]:
+    is_root = identity is None or identity.uid == 0
+    programs = [*Root.interpreter_directories(), _PATH] if spec.root is None else [_PATH]
+    fixed = {
+        "PATH": ":".join(programs),
+        "HOME": "/root" if is_root else "/tmp",  # noqa: S108 - the sandbox's own
+        "USER": "root" if is_root else "user",
+        "LANG": "C.UTF-8",
+    }
+    return {**fixed, **(spec.env or {})}
+
+
+# ---- one command ----
+
+_cache_lock: Final = Lock()
+_cache: Final[OrderedDict[tuple[object, ...], Request]] = OrderedDict()
+_CACHED: Final = 32
+
+
+def _request_for(spec: SandboxSpec) -> Request:
+    """Return the request of a one-shot sandbox; the plan of a spec is made once while nothing that it rests on changes."""
+    wall = cast("float | None", spec.limits.wall)
+    setting_key = (spec, os.getpid(), os.geteuid(), None if spec.cwd or spec.root else _where(), os.stat("/").st_mtime_ns)
+    try:
+        with _cache_lock:
+            found = _cache.get(setting_key)
+    except TypeError:  # a mount or root value of somebody else's that is not hashable
+        return _Setting(spec).request(deadline=wall or 0)
+    if found is None:
+        found = _Setting(spec).request(deadline=wall or 0)
+        with _cache_lock:
+            _cache[setting_key] = found
+            while len(_cache) > _CACHED:
+                _cache.popitem(last=False)
+    return found
+
+
+def _where() -> str | None:
+    try:
+        return os.getcwd()  # noqa: PTH109 - a str
+    except FileNotFoundError:
+        return None
+
+
+def run(
+    argv: Sequence[str | bytes | os.PathLike[str]],
+    *,
+    input: bytes | None = None,  # noqa: A002 - subprocess's name
+    timeout: float | timedelta | None = None,
+    check: bool = False,
+    **spec: Any,
+) -> Completed:
+    """Run a command in a sandbox of its own, as `subprocess.run` with its output captured.
+
+    Parameters
+    ----------
+    argv
+        The program and its arguments.
+    input
+        Given to its standard input, which is empty otherwise.
+    timeout
+        Seconds after which it is killed and SandboxTimeout raised.
+    check
+        Whether an exit status other than 0 raises CommandFailed.
+    **spec
+        Fields of `SandboxSpec` and `Limits`.
+
+    Raises
+    ------
+    PlanError, SetupFailed
+        The sandbox cannot be made; nothing is left.
+    SandboxTimeout, CommandFailed
+        See above; both carry what was captured.
+
+    Notes
+    -----
+    Privileges: none where the kernel lets users make user namespaces; `isolib.doctor` says whether.
+
+    Examples
+    --------
+    >>> run(["id", "-un"]).stdout
+    b'root\\n'
+    """
+    wanted = SandboxSpec.of(None, spec)
+    request = _request_for(wanted)
+    return _complete(request, argv, input, timeout, wanted.limits, check=check)
+
+
+def _complete(
+    request: Request,
+    argv: Sequence[str | bytes | os.PathLike[str]],
+    data: bytes | None,
+    timeout: float | timedelta | None,
+    limits: Limits,
+    *,
+    check: bool,
+) -> Completed:
+    stdin = calls.STDIO_NULL if data is None else calls.STDIO_PIPE
+    process = Process(argv, request.launch(argv, (stdin, calls.STDIO_PIPE, calls.STDIO_PIPE)))
+    try:
+        process.limit_output(cast("int | None", limits.output))
+        out, err = process.communicate(data, timeout)
+        end = process.wait()
+    except SandboxTimeout as late:
+        process.kill()
+        out, err = process.communicate()
+        raise SandboxTimeout(argv, late.timeout, out, err, process.wait().usage) from None
+    finally:
+        process.close()
+    completed = Completed(argv, end, out or b"", err or b"")
+    if check and end.returncode != 0:
+        if end.reason is Reason.TIMEOUT:
+            raise SandboxTimeout(argv, cast("float", limits.wall), completed.stdout, completed.stderr, end.usage)
+        raise CommandFailed(argv, end, completed.stdout, completed.stderr)
+    return completed
+
+
+# ---- many commands ----
+
+
+class _Ns:
+    """A namespace of a sandbox, held by its descriptor."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def fileno(self) -> int:
+        return self.fd
+
+
+class Sandbox:
+    """A sandbox that lives for a ``with`` block, in which many commands run, beside and after one another.
+
+    What they write in it stays until the block ends: its /tmp, its processes, the layer over its working directory.
+
+    Parameters
+    ----------
+    spec
+        A `SandboxSpec`, or None.
+    **fields
+        Fields of `SandboxSpec` and `Limits` that differ from it.
+
+    Examples
+    --------
+    >>> with Sandbox() as box:
+    ...     box.run(["sh", "-c", "echo 1 > /tmp/x"]).returncode
+    ...     box.run(["cat", "/tmp/x"]).stdout
+    0
+    b'1\\n'
+    """
+
+    def __init__(self, spec: SandboxSpec | None = None, **fields: Any) -> None:
+        self.spec = SandboxSpec.of(spec, fields)
+        self._setting: _Setting | None = None
+        self._resident: Launched | None = None
+        self._namespaces: dict[str, _Ns] = {}
+        self._requests: dict[bool, Request] = {}
+        self._processes: list[Process] = []
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "new" if self._resident is None else f"pid {self._resident.supervisor_pid}"
+        return f"<Sandbox {self.spec.hostname!r} {state}>"
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_resident", None) is not None:
+            import warnings  # noqa: PLC0415 - rare
+
+            warnings.warn(f"{self!r} was forgotten: it is ended now; use `with` or close()", ResourceWarning, source=self)
+            self.close()
+
+    def open(self) -> None:
+        """Make the sandbox; ``with`` does it."""
+        if self._closed:
+            raise ClosedError(f"{self!r} cannot be opened again")
+        if self._resident is not None:
+            return
+        setting = _Setting(self.spec)
+        resident = setting.request(dumpable=True).hold()
+        try:
+            for kind in sorted(setting.kinds):
+                self._namespaces[kind] = _Ns(_namespace_fd(resident, kind))
+            calls.say(resident.status, hide=True)
+        except BaseException:
+            self._close_namespaces()
+            resident.close()
+            raise
+        self._setting, self._resident = setting, resident
+
+    def close(self) -> None:
+        """End everything in the sandbox and give everything back."""
+        self._closed = True
+        resident, self._resident = self._resident, None
+        if resident is None:
+            return
+        try:
+            for process in self._processes:
+                process.close()
+            Process(["sandbox"], resident).close()
+        finally:
+            self._processes.clear()
+            self._close_namespaces()
+            resident.close()
+
+    def _close_namespaces(self) -> None:
+        calls.close_all([one.fd for one in self._namespaces.values()])
+        self._namespaces.clear()
+
+    def _live(self, *, pty: bool = False) -> Request:
+        if self._resident is None or self._setting is None:
+            raise ClosedError(f"{self!r} is not open: use it in `with`")
+        if pty not in self._requests:
+            setting = self._setting
+            root_inside = setting.identity or Identity(0, 0, () if assembly.is_privileged() else None)
+            self._requests[pty] = Request(
+                join=tuple(cast("Iterable[HasFileno]", self._namespaces.values())),
+                identity=root_inside,
+                cwd=setting.cwd,
+                env=setting.env,
+                rights=Rights(capabilities=0, no_new_privs=True),
+                deadline=cast("float | None", self.spec.limits.wall) or 0,
+                pty=pty,
+            )
+        return self._requests[pty]
+
+    def run(
+        self,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        *,
+        input: bytes | None = None,  # noqa: A002 - subprocess's name
+        timeout: float | timedelta | None = None,
+        check: bool = False,
+    ) -> Completed:
+        """Run a command in the sandbox; as `isolib.run`."""
+        return _complete(self._live(), argv, input, timeout, self.spec.limits, check=check)
+
+    def popen(
+        self,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        *,
+        stdin: int | HasFileno | None = None,
+        stdout: int | HasFileno | None = None,
+        stderr: int | HasFileno | None = None,
+        pty: bool = False,
+    ) -> Process:
+        """Start a command in the sandbox, and do not wait for it; it ends with the sandbox at the latest.
+
+        As in `isolib.spawn`, but that None is not this process's own stream: the input is empty, the outputs are pipes.
+        """
+        if not pty:
+            stdin = DEVNULL if stdin is None else stdin
+            stdout = PIPE if stdout is None else stdout
+            stderr = PIPE if stderr is None else stderr
+        process = Process.start(self._live(pty=pty), argv, stdin=stdin, stdout=stdout, stderr=stderr, pty=pty)
+        self._processes = [one for one in self._processes if one.exit is None]
+        self._processes.append(process)
+        return process
+
+    def kill(self) -> None:
+        """Kill every process in the sandbox, and with them the sandbox."""
+        if self._resident is not None:
+            calls.say(self._resident.status)
+
+    def explain(self, argv: Sequence[str] = ("COMMAND",)) -> str:
+        """Return the system calls that make the sandbox and start a command in it, in order, a line each."""
+        setting = self._setting or _Setting(self.spec)
+        return setting.request().plan(list(argv)).explain()
+
+    def audit(self) -> dict[str, str]:
+        """Return what the kernel says is in force, from /proc of a process inside."""
+        from isolib._kernel.audit import audit  # noqa: PLC0415 - few ask
+
+        with self.popen(["sleep", "60"]) as process:
+            return audit(process.pid, self._setting.kinds if self._setting else frozenset())
+
+
+def _namespace_fd(resident: Launched, kind: str) -> int:
+    try:
+        return calls.pidfd_namespace(resident.pidfd, kind)
+    except OSError:  # before 6.11
+        return os.open(f"/proc/{resident.supervisor_pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
