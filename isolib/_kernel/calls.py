@@ -8,10 +8,12 @@ of an older distribution has yet.
 from __future__ import annotations
 
 import os
+from errno import EINVAL
 from typing import TYPE_CHECKING, Any, Final
 
 from isolib._kernel._ext import ffi, lib
-from isolib.errors import from_errno
+from isolib._kernel.handle import Fd
+from isolib.errors import ThreadStranded, from_errno
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,7 +116,7 @@ def step_kinds() -> dict[str, int]:
     return {name[5:]: getattr(lib, name) for name in dir(lib) if name.startswith("STEP_") and name != "STEP_KINDS"}
 
 
-def _checked(op: str, target: str, result: int) -> int:
+def _checked(op: str, target: str | None, result: int) -> int:
     if result < 0:
         raise from_errno(op, target, ffi.errno)
     return result

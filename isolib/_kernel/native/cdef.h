@@ -245,6 +245,18 @@ void isolib_close_all(const int32_t *fds, int count);
 int isolib_reap(int pidfd);
 int isolib_say(int status, int word);
 
+/* how far isolib_namespace_new came */
+enum isolib_new {
+    ISOLIB_NEW_OPEN = 1,
+    ISOLIB_NEW_UNSHARE,
+    ISOLIB_NEW_LINK_UP,
+    ISOLIB_NEW_HOSTNAME,
+    ISOLIB_NEW_DOMAINNAME,
+    ISOLIB_NEW_REOPEN,
+    ISOLIB_NEW_RETURN /* the thread could not go back */
+};
+int isolib_namespace_new(int kind, const char *file, int lo, const char *hostname, const char *domainname, int32_t *stage);
+uint64_t isolib_thread_number(void);
 int isolib_setns(int fd, int kinds);
 int isolib_unshare(int flags);
 int isolib_ns_ioctl_fd(int fd, unsigned int request);

@@ -58,6 +58,60 @@ int isolib_link_up(const char *name) {
     return result;
 }
 
+static int set_up_namespace(int lo, const char *hostname, const char *domainname, int32_t *stage) {
+    *stage = ISOLIB_NEW_LINK_UP;
+    if (lo && isolib_link_up("lo") < 0)
+        return -1;
+    *stage = ISOLIB_NEW_HOSTNAME;
+    if (hostname && sethostname(hostname, strlen(hostname)) < 0)
+        return -1;
+    *stage = ISOLIB_NEW_DOMAINNAME;
+    return domainname ? setdomainname(domainname, strlen(domainname)) : 0;
+}
+
+/*
+ * Makes a namespace and leaves it again: one call, so that no signal handler of Python's runs while the thread is elsewhere.
+ * `file` is the thread's namespace in /proc, `kind` its clone flag.  Returns a descriptor of the new namespace.
+ */
+int isolib_namespace_new(int kind, const char *file, int lo, const char *hostname, const char *domainname, int32_t *stage) {
+    int made = -1, error = 0, before;
+    *stage = ISOLIB_NEW_OPEN;
+    before = open(file, O_RDONLY | O_CLOEXEC);
+    if (before < 0)
+        return -1;
+    *stage = ISOLIB_NEW_UNSHARE;
+    if (unshare(kind) < 0) {
+        error = errno;
+    } else {
+        if (set_up_namespace(lo, hostname, domainname, stage) == 0) {
+            *stage = ISOLIB_NEW_REOPEN;
+            made = open(file, O_RDONLY | O_CLOEXEC);
+        }
+        if (made < 0)
+            error = errno;
+        if (setns(before, kind) < 0) {
+            *stage = ISOLIB_NEW_RETURN;
+            error = errno;
+        }
+    }
+    close(before);
+    if (!error)
+        return made;
+    if (made >= 0)
+        close(made);
+    errno = error;
+    return -1;
+}
+
+/* A number that no other thread of this process has, had or will have; what Python knows of threads may be gevent's. */
+uint64_t isolib_thread_number(void) {
+    static uint64_t last;
+    static __thread uint64_t number;
+    if (!number)
+        number = __atomic_add_fetch(&last, 1, __ATOMIC_RELAXED);
+    return number;
+}
+
 int64_t isolib_fs_magic(int fd) {
     struct statfs status;
     return fstatfs(fd, &status) < 0 ? -1 : (int64_t)(uint32_t)status.f_type;
