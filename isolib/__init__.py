@@ -1,8 +1,8 @@
-"""Kernel isolation for Python: namespaces, control groups, union file systems, virtual networks, and a sandbox made of them.
+r"""Kernel isolation for Python: namespaces, control groups, union file systems, virtual networks, and a sandbox made of them.
 
     >>> import isolib
     >>> isolib.run(["id", "-un"]).stdout
-    b'root\\n'
+    b'root\n'
 
 The layers, lowest first; a module imports from lower layers only, and modules of layer 2 do not import each other:
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import signal as signals
 import threading
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from isolib._kernel import calls
@@ -62,7 +63,7 @@ def spawn(
     confine: Confine | None = None,
     init: bool | None = None,
 ) -> Process:
-    """Start a program in the namespaces that are named, and in no others.
+    r"""Start a program in the namespaces that are named, and in no others.
 
     The calling thread's own `with new_netns():` has no say unless the process is told to join: a process that inherits by
     accident is a process in the wrong namespace.  (Linux gives a new process its creator's namespaces; so does this function
@@ -304,7 +305,9 @@ class Process:
         return self._exit
 
     def communicate(
-        self, input: bytes | None = None, timeout: float | timedelta | None = None  # noqa: A002 - subprocess's name
+        self,
+        input: bytes | None = None,  # noqa: A002 - subprocess's name
+        timeout: float | timedelta | None = None,
     ) -> tuple[bytes | None, bytes | None]:
         """Feed its input and read its outputs until it has ended; returns (stdout, stderr), each None where it is no pipe.
 
@@ -459,17 +462,13 @@ class Process:
         pump.stdin_fd = pump.out.fd = pump.err.fd = -1
         for file in (*self._files, self._terminal):
             if file is not None:
-                try:
+                with suppress(BrokenPipeError):  # what was still buffered for a process that is gone
                     file.close()
-                except BrokenPipeError:  # what was still buffered for a process that is gone
-                    pass
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
     def __del__(self, _warn: Callable[..., None] | None = None) -> None:
@@ -479,6 +478,7 @@ class Process:
         if self._exit is None:
             import warnings  # noqa: PLC0415 - rare
 
-            warnings.warn(f"{self!r} was forgotten: it is killed now; use `with` or close()", ResourceWarning, source=self)
+            text = f"{self!r} was forgotten: it is killed now; use `with` or close()"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
         self._close_streams()
         launched.close()

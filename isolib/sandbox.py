@@ -1,9 +1,9 @@
 """A sandbox: namespaces, a root, mounts and limits, composed into one plan and one set of resources that ends as one.
 
-`run` makes a sandbox for one command; `Sandbox` keeps one for many.  Without arguments both are useful and safe: every namespace
-is new, root inside is nobody outside, the host's files are read-only, what the command writes in its working directory is kept
-in a layer that vanishes, there is no network but loopback, no capability, no way to gain a privilege, and everything dies with
-the block or with the host.
+`run` makes a sandbox for one command; `Sandbox` keeps one for many.  Without arguments both are useful and safe: every
+namespace is new, root inside is nobody outside, the host's files are read-only, what the command writes in its working
+directory is kept in a layer that vanishes, there is no network but loopback, no capability, no way to gain a privilege, and
+everything dies with the block or with the host.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from isolib._kernel import assembly, calls
 from isolib._kernel.assembly import Identity, Rights
-from isolib._kernel.launch import Launched
 from isolib._kernel.request import Request, user_ids
 from isolib.errors import ClosedError, CommandFailed, PlanError, SandboxTimeout
 from isolib.mounts import Root, WorkTree
@@ -27,9 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import timedelta
     from types import TracebackType
-    from typing import Self
+    from typing import Self, Unpack
 
+    from isolib._kernel.launch import Launched
     from isolib._kernel.request import MountValue, RootValue
+    from isolib.spec import SandboxFields
     from isolib.types import HasFileno
 
 __all__ = ["Completed", "Limits", "Sandbox", "SandboxSpec", "run"]
@@ -54,7 +55,7 @@ class _Setting:
         self.cwd = _working_directory(spec, on_host=on_host)
         self.root: RootValue = Root.host() if spec.root is None else spec.root
         self.mounts: tuple[MountValue, ...] = spec.mounts
-        if on_host and self.cwd not in {"/", "/tmp"}:  # noqa: S108 - the sandbox's own
+        if on_host and self.cwd not in {"/", "/tmp"}:
             self.mounts = (WorkTree(self.cwd, spec.writable), *spec.mounts)
         self.env = _environment(spec, self.identity)
 
@@ -100,7 +101,7 @@ def _working_directory(spec: SandboxSpec, *, on_host: bool) -> str:
     if not on_host:
         return "/"
     try:
-        return os.getcwd()  # noqa: PTH109 - a str
+        return os.getcwd()
     except FileNotFoundError:
         raise PlanError("the working directory has been deleted; give cwd=") from None
 
@@ -110,7 +111,7 @@ def _environment(spec: SandboxSpec, identity: Identity | None) -> dict[str, str]
     programs = [*Root.interpreter_directories(), _PATH] if spec.root is None else [_PATH]
     fixed = {
         "PATH": ":".join(programs),
-        "HOME": "/root" if is_root else "/tmp",  # noqa: S108 - the sandbox's own
+        "HOME": "/root" if is_root else "/tmp",
         "USER": "root" if is_root else "user",
         "LANG": "C.UTF-8",
     }
@@ -144,7 +145,7 @@ def _request_for(spec: SandboxSpec) -> Request:
 
 def _where() -> str | None:
     try:
-        return os.getcwd()  # noqa: PTH109 - a str
+        return os.getcwd()
     except FileNotFoundError:
         return None
 
@@ -155,9 +156,9 @@ def run(
     input: bytes | None = None,  # noqa: A002 - subprocess's name
     timeout: float | timedelta | None = None,
     check: bool = False,
-    **spec: Any,
+    **spec: Unpack[SandboxFields],
 ) -> Completed:
-    """Run a command in a sandbox of its own, as `subprocess.run` with its output captured.
+    r"""Run a command in a sandbox of its own, as `subprocess.run` with its output captured.
 
     Parameters
     ----------
@@ -238,7 +239,7 @@ class _Ns:
 
 
 class Sandbox:
-    """A sandbox that lives for a ``with`` block, in which many commands run, beside and after one another.
+    r"""A sandbox that lives for a ``with`` block, in which many commands run, beside and after one another.
 
     What they write in it stays until the block ends: its /tmp, its processes, the layer over its working directory.
 
@@ -258,7 +259,7 @@ class Sandbox:
     b'1\\n'
     """
 
-    def __init__(self, spec: SandboxSpec | None = None, **fields: Any) -> None:
+    def __init__(self, spec: SandboxSpec | None = None, **fields: Unpack[SandboxFields]) -> None:
         self.spec = SandboxSpec.of(spec, fields)
         self._setting: _Setting | None = None
         self._resident: Launched | None = None
@@ -275,16 +276,15 @@ class Sandbox:
         self.open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_resident", None) is not None:
             import warnings  # noqa: PLC0415 - rare
 
-            warnings.warn(f"{self!r} was forgotten: it is ended now; use `with` or close()", ResourceWarning, source=self)
+            text = f"{self!r} was forgotten: it is ended now; use `with` or close()"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
             self.close()
 
     def open(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from isolib.errors import PlanError, Unsupported
-from isolib.types import Exit, Usage, check_hostname, check_path, parse_duration, parse_size
+from isolib.types import check_hostname, check_path, parse_duration, parse_size
 
 if TYPE_CHECKING:
     import os
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from isolib._kernel.request import MountValue, RootValue
+    from isolib.types import Exit, Usage
 
 __all__ = ["Completed", "Limits", "SandboxSpec"]
 
@@ -52,7 +53,7 @@ class Limits:
     Attributes
     ----------
     wall
-        Seconds (or a timedelta) for each command; enforced by the supervisor, also when the host is busy.  The reason is TIMEOUT.
+        Seconds (or a timedelta) for each command; enforced by the supervisor, however busy the host is.  The reason is TIMEOUT.
     output
         Bytes kept of each of stdout and stderr; a command that writes more is killed.  The reason is LIMIT.
     memory, swap, cpu, cpu_weight, pids, io
@@ -85,6 +86,28 @@ class _Env(dict[str, str]):
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
+
+
+class SandboxFields(TypedDict, total=False):
+    """The fields of `SandboxSpec` and, given flat, of `Limits`: what `isolib.run` and `Sandbox` take."""
+
+    root: RootValue | None
+    mounts: Sequence[MountValue]
+    network: str | None
+    limits: Limits
+    hostname: str
+    user: str | int | tuple[int, int] | None
+    env: Mapping[str, str] | None
+    cwd: str | os.PathLike[str] | None
+    writable: str
+    memory: int | str | None
+    swap: int | str | None
+    cpu: float | None
+    cpu_weight: int | None
+    pids: int | None
+    io: object
+    wall: float | timedelta | None
+    output: int | str | None
 
 
 _FLAT: Final = frozenset(one.name for one in fields(Limits))
@@ -140,10 +163,10 @@ class SandboxSpec:
             raise PlanError(f"writable={self.writable!r}: 'discard', 'keep' or 'none'")
 
     @classmethod
-    def of(cls, spec: SandboxSpec | None, given: Mapping[str, Any]) -> SandboxSpec:
+    def of(cls, spec: SandboxSpec | None, given: SandboxFields) -> SandboxSpec:
         """Return a spec with some fields changed, those of `Limits` among them."""
-        flat = {name: value for name, value in given.items() if name in _FLAT}
-        rest = {name: value for name, value in given.items() if name not in _FLAT}
+        flat: dict[str, Any] = {name: value for name, value in given.items() if name in _FLAT}
+        rest: dict[str, Any] = {name: value for name, value in given.items() if name not in _FLAT}
         unknown = rest.keys() - {one.name for one in fields(cls)}
         if unknown:
             raise PlanError(f"a sandbox has no {', '.join(sorted(unknown))}")

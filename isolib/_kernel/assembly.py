@@ -36,7 +36,6 @@ _PR_SET_DUMPABLE: Final = 4
 _PR_SET_KEEPCAPS: Final = 8
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
-_EVERY_CAPABILITY: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,9 @@ def check_kinds(new: Iterable[str]) -> frozenset[str]:
     kinds = frozenset(new)
     unknown = kinds - KINDS
     if unknown:
-        raise PlanError(f"unknown kinds of namespaces: {', '.join(sorted(map(str, unknown)))}; there are {', '.join(sorted(KINDS))}")
+        raise PlanError(
+            f"unknown kinds of namespaces: {', '.join(sorted(map(str, unknown)))}; there are {', '.join(sorted(KINDS))}"
+        )
     return kinds
 
 
@@ -127,7 +128,7 @@ def _joined(handle: HasFileno) -> _Joined:
 
 
 def _owned_by(fd: int, userns: int) -> bool:
-    """Return whether a namespace is owned by that user namespace; one that we may not ask about is not ours to enter earlier."""
+    """Return whether that user namespace owns a namespace; one that we may not ask about is not ours to enter earlier."""
     try:
         owner = calls.namespace_owner(fd)
     except OSError:
@@ -144,7 +145,9 @@ def add_joins(builder: Builder, handles: Iterable[HasFileno], new: frozenset[str
     kinds = [one.kind for one in joined]
     twice = {kind for kind in kinds if kinds.count(kind) > 1} or (set(kinds) & new)
     if twice:
-        raise PlanError(f"{', '.join(sorted(twice))}: a process is in one namespace of a kind, but two are named in new= and join=")
+        raise PlanError(
+            f"{', '.join(sorted(twice))}: a process is in one namespace of a kind, but two are named in new= and join="
+        )
     users = [one for one in joined if one.kind == "user"]
     others = [one for one in joined if one.kind != "user"]
     if users:
@@ -307,6 +310,7 @@ def add_command(
 ) -> None:
     """Add what the command's own process does before its exec: privileges go after all that needs them."""
     rights = rights or Rights()
+    mask = rights.capabilities
     builder.add(COMMAND, Step("SETSID", what="command"))
     if terminal is not None:
         builder.add(COMMAND, Step("STDIO", fd=terminal, flags=1, what="terminal"))
@@ -314,23 +318,26 @@ def add_command(
         builder.add(COMMAND, Step("RLIMIT", size=resource, flags=soft, value=hard, what=f"resource limit {resource}"))
     if umask is not None:
         builder.add(COMMAND, Step("UMASK", value=umask, what="umask"))
-    mask = rights.capabilities
-    if mask is not None and mask != _EVERY_CAPABILITY:
+    if mask is not None:
         builder.add(COMMAND, Step("BOUNDING", value=mask, what="capability bounding set"))
     if identity is not None:
         _add_identity(builder, identity, keep=bool(mask))
     if cwd is not None:
         builder.add(COMMAND, Step("CHDIR", text=encode_text(cwd), what=cwd))
     if mask is not None:
-        builder.add(COMMAND, Step("CAPSET", flags=mask, value=mask if identity and identity.uid else 0, what="capabilities"))
         raised = mask if identity is not None and identity.uid else 0
+        builder.add(COMMAND, Step("CAPSET", flags=mask, value=raised, what="capabilities"))
         builder.add(COMMAND, Step("AMBIENT", value=raised, what="ambient capabilities"))
+    _add_confinement(builder, rights)
+
+
+def _add_confinement(builder: Builder, rights: Rights) -> None:
     if rights.no_new_privs:
         builder.add(COMMAND, Step("PRCTL", flags=_PR_SET_NO_NEW_PRIVS, value=1, what="PR_SET_NO_NEW_PRIVS"))
-    builder.add(COMMAND, Step("CLOSE_FDS", what="descriptors"))
-    if rights.landlock is not None:
-        ruleset = builder.declare(rights.landlock, "Landlock ruleset")
+    ruleset = None if rights.landlock is None else builder.declare(rights.landlock, "Landlock ruleset")
+    if ruleset is not None:
         builder.add(COMMAND, Step("LANDLOCK", fd=ruleset, what="Landlock ruleset"))
+    builder.add(COMMAND, Step("CLOSE_FDS", what="descriptors"))
     if rights.seccomp is not None:
         builder.add(COMMAND, Step("SECCOMP", text2=rights.seccomp, what="seccomp filter"))
 
@@ -350,7 +357,7 @@ def exec_candidates(program: bytes, env: Mapping[bytes, bytes] | None) -> list[b
     if b"/" in program:
         return [program]
     path = (os.environb if env is None else env).get(b"PATH") or b"/usr/local/bin:/usr/bin:/bin"
-    return [os.path.join(directory or b".", program) for directory in path.split(b":")]  # noqa: PTH118 - bytes
+    return [os.path.join(directory or b".", program) for directory in path.split(b":")]
 
 
 __all__ = [

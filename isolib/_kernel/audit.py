@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _links(pid: int | str, kinds: Iterable[str]) -> dict[str, str]:
-    return {kind: os.readlink(f"/proc/{pid}/ns/{kind}") for kind in kinds}  # noqa: PTH115 - nsfs links name nothing
+    return {kind: os.readlink(f"/proc/{pid}/ns/{kind}") for kind in kinds}
 
 
 def audit(pid: int, kinds: Iterable[str]) -> dict[str, str]:

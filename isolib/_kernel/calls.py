@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from errno import EINVAL
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from isolib._kernel._ext import ffi, lib
 from isolib._kernel.handle import Fd
@@ -17,6 +17,10 @@ from isolib.errors import ThreadStranded, from_errno
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+#: ``struct isolib_launch`` and ``struct isolib_pump``: what cffi makes has no type.
+LaunchRequest: TypeAlias = Any
+Pump: TypeAlias = Any
 
 # sched.h
 CLONE_NEWTIME: Final = 0x00000080
@@ -42,7 +46,17 @@ NAMESPACE_FLAGS: Final = {
 }
 
 # linux/pidfd.h, since 6.11: PIDFD_GET_*_NAMESPACE
-PIDFD_NAMESPACE: Final = {"cgroup": 1, "ipc": 2, "mnt": 3, "net": 4, "pid": 5, "time": 7, "user": 9, "uts": 10}
+PIDFD_NAMESPACE: Final = {
+    "cgroup": 1,
+    "ipc": 2,
+    "mnt": 3,
+    "net": 4,
+    "pid": 5,
+    "time": 7,
+    "time_for_children": 8,
+    "user": 9,
+    "uts": 10,
+}
 
 # linux/mount.h
 OPEN_TREE_CLONE: Final = 1
@@ -160,7 +174,45 @@ def namespace_owner_uid(fd: int) -> int:
 
 def pidfd_namespace(pidfd: int, kind: str) -> int:
     """Return a descriptor of a process's namespace without /proc: ioctl_pidfd(2), since Linux 6.11."""
-    return _checked(f"ioctl PIDFD_GET_{kind.upper()}_NAMESPACE", "pidfd", lib.isolib_pidfd_namespace(pidfd, PIDFD_NAMESPACE[kind]))
+    return _checked(
+        f"ioctl PIDFD_GET_{kind.upper()}_NAMESPACE", "pidfd", lib.isolib_pidfd_namespace(pidfd, PIDFD_NAMESPACE[kind])
+    )
+
+
+_NEW_STAGES: Final = {
+    lib.ISOLIB_NEW_OPEN: "open",
+    lib.ISOLIB_NEW_UNSHARE: "unshare",
+    lib.ISOLIB_NEW_LINK_UP: "ioctl SIOCSIFFLAGS",
+    lib.ISOLIB_NEW_HOSTNAME: "sethostname",
+    lib.ISOLIB_NEW_DOMAINNAME: "setdomainname",
+    lib.ISOLIB_NEW_REOPEN: "open",
+    lib.ISOLIB_NEW_RETURN: "setns",
+}
+
+
+def new_namespace(kind: str, *, lo: bool = False, hostname: str | None = None, domainname: str | None = None) -> Fd:
+    """Make a net, uts, ipc or cgroup namespace; the calling thread is in it meanwhile, and where it was afterwards.
+
+    Raises
+    ------
+    ThreadStranded
+        The thread could not go back. For every other failure it has.
+    """
+    stage = ffi.new("int32_t *")
+    names = [ffi.NULL if name is None else ffi.new("char[]", os.fsencode(name)) for name in (hostname, domainname)]
+    file = f"/proc/thread-self/ns/{kind}"
+    made = Fd.take(lib.isolib_namespace_new, NAMESPACE_FLAGS[kind], file.encode(), int(lo), *names, stage)
+    if made is not None:
+        return made
+    error = from_errno(_NEW_STAGES[stage[0]], f"new {kind} namespace", ffi.errno)
+    if stage[0] == lib.ISOLIB_NEW_RETURN:
+        raise ThreadStranded(f"the thread stays in a new {kind} namespace") from error
+    raise error
+
+
+def thread_number() -> int:
+    """Return a number that no other native thread of this process has, had or will have."""
+    return int(lib.isolib_thread_number())
 
 
 def link_up(name: str) -> None:
@@ -237,6 +289,31 @@ def setdomainname(name: str) -> None:
     _checked("setdomainname", name, lib.isolib_setdomainname(encoded, len(encoded)))
 
 
+def clone3() -> bool:
+    """Return whether clone3(2) can be called: a filter may answer ENOSYS to it, and so do kernels before 5.3.
+
+    Raises
+    ------
+    SyscallError
+        With ENOSYS, or with what a filter answers instead.
+    """
+    if lib.isolib_clone3_size() < 0 and ffi.errno != EINVAL:
+        raise from_errno("clone3", None, ffi.errno)
+    return True
+
+
+def landlock_abi() -> int:
+    """Return the version of Landlock's interface: landlock_create_ruleset(2), LANDLOCK_CREATE_RULESET_VERSION."""
+    return _checked("landlock_create_ruleset", None, lib.isolib_landlock_abi())
+
+
+def security_modules() -> list[int]:
+    """Return the LSM_ID_* of the active security modules, in their order: lsm_list_modules(2), since Linux 6.8."""
+    ids = ffi.new("uint64_t[64]")
+    count = _checked("lsm_list_modules", None, lib.isolib_security_modules(ids, len(ids)))
+    return [int(ids[index]) for index in range(count)]
+
+
 def pidfd_send_signal(pidfd: int, signal: int, target: str) -> None:
     """Send a signal to the process behind a pidfd: pidfd_send_signal(2)."""
     _checked("pidfd_send_signal", target, lib.isolib_pidfd_send_signal(pidfd, signal))
@@ -262,7 +339,7 @@ def monotonic_ns() -> int:
     return int(lib.isolib_monotonic_ns())
 
 
-class LaunchRefused(Exception):  # noqa: N818 - not an error of its own: launch.py turns it into SetupFailed
+class LaunchRefused(Exception):
     """A step of a launch failed: which, with what errno, in which stage."""
 
     def __init__(self, step: int, errno: int, stage: str) -> None:

@@ -74,7 +74,13 @@ _RESOLVE: Final = {
     0x10: "RESOLVE_IN_ROOT",
 }
 _FSCONFIG: Final = {0: "SET_FLAG", 1: "SET_STRING", 5: "SET_FD", 6: "CMD_CREATE"}
-_PRCTL: Final = {4: "PR_SET_DUMPABLE", 36: "PR_SET_CHILD_SUBREAPER", 38: "PR_SET_NO_NEW_PRIVS", 8: "PR_SET_KEEPCAPS", 28: "PR_SET_SECUREBITS"}
+_PRCTL: Final = {
+    4: "PR_SET_DUMPABLE",
+    36: "PR_SET_CHILD_SUBREAPER",
+    38: "PR_SET_NO_NEW_PRIVS",
+    8: "PR_SET_KEEPCAPS",
+    28: "PR_SET_SECUREBITS",
+}
 
 #: Capabilities that kernels of today have: CAP_CHECKPOINT_RESTORE, 40, is the last.
 _LAST_CAPABILITY: Final = 40
@@ -97,13 +103,17 @@ def _clone(s: Step) -> list[Call]:
 
 def _map(s: Step) -> list[Call]:
     path = f"/proc/PID/{os.fsdecode(s.text)}"
-    return [Call("openat", f'"{path}", O_WRONLY', "user_namespaces(7)"), Call("write", repr(os.fsdecode(s.text2)), "user_namespaces(7)"), Call("close", "")]
+    return [
+        Call("openat", f'"{path}", O_WRONLY', "user_namespaces(7)"),
+        Call("write", repr(os.fsdecode(s.text2)), "user_namespaces(7)"),
+        Call("close", ""),
+    ]
 
 
 def _map_helper(s: Step) -> list[Call]:
     program = os.fsdecode(s.text)
     arguments = " ".join(os.fsdecode(word) for word in s.text2.split(b"\0")[:-1])
-    page = os.path.basename(program) + "(1)"  # noqa: PTH119 - a label
+    page = os.path.basename(program) + "(1)"
     return [Call("clone", f"{program} PID {arguments}", page), Call("wait4", program, page)]
 
 
@@ -141,7 +151,11 @@ def _write(s: Step) -> list[Call]:
 
 def _mount_setattr(s: Step) -> list[Call]:
     userns = f", userns={s.fd2!r}" if s.fd2 else ""
-    spread = f", propagation={_names({1 << 18: 'MS_PRIVATE', 1 << 19: 'MS_SLAVE', 1 << 20: 'MS_SHARED'}, s.size2)}" if s.size2 else ""
+    spread = (
+        f", propagation={_names({1 << 18: 'MS_PRIVATE', 1 << 19: 'MS_SLAVE', 1 << 20: 'MS_SHARED'}, s.size2)}"
+        if s.size2
+        else ""
+    )
     attributes = f"set={_names(_MOUNT_ATTR, s.value)}" + (f", clear={_names(_MOUNT_ATTR, s.size)}" if s.size else "")
     return [Call("mount_setattr", f"{_fd(s.fd)}, {_text(s.text)}, {_names(_AT, s.flags)}, {attributes}{spread}{userns}")]
 
@@ -162,9 +176,19 @@ def _link_up(s: Step) -> list[Call]:
     ]
 
 
+def _socket(s: Step) -> list[Call]:
+    family = {2: "AF_INET", 10: "AF_INET6", 16: "AF_NETLINK"}.get(s.flags, str(s.flags))
+    kind = {1: "SOCK_STREAM", 2: "SOCK_DGRAM", 3: "SOCK_RAW"}.get(s.value >> 32, str(s.value >> 32))
+    return [Call("socket", f"{family}, {kind}, {s.value & 0xFFFFFFFF}")]
+
+
 def _pty_open(s: Step) -> list[Call]:
     page = "ioctl_tty(2)"
-    return [Call("openat", f"{_fd(s.fd)}, {_text(s.text)}, O_RDWR|O_NOCTTY"), Call("ioctl", "TIOCSPTLCK", page), Call("ioctl", "TIOCGPTPEER", page)]
+    return [
+        Call("openat", f"{_fd(s.fd)}, {_text(s.text)}, O_RDWR|O_NOCTTY"),
+        Call("ioctl", "TIOCSPTLCK", page),
+        Call("ioctl", "TIOCGPTPEER", page),
+    ]
 
 
 def _stdio(s: Step) -> list[Call]:
@@ -234,6 +258,7 @@ _EXPLAIN: Final[dict[str, Callable[[Step], list[Call]]]] = {
     "SETHOSTNAME": _one("sethostname", "{text}"),
     "SETDOMAINNAME": _one("setdomainname", "{text}"),
     "LINK_UP": _link_up,
+    "SOCKET": _socket,
     "SETSID": _one("setsid"),
     "PTY_OPEN": _pty_open,
     "STDIO": _stdio,
@@ -273,5 +298,5 @@ def explain_step(step: Step) -> Explained:
     """Explain one step."""
     calls = tuple(_EXPLAIN[step.kind](step))
     if step.kind == "MAP_HELPER":
-        return Explained(os.path.basename(os.fsdecode(step.text)), calls)  # noqa: PTH119 - a label
+        return Explained(os.path.basename(os.fsdecode(step.text)), calls)
     return Explained(_OP.get(step.kind) or calls[0].name, calls)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
 from isolib._kernel.hints import hint
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from isolib._kernel.plan import Plan
 
-_IMAGE_PATH: Final = os.path.join(os.path.dirname(__file__), "isolib-launcher")  # noqa: PTH118, PTH120 - import cost
+_IMAGE_PATH: Final = os.path.join(os.path.dirname(__file__), "isolib-launcher")
 
 
 class _Ground:
@@ -95,7 +95,7 @@ class Launched:
 
     __slots__ = ("_owner", "command", "command_pid", "exit", "pidfd", "pipes", "pty", "started_ns", "status", "supervisor_pid")
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: calls.LaunchRequest) -> None:
         self._owner = os.getpid()
         self.status: int = request.status
         self.pidfd: int = request.pidfd
@@ -106,7 +106,7 @@ class Launched:
         self.command_pid: int = request.command_pid
         self.started_ns: int = request.started_ns
         #: ``struct isolib_message`` of a process that ended while it was still being launched, else None.
-        self.exit: Any = request if request.has_exit else None
+        self.exit: calls.LaunchRequest | None = request if request.has_exit else None
 
     def close(self) -> None:
         """Close every descriptor still owned.  The supervisor sees its socket close, and ends all that still runs."""

@@ -125,9 +125,7 @@ class Plan:
         if size > calls.MAX_PLAN:
             raise PlanError(f"the plan has {size} bytes of steps and texts; {calls.MAX_PLAN} is the most")
         slots = len(self.slots) - 1
-        header = _HEADER.pack(
-            calls.PLAN_MAGIC, calls.PLAN_VERSION, len(self.steps), slots, len(area), self.slots[self.pty]
-        )
+        header = _HEADER.pack(calls.PLAN_MAGIC, calls.PLAN_VERSION, len(self.steps), slots, len(area), self.slots[self.pty])
         return header + steps + area
 
     def explain(self) -> str:

@@ -10,19 +10,20 @@ import os
 from typing import TYPE_CHECKING, Final, Protocol
 
 from isolib._kernel import assembly, calls
-from isolib._kernel.assembly import Identity, Rights, Scene
+from isolib._kernel.assembly import Identity, Scene
 from isolib._kernel.idmap import resolve
 from isolib._kernel.launch import launch
-from isolib._kernel.plan import Builder, Plan, Step, exec_step
+from isolib._kernel.plan import Builder, exec_step
 from isolib.errors import PlanError
 from isolib.types import check_argv, check_hostname, check_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from isolib._kernel.assembly import Rights
     from isolib._kernel.idmap import IdMapPlan
     from isolib._kernel.launch import Launched
-    from isolib._kernel.plan import Slot
+    from isolib._kernel.plan import Plan, Slot, Step
     from isolib.types import HasFileno, IdMap
 
     class MountValue(Protocol):
@@ -163,9 +164,7 @@ def _scene(
     userns = None
     if privileged and "mnt" in kinds:
         userns = builder.declare(assembly.userns_fd(maps.uid, maps.gid), "user namespace of id-mapped mounts")
-    return Scene(
-        new=kinds, privileged=privileged, uid_map=maps.uid, gid_map=maps.gid, userns=userns, uid=uid, gid=gid, cwd=cwd
-    )
+    return Scene(new=kinds, privileged=privileged, uid_map=maps.uid, gid_map=maps.gid, userns=userns, uid=uid, gid=gid, cwd=cwd)
 
 
 def _identity(user: str | int | tuple[int, int] | None, maps: IdMapPlan | None) -> Identity | None:
@@ -204,7 +203,9 @@ def _look_up(user: str) -> tuple[int, int]:
     try:
         entry = pwd.getpwnam(user)
     except (KeyError, ValueError):
-        raise PlanError(f"user={user!r}: no such user in the host's passwd database; a number or (uid, gid) needs none") from None
+        raise PlanError(
+            f"user={user!r}: no such user in the host's passwd database; a number or (uid, gid) needs none"
+        ) from None
     return entry.pw_uid, entry.pw_gid
 
 
