@@ -47,6 +47,7 @@ enum isolib_kind {
     STEP_SETHOSTNAME,
     STEP_SETDOMAINNAME,
     STEP_LINK_UP,       /* the network interface text */
+    STEP_SOCKET,        /* flags: family, value: type << 32 | protocol */
     STEP_SETSID,
     STEP_PTY_OPEN,      /* out: the master, fd2: the slot that gets the terminal */
     STEP_STDIO,         /* slot fd becomes 0, 1, 2 and, flags 1, the controlling terminal */
@@ -66,7 +67,7 @@ enum isolib_kind {
     STEP_AMBIENT,       /* value: the capabilities raised; all others are lowered */
     STEP_CLOSE_FDS,     /* everything but 0, 1, 2 and the declared ones */
     STEP_LANDLOCK,
-    STEP_SECCOMP,
+    STEP_SECCOMP,       /* flags: SECCOMP_FILTER_FLAG_* */
     STEP_FAIL,          /* fails with errno value: for tests of the roll-back */
     STEP_KINDS
 };
@@ -118,7 +119,7 @@ enum isolib_message_type {
     ISOLIB_BORN = 1, /* with the supervisor's pidfd; its credentials are stage 1's, `value` the pid */
     ISOLIB_COMMAND,  /* from the command before its exec: the credentials tell its pid */
     ISOLIB_RUNNING,  /* with the command's pidfd and the terminal's master */
-    ISOLIB_HOLDING,
+    ISOLIB_HOLDING,  /* with the descriptor of the plan's `pty` slot, if it names one */
     ISOLIB_EXITED,
     ISOLIB_FAILED
 };
@@ -279,3 +280,6 @@ int isolib_pidfd_send_signal(int pidfd, int signal);
 int isolib_sethostname(const char *name, size_t size);
 int isolib_setdomainname(const char *name, size_t size);
 int isolib_pty_size(int fd, int rows, int columns);
+int isolib_clone3_size(void);
+int isolib_landlock_abi(void);
+int isolib_security_modules(uint64_t *ids, uint32_t count);

@@ -337,6 +337,7 @@ static void heed(struct isolib_launch *launch, const struct isolib_message *mess
         launch->running = 1;
         break;
     case ISOLIB_HOLDING:
+        launch->pty = fds[0];
         launch->running = 1;
         break;
     case ISOLIB_EXITED:

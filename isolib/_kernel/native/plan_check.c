@@ -34,6 +34,7 @@ static const uint16_t uses[STEP_KINDS] = {
     [STEP_SETHOSTNAME] = TEXT,
     [STEP_SETDOMAINNAME] = TEXT,
     [STEP_LINK_UP] = TEXT,
+    [STEP_SOCKET] = OUT,
     [STEP_PTY_OPEN] = FD_OPTIONAL | TEXT | OUT | FD2,
     [STEP_STDIO] = FD,
     [STEP_FCHOWN] = FD,

@@ -243,13 +243,13 @@ static long set_ambient(uint64_t raised) {
     return result;
 }
 
-static long set_seccomp(const char *filter, uint32_t size) {
+static long set_seccomp(const char *filter, uint32_t size, uint64_t flags) {
     enum { MODE_FILTER = 1 };
     struct {
         uint16_t count;
         const void *filter;
     } program = {(uint16_t)(size / 8), filter};
-    return SYS3(seccomp, MODE_FILTER, 0, &program);
+    return SYS3(seccomp, MODE_FILTER, flags, &program);
 }
 
 static long set_rlimit(const struct isolib_step *step) {
@@ -341,7 +341,7 @@ static long run_identity_step(struct launcher *l, const struct isolib_step *step
     case STEP_LANDLOCK:
         return SYS2(landlock_restrict_self, fd, step->flags);
     case STEP_SECCOMP:
-        return set_seccomp(text2, step->size2);
+        return set_seccomp(text2, step->size2, step->flags);
     case STEP_FAIL:
         return -(long)(step->value & 0xfff);
     default:
@@ -367,6 +367,8 @@ long run_step(struct launcher *l, const struct isolib_step *step) {
         return SYS2(setdomainname, text, length(text));
     case STEP_LINK_UP:
         return link_up(text);
+    case STEP_SOCKET:
+        return into_slot(l, step, SYS3(socket, step->flags, step->value >> 32 | ISO_O_CLOEXEC, step->value & 0xffffffffU));
     default:
         return run_identity_step(l, step);
     }

@@ -172,9 +172,13 @@ static int on_word(struct supervision *s) {
 static void announce(struct supervision *s) {
     struct isolib_message message = {0};
     struct launcher *l = s->l;
+    int handed = l->pty >= 0 ? l->slots[l->pty] : -1;
     message.type = s->command > 0 ? ISOLIB_RUNNING : ISOLIB_HOLDING;
     message.value = s->command;
-    send_message(l, &message, l->command_pidfd, l->pty >= 0 ? l->slots[l->pty] : -1);
+    if (s->command > 0)
+        send_message(l, &message, l->command_pidfd, handed);
+    else
+        send_message(l, &message, handed, -1);
 }
 
 static void *time_left(const struct supervision *s, struct iso_timespec *left) {
