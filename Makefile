@@ -6,6 +6,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 # The owner of the checkout keeps environment and build in it. Anybody else, root included, has them in his own cache and leaves
@@ -69,7 +70,7 @@ test-aarch64: $(STAMPS)/build ## cross-compile the native parts for aarch64 and 
 
 .PHONY: test-debian
 test-debian: ## demo and tests in new Debian 12 and 13 trees, as root and as an ordinary user (needs root, debootstrap)
-	@for release in 12 13; do tests/vm/debian.sh $$release demo test || exit; done
+	@for release in 12 13; do tests/vm/debian.sh $$release $(or $(ARGS),demo test) || exit; done
 
 .PHONY: lint
 lint: lint-ruff lint-format lint-types ## check style, formatting and types
