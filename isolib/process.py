@@ -172,6 +172,7 @@ class Process:
         self.args = args
         self.pid = launched.command_pid or launched.supervisor_pid
         self._launched = launched
+        self._owner = os.getpid()
         self._lock = threading.Lock()
         self._files: list[IO[bytes] | None] = [None, None, None]
         self._terminal: IO[bytes] | None = None
@@ -436,7 +437,7 @@ class Process:
         With a pid namespace of its own nothing escapes that.  Without one its descendants are killed wherever they have
         moved in the process tree, but one that forks faster than it is killed may be ahead for a while.
         """
-        if self._exit is None and self._launched.status >= 0:
+        if self._exit is None and self._launched.status >= 0 and self._owner == os.getpid():
             self._killed = True
             calls.say(self._launched.status)
 
@@ -445,7 +446,8 @@ class Process:
         if self._launched.pidfd < 0:
             return
         try:
-            if self._exit is None:
+            # A copy that os.fork made gives up its descriptors and leaves the process to its owner.
+            if self._exit is None and self._owner == os.getpid():
                 self.kill()
                 with self._lock:
                     self._run_pump(calls.UNTIL_EXIT, _SECOND)
@@ -475,7 +477,7 @@ class Process:
         launched = getattr(self, "_launched", None)
         if launched is None or launched.pidfd < 0:
             return
-        if self._exit is None:
+        if self._exit is None and self._owner == os.getpid():
             import warnings  # noqa: PLC0415 - rare
 
             text = f"{self!r} was forgotten: it is killed now; use `with` or close()"
