@@ -1,0 +1,521 @@
+/* The floor: what a full sandbox costs when nothing but its bare system calls is paid for.
+ *
+ * One clone3() makes pid, net, ipc, mnt, uts, user and cgroup namespaces; the parent writes the id maps; the child builds a
+ * mount tree (read-only binds of the host, fresh /proc with masked paths, private /dev and /tmp), brings loopback up, names
+ * itself, pivots, drops every capability and becomes the command; the parent waits by pidfd.  No error is explained, no
+ * signal forwarded, nothing supervised: what a library adds to that is what the benchmarks show.
+ *
+ *   floor N                     N sandboxes, one after another: JSON with minimum and median nanoseconds
+ *   floor --threads T --seconds S   how many sandboxes a second T threads make
+ *   floor --run COMMAND...      one sandbox, with that command in it, to look at it from inside
+ *
+ * Built with -shared it is the "single C call": floor_sandbox().
+ *
+ * The child shares the parent's memory until its exec, as after vfork(), so the size of the parent does not matter; but it
+ * runs beside the parent, which has the id maps to write.  Between clone and exec it therefore touches no libc: errno and
+ * the rest of the thread's storage belong to the parent. */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/futex.h>
+#include <linux/mount.h>
+#include <linux/sched.h>
+#include <linux/securebits.h>
+#include <net/if.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { NO_NET = 1, HOST_ROOT_BIND = 2, IN_PLACE = 4 };
+
+/* Headers of older systems lack these; the numbers are the kernel's. */
+enum {
+    RECURSIVE = 0x8000,       /* AT_RECURSIVE */
+    PRIVATE = 1 << 18,        /* MS_PRIVATE: <sys/mount.h> and <linux/mount.h> cannot both be included */
+    DETACH = 2,               /* MNT_DETACH */
+    BY_PIDFD = 3,             /* P_PIDFD */
+    LAST_CAPABILITY = 40,     /* CAP_CHECKPOINT_RESTORE */
+    STACK = 32 * 1024,        /* on the caller's own stack */
+    FOREIGN_IDS = 0x70000000, /* owns nothing anywhere: above what systemd-nspawn and useradd give away */
+};
+
+#if defined(__x86_64__)
+static inline long call6(long number, long a, long b, long c, long d, long e, long f) {
+    long result;
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    register long r9 __asm__("r9") = f;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+/* clone3() whose child calls entry(argument) on its own stack and never returns. */
+static long clone_to(struct clone_args *args, void (*entry)(void *), void *argument) {
+    long result;
+    register void (*fn)(void *) __asm__("r12") = entry;
+    register void *arg __asm__("r13") = argument;
+    __asm__ volatile("syscall\n\t"
+                     "test %%rax, %%rax\n\t"
+                     "jnz 1f\n\t"
+                     "xor %%ebp, %%ebp\n\t"
+                     "mov %%r13, %%rdi\n\t"
+                     "call *%%r12\n\t"
+                     "hlt\n"
+                     "1:"
+                     : "=a"(result)
+                     : "a"(SYS_clone3), "D"(args), "S"(sizeof *args), "r"(fn), "r"(arg)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+#elif defined(__aarch64__)
+static inline long call6(long number, long a, long b, long c, long d, long e, long f) {
+    register long x8 __asm__("x8") = number;
+    register long x0 __asm__("x0") = a;
+    register long x1 __asm__("x1") = b;
+    register long x2 __asm__("x2") = c;
+    register long x3 __asm__("x3") = d;
+    register long x4 __asm__("x4") = e;
+    register long x5 __asm__("x5") = f;
+    __asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
+    return x0;
+}
+
+static long clone_to(struct clone_args *args, void (*entry)(void *), void *argument) {
+    register long x8 __asm__("x8") = SYS_clone3;
+    register void *x0 __asm__("x0") = args;
+    register long x1 __asm__("x1") = sizeof *args;
+    register void (*fn)(void *) __asm__("x20") = entry;
+    register void *arg __asm__("x21") = argument;
+    __asm__ volatile("svc #0\n\t"
+                     "cbnz x0, 1f\n\t"
+                     "mov x29, xzr\n\t"
+                     "mov x0, x21\n\t"
+                     "blr x20\n\t"
+                     "brk #0\n"
+                     "1:"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(fn), "r"(arg)
+                     : "memory");
+    return (long)x0;
+}
+#else
+#error "the floor knows x86-64 and aarch64"
+#endif
+
+#define PICK_6(number, a, b, c, d, e, f, ...) call6((number), (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+#define SYS(name, ...) PICK_6(SYS_##name, __VA_ARGS__, 0, 0, 0, 0, 0, 0)
+
+/* What is the same for every sandbox of this host, found out once. */
+static struct {
+    bool root;
+    char *directories[64], *links[16], *targets[16];
+    const char *masked_files[16], *masked_directories[16], *read_only[16];
+} host;
+static pthread_once_t host_known = PTHREAD_ONCE_INIT;
+
+struct sandbox {
+    int variant;
+    char *const *argv;
+    volatile int mapped; /* a futex: the id maps are written */
+    volatile long error; /* of the child, which shares this memory until its exec */
+    const char *volatile step;
+};
+
+static long must(struct sandbox *s, long result, const char *step) {
+    if (result < 0) {
+        s->error = result;
+        s->step = step;
+        SYS(exit_group, 127);
+    }
+    return result;
+}
+
+static void attach(struct sandbox *s, long mount, long directory, const char *name) {
+    must(s, SYS(move_mount, mount, "", directory, name, MOVE_MOUNT_F_EMPTY_PATH), name);
+}
+
+/* A new file system as a detached mount.  Descriptors are closed all at once before the exec: close_range() costs less. */
+static long new_mount(struct sandbox *s, const char *type, const char *mode, unsigned attributes) {
+    long fs = must(s, SYS(fsopen, type, 1), type);
+    if (mode)
+        must(s, SYS(fsconfig, fs, FSCONFIG_SET_STRING, "mode", mode, 0), type);
+    must(s, SYS(fsconfig, fs, FSCONFIG_CMD_CREATE, 0, 0, 0), type);
+    return must(s, SYS(fsmount, fs, 1, attributes), type);
+}
+
+static long clone_tree(struct sandbox *s, long directory, const char *path, unsigned flags) {
+    return must(s, SYS(open_tree, directory, path, OPEN_TREE_CLONE | O_CLOEXEC | flags), path);
+}
+
+static void set_attributes(struct sandbox *s, long mount, const char *path, unsigned flags, unsigned attributes) {
+    struct mount_attr attr = {.attr_set = attributes, .propagation = PRIVATE};
+    must(s, SYS(mount_setattr, mount, path, flags, &attr, sizeof attr), "mount_setattr");
+}
+
+/* Needs the id maps: a file cannot be made by an id that has no place in the file system's user namespace (EOVERFLOW). */
+static void become_root(struct sandbox *s) {
+    while (!s->mapped)
+        SYS(futex, &s->mapped, FUTEX_WAIT_PRIVATE, 0, 0);
+    if (host.root)
+        must(s, SYS(setgroups, 0, 0), "setgroups");
+    must(s, SYS(setresgid, 0, 0, 0), "setresgid");
+    must(s, SYS(setresuid, 0, 0, 0), "setresuid");
+}
+
+static long skeleton_root(struct sandbox *s) {
+    static const char *const own[] = {"proc", "dev", "tmp", "root", "home", NULL};
+    become_root(s);
+    long root = new_mount(s, "tmpfs", "0755", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
+    for (int i = 0; own[i]; i++)
+        must(s, SYS(mkdirat, root, own[i], 0755), own[i]);
+    for (int i = 0; host.links[i]; i++)
+        must(s, SYS(symlinkat, host.targets[i], root, host.links[i] + 1), host.links[i]);
+    for (int i = 0; host.directories[i]; i++)
+        must(s, SYS(mkdirat, root, host.directories[i] + 1, 0755), host.directories[i]);
+    /* Attached first: before Linux 6.15 nothing can be mounted on a detached tree. */
+    attach(s, root, AT_FDCWD, "/");
+    for (int i = 0; host.directories[i]; i++)
+        attach(s, clone_tree(s, AT_FDCWD, host.directories[i], RECURSIVE), root, host.directories[i] + 1);
+    set_attributes(s, root, "", AT_EMPTY_PATH | RECURSIVE, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID);
+    return root;
+}
+
+/* The host's whole tree, cloned or as clone3() copied it, with the homes covered. */
+static long whole_root(struct sandbox *s) {
+    long root = -1;
+    if (s->variant & HOST_ROOT_BIND) {
+        root = clone_tree(s, AT_FDCWD, "/", RECURSIVE);
+        set_attributes(s, root, "", AT_EMPTY_PATH | RECURSIVE, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID);
+        attach(s, root, AT_FDCWD, "/");
+    } else {
+        set_attributes(s, AT_FDCWD, "/", RECURSIVE, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID);
+        root = must(s, SYS(openat, AT_FDCWD, "/", O_PATH | O_CLOEXEC), "/");
+    }
+    become_root(s);
+    long cover = new_mount(s, "tmpfs", "0755", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
+    attach(s, clone_tree(s, cover, "", AT_EMPTY_PATH), root, "home");
+    attach(s, cover, root, "root");
+    return root;
+}
+
+static void new_proc(struct sandbox *s, long root) {
+    const unsigned attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+    long proc = new_mount(s, "proc", NULL, attributes);
+    attach(s, proc, root, "proc");
+    /* Only what exists is masked: a clone that is closed unattached costs a whole RCU grace period. */
+    for (int i = 0; host.masked_files[i]; i++)
+        attach(s, clone_tree(s, AT_FDCWD, "/dev/null", 0), proc, host.masked_files[i]);
+    for (int i = 0; host.masked_directories[i]; i++)
+        attach(s, clone_tree(s, root, "root", 0), proc, host.masked_directories[i]);
+    for (int i = 0; host.read_only[i]; i++) {
+        long tree = clone_tree(s, proc, host.read_only[i], 0);
+        set_attributes(s, tree, "", AT_EMPTY_PATH, attributes | MOUNT_ATTR_RDONLY);
+        attach(s, tree, proc, host.read_only[i]);
+    }
+}
+
+static void new_dev(struct sandbox *s, long root) {
+    static const char *const devices[] = {"/dev/null",    "/dev/zero", "/dev/full", "/dev/random",
+                                          "/dev/urandom", "/dev/tty",  NULL};
+    static const char *const links[] = {
+        "/proc/self/fd", "fd", "/proc/self/fd/0", "stdin", "/proc/self/fd/1", "stdout", "/proc/self/fd/2", "stderr", "pts/ptmx",
+        "ptmx",          NULL};
+    long dev = new_mount(s, "tmpfs", "0755", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+    long trees[sizeof devices / sizeof *devices];
+    /* mknod() of a device is refused in a user namespace: the host's are bound, and found before they are covered. */
+    for (int i = 0; devices[i]; i++)
+        trees[i] = clone_tree(s, AT_FDCWD, devices[i], 0);
+    attach(s, dev, root, "dev");
+    for (int i = 0; devices[i]; i++) {
+        must(s, SYS(mknodat, dev, devices[i] + 5, S_IFREG | 0666, 0), devices[i]);
+        attach(s, trees[i], dev, devices[i] + 5);
+    }
+    for (int i = 0; links[i]; i += 2)
+        must(s, SYS(symlinkat, links[i], dev, links[i + 1]), links[i + 1]);
+    must(s, SYS(mkdirat, dev, "pts", 0755), "pts");
+    must(s, SYS(mkdirat, dev, "shm", 01777), "shm");
+    must(s, SYS(mkdirat, dev, "mqueue", 0755), "mqueue");
+    long fs = must(s, SYS(fsopen, "devpts", 1), "devpts");
+    must(s, SYS(fsconfig, fs, FSCONFIG_SET_STRING, "ptmxmode", "0666", 0), "devpts");
+    must(s, SYS(fsconfig, fs, FSCONFIG_CMD_CREATE, 0, 0, 0), "devpts");
+    attach(s, must(s, SYS(fsmount, fs, 1, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC), "devpts"), dev, "pts");
+    attach(s, new_mount(s, "tmpfs", "1777", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV), dev, "shm");
+    attach(s, new_mount(s, "mqueue", NULL, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC), dev, "mqueue");
+}
+
+static void loopback_up(struct sandbox *s) {
+    struct ifreq request = {.ifr_name = "lo", .ifr_flags = IFF_UP};
+    long fd = must(s, SYS(socket, AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), "socket");
+    must(s, SYS(ioctl, fd, SIOCSIFFLAGS, &request), "SIOCSIFFLAGS");
+}
+
+static void give_up_privileges(struct sandbox *s) {
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct none[2] = {{0, 0, 0}, {0, 0, 0}};
+    must(s, SYS(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs");
+    must(s, SYS(capset, &header, none), "capset");
+}
+
+static void child(void *argument) {
+    struct sandbox *s = argument;
+    const uint64_t nothing_blocked = 0;
+    char *environment[] = {"PATH=/usr/local/bin:/usr/bin:/bin", NULL};
+    /* These need no id map, and take as long as the parent takes to write it. */
+    for (int i = 0; i <= LAST_CAPABILITY; i++)
+        SYS(prctl, PR_CAPBSET_DROP, i, 0, 0, 0);
+    must(s, SYS(sethostname, "sandbox", 7), "sethostname");
+    if (!(s->variant & NO_NET))
+        loopback_up(s);
+
+    long root = s->variant & (HOST_ROOT_BIND | IN_PLACE) ? whole_root(s) : skeleton_root(s);
+    new_proc(s, root);
+    new_dev(s, root);
+    attach(s, new_mount(s, "tmpfs", "1777", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV), root, "tmp");
+    if (!(s->variant & IN_PLACE)) {
+        must(s, SYS(fchdir, root), "fchdir");
+        must(s, SYS(pivot_root, ".", "."), "pivot_root");
+        must(s, SYS(umount2, ".", DETACH), "umount2");
+    }
+    must(s, SYS(chdir, "/"), "chdir");
+    SYS(setsid, 0);
+    give_up_privileges(s);
+    must(s, SYS(close_range, 3, ~0U, 0), "close_range");
+    SYS(rt_sigprocmask, SIG_SETMASK, &nothing_blocked, 0, sizeof nothing_blocked);
+    must(s, SYS(execve, s->argv[0], s->argv, environment), s->argv[0]);
+}
+
+static void note(const char *list[], const char *name) {
+    while (*list)
+        list++;
+    *list = name;
+}
+
+static void look_at_proc(void) {
+    static const char *const masked[] = {"acpi", "asound",      "interrupts", "kcore",       "keys", "latency_stats",
+                                         "scsi", "sched_debug", "timer_list", "timer_stats", NULL};
+    static const char *const read_only[] = {"bus", "fs", "irq", "sys", "sysrq-trigger", NULL};
+    char path[64];
+    struct stat st;
+    for (int i = 0; masked[i]; i++) {
+        snprintf(path, sizeof path, "/proc/%s", masked[i]);
+        if (stat(path, &st) == 0)
+            note(S_ISDIR(st.st_mode) ? host.masked_directories : host.masked_files, masked[i]);
+    }
+    for (int i = 0; read_only[i]; i++) {
+        snprintf(path, sizeof path, "/proc/%s", read_only[i]);
+        if (stat(path, &st) == 0)
+            note(host.read_only, read_only[i]);
+    }
+}
+
+static void look_at_host(void) {
+    static const char *const private[] = {".", "..", "proc", "dev", "tmp", "root", "home", "lost+found", NULL};
+    int directories = 0, links = 0;
+    DIR *top = opendir("/");
+    host.root = geteuid() == 0;
+    for (struct dirent *entry; top && (entry = readdir(top)) != NULL && directories < 63 && links < 15;) {
+        char path[sizeof entry->d_name + 1], target[256];
+        struct stat st;
+        bool skip = false;
+        for (int i = 0; private[i]; i++)
+            skip |= strcmp(entry->d_name, private[i]) == 0;
+        snprintf(path, sizeof path, "/%s", entry->d_name);
+        if (skip || lstat(path, &st) != 0)
+            continue;
+        if (S_ISDIR(st.st_mode))
+            host.directories[directories++] = strdup(path);
+        ssize_t length = S_ISLNK(st.st_mode) ? readlink(path, target, sizeof target) : -1;
+        if (length > 0) {
+            host.links[links] = strdup(path);
+            host.targets[links++] = strndup(target, (size_t)length);
+        }
+    }
+    if (top)
+        closedir(top);
+    look_at_proc();
+}
+
+static int write_proc(long pid, const char *file, const char *text) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%ld/%s", pid, file);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    int result = write(fd, text, strlen(text)) < 0 ? -errno : 0;
+    close(fd);
+    return result;
+}
+
+/* Root inside is an id that owns nothing outside, or the caller where only that may be mapped (user_namespaces(7)). */
+static int map_ids(long pid) {
+    char text[64];
+    int error = host.root ? 0 : write_proc(pid, "setgroups", "deny");
+    snprintf(text, sizeof text, host.root ? "0 %u 65536" : "0 %u 1", host.root ? (unsigned)FOREIGN_IDS : geteuid());
+    error = error ? error : write_proc(pid, "uid_map", text);
+    snprintf(text, sizeof text, host.root ? "0 %u 65536" : "0 %u 1", host.root ? (unsigned)FOREIGN_IDS : getegid());
+    return error ? error : write_proc(pid, "gid_map", text);
+}
+
+/* Runs argv in a sandbox and waits for its end.  Returns its exit status, 128 + a signal that ended it, or -errno. */
+static int sandbox(int variant, char *const argv[]) {
+    char stack[STACK] __attribute__((aligned(16)));
+    struct sandbox s = {.variant = variant, .argv = argv};
+    sigset_t all, before;
+    siginfo_t info;
+    int pidfd = -1;
+    struct clone_args args = {
+        /* Handlers are the parent's code, and would run on the parent's memory. */
+        .flags = CLONE_VM | CLONE_PIDFD | CLONE_CLEAR_SIGHAND | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWNS | CLONE_NEWUTS |
+                 CLONE_NEWUSER | CLONE_NEWCGROUP | (variant & NO_NET ? 0 : CLONE_NEWNET),
+        .pidfd = (uint64_t)(uintptr_t)&pidfd,
+        .stack = (uint64_t)(uintptr_t)stack,
+        .stack_size = sizeof stack,
+    };
+    pthread_once(&host_known, look_at_host);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    long pid = clone_to(&args, child, &s);
+    if (pid < 0) {
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        return (int)pid;
+    }
+    int error = map_ids(pid);
+    if (error)
+        syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+    s.mapped = 1;
+    syscall(SYS_futex, &s.mapped, FUTEX_WAKE_PRIVATE, 1);
+    while (waitid((idtype_t)BY_PIDFD, (id_t)pidfd, &info, WEXITED | __WALL) != 0 && errno == EINTR)
+        ;
+    close(pidfd);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (s.error)
+        fprintf(stderr, "floor: %s: %s\n", s.step, strerror((int)-s.error));
+    if (error || s.error)
+        return error ? error : (int)s.error;
+    return info.si_code == CLD_EXITED ? info.si_status : 128 + info.si_status;
+}
+
+/* For a foreign-function interface: one call, one sandbox with /bin/true in it. */
+int floor_sandbox(int variant);
+int floor_sandbox(int variant) {
+    static char *const argv[] = {"/bin/true", NULL};
+    return sandbox(variant, argv);
+}
+
+static uint64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000U + (uint64_t)t.tv_nsec;
+}
+
+static int by_size(const void *a, const void *b) {
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static int one_after_another(int variant, long runs) {
+    uint64_t *times = calloc((size_t)runs, sizeof *times);
+    int status = times ? 0 : -ENOMEM;
+    for (long i = 0; i < runs && status == 0; i++) {
+        uint64_t start = now();
+        status = floor_sandbox(variant);
+        times[i] = now() - start;
+    }
+    if (status == 0) {
+        qsort(times, (size_t)runs, sizeof *times, by_size);
+        printf("{\"runs\": %ld, \"min_ns\": %llu, \"median_ns\": %llu}\n", runs, (unsigned long long)times[0],
+               (unsigned long long)times[runs / 2]);
+    }
+    free(times);
+    return status;
+}
+
+struct worker {
+    pthread_t thread;
+    int variant, status;
+    uint64_t deadline;
+    unsigned long made;
+};
+
+static void *work(void *argument) {
+    struct worker *w = argument;
+    while (w->status == 0 && now() < w->deadline) {
+        w->status = floor_sandbox(w->variant);
+        w->made++;
+    }
+    return NULL;
+}
+
+static int at_once(int variant, int threads, double seconds) {
+    struct worker *workers = calloc((size_t)threads, sizeof *workers);
+    uint64_t start = now();
+    unsigned long made = 0;
+    int status = workers ? 0 : -ENOMEM, started = 0;
+    for (; workers && started < threads && status == 0; started++) {
+        workers[started] = (struct worker){.variant = variant, .deadline = start + (uint64_t)(seconds * 1e9)};
+        status = -pthread_create(&workers[started].thread, NULL, work, &workers[started]);
+    }
+    for (int i = 0; i < started; i++) {
+        pthread_join(workers[i].thread, NULL);
+        made += workers[i].made;
+        status = status ? status : workers[i].status;
+    }
+    if (status == 0)
+        printf("{\"threads\": %d, \"sandboxes\": %lu, \"per_second\": %.1f}\n", threads, made,
+               (double)made * 1e9 / (double)(now() - start));
+    free(workers);
+    return status;
+}
+
+static int usage(void) {
+    fputs("usage: floor [--no-net] [--host-root-bind | --in-place] N\n"
+          "       floor [variant] --threads T --seconds S\n"
+          "       floor [variant] --run COMMAND [ARGUMENT...]\n",
+          stderr);
+    return 2;
+}
+
+int main(int argc, char *argv[]) {
+    int variant = 0, threads = 0;
+    long runs = 0;
+    double seconds = 3;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--no-net") == 0)
+            variant |= NO_NET;
+        else if (strcmp(argv[i], "--host-root-bind") == 0)
+            variant |= HOST_ROOT_BIND;
+        else if (strcmp(argv[i], "--in-place") == 0)
+            variant |= IN_PLACE;
+        else if (strcmp(argv[i], "--threads") == 0 && i + 1 < argc)
+            threads = atoi(argv[++i]);
+        else if (strcmp(argv[i], "--seconds") == 0 && i + 1 < argc)
+            seconds = atof(argv[++i]);
+        else if (strcmp(argv[i], "--run") == 0 && i + 1 < argc)
+            return sandbox(variant, argv + i + 1) & 255;
+        else if (strcmp(argv[i], "--in-one-process") != 0) /* which is what it does anyway */
+            runs = strtol(argv[i], NULL, 10);
+    }
+    if (threads <= 0 && runs <= 0)
+        return usage();
+    int status = threads > 0 ? at_once(variant, threads, seconds) : one_after_another(variant, runs);
+    if (status != 0)
+        fprintf(stderr, "floor: failed with %d\n", status);
+    return status != 0;
+}
