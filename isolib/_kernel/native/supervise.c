@@ -13,6 +13,7 @@ struct supervision {
     int command; /* pid, -1: none */
     int signals;
     int ended;
+    int childless; /* wait4 has said that nothing is left */
     int32_t ending;
     int status;
     int64_t deadline_ns; /* 0: none */
@@ -81,6 +82,7 @@ static long reap_one(struct supervision *s, int options) {
     while (pid == -EINTR);
     if (pid > 0)
         note_if_command(s, pid, status);
+    s->childless = pid == -ECHILD;
     return pid;
 }
 
@@ -114,16 +116,13 @@ static void kill_children(struct supervision *s) {
 }
 
 static void kill_all(struct supervision *s) {
-    if (s->is_init) {
-        if (SYS2(kill, -1, ISO_SIGKILL) == -ESRCH && s->ended)
-            return;
-        while (reap_one(s, 0) > 0)
-            ;
-        return;
+    while (!s->childless) {
+        if (s->is_init)
+            SYS2(kill, -1, ISO_SIGKILL);
+        else
+            kill_children(s);
+        reap_one(s, 0);
     }
-    do
-        kill_children(s);
-    while (reap_one(s, 0) > 0);
 }
 
 static void finish(struct supervision *s) {
@@ -194,7 +193,12 @@ static void *time_left(const struct supervision *s, struct iso_timespec *left) {
 }
 
 void supervise(struct launcher *l, const struct isolib_step *step, int command_pid) {
-    struct supervision s = {l, (step->flags & ISOLIB_SUPERVISE_INIT) != 0, command_pid, -1, 0, ISOLIB_END_BY_ITSELF, ISO_SIGKILL, 0};
+    struct supervision s = {.l = l,
+                            .is_init = (step->flags & ISOLIB_SUPERVISE_INIT) != 0,
+                            .command = command_pid,
+                            .signals = -1,
+                            .ending = ISOLIB_END_BY_ITSELF,
+                            .status = ISO_SIGKILL};
     uint64_t every_signal = ~0ULL;
     announce(&s);
     s.signals = (int)SYS4(signalfd4, -1, &every_signal, 8, ISO_O_CLOEXEC);
