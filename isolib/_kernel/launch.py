@@ -6,6 +6,7 @@ command, its pipes and its terminal.  Closing the status socket, or the death of
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 from typing import TYPE_CHECKING, Final
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _IMAGE_PATH: Final = os.path.join(os.path.dirname(__file__), "isolib-launcher")
 
+_STDERR: Final = 2
+
 
 class _Ground:
     """What every launch of this process stands on, opened once: the sealed launcher, this process's pidfd, a real procfs."""
@@ -32,7 +35,7 @@ class _Ground:
         self.image_path = os.fsencode(_IMAGE_PATH)
         fds: list[int] = []
         try:
-            self.host = os.pidfd_open(self.owner)
+            self.host = _above_stdio(os.pidfd_open(self.owner))
             fds.append(self.host)
             self.proc = _open_proc()
             fds.append(self.proc)
@@ -44,7 +47,7 @@ class _Ground:
 
 def _open_proc() -> int:
     """Open /proc and make sure that it is procfs itself, not something that was mounted over it."""
-    fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = _above_stdio(os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
         if calls.fs_magic(fd) != calls.PROC_SUPER_MAGIC:
             raise from_errno("open", "/proc", 2, "isolib needs procfs mounted at /proc")
@@ -52,6 +55,16 @@ def _open_proc() -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _above_stdio(fd: int) -> int:
+    """Return the descriptor with a number that is no standard stream's: in a daemon 0 to 2 may be free."""
+    if fd > _STDERR:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STDERR + 1)
+    finally:
+        os.close(fd)
 
 
 def _seal() -> int:
