@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import signal as signals
 import threading
+import time
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -168,7 +169,9 @@ class Process:
         With ``pty=True``, the terminal's master as an unbuffered binary file, else None.
     """
 
-    def __init__(self, args: Sequence[str | bytes | os.PathLike[str]], launched: Launched) -> None:
+    def __init__(
+        self, args: Sequence[str | bytes | os.PathLike[str]], launched: Launched, pump: calls.Pump | None = None
+    ) -> None:
         self.args = args
         self.pid = launched.command_pid or launched.supervisor_pid
         self._launched = launched
@@ -180,8 +183,10 @@ class Process:
         self._killed = False
         self._limit: int | None = None
         self._input: Any = None
-        self._pump = calls.new_pump()
-        calls.pump_attach(self._pump, status=launched.status, pidfd=launched.pidfd, request=launched.exit)
+        self._pump = pump
+        if pump is None:
+            self._pump = calls.new_pump()
+            calls.pump_attach(self._pump, status=launched.status, pidfd=launched.pidfd, request=launched.exit)
 
     @classmethod
     def start(
@@ -197,12 +202,6 @@ class Process:
         """Launch a request (for the modules that compose; others use `spawn`)."""
         streams = stdio(stdin, stdout, stderr, pty=pty)
         return cls(argv, request.launch(argv, streams))
-
-    def limit_output(self, limit: int | None) -> None:
-        """Keep at most that many bytes of each output; more kills the process, for Reason.LIMIT."""
-        self._limit = limit
-        if limit is not None:
-            self._pump.out.limit = self._pump.err.limit = limit
 
     # ---- what it is ----
 
@@ -371,12 +370,12 @@ class Process:
     def _run_pump(self, until: int, timeout_ns: int) -> int:
         if self._launched.pidfd < 0 and self._exit is None:
             raise ClosedError(f"{self!r} is closed")
-        deadline = calls.monotonic_ns() + timeout_ns if timeout_ns > 0 else 0
+        deadline = time.monotonic_ns() + timeout_ns if timeout_ns > 0 else 0
         result = calls.pump_run(self._pump, until, timeout_ns)
         while result in (calls.PUMP_SIGNAL, calls.PUMP_OVERFLOW):  # between two calls Python runs its signal handlers
             if result == calls.PUMP_OVERFLOW:
                 self.kill()
-            left = max(0, deadline - calls.monotonic_ns()) if deadline else timeout_ns
+            left = max(0, deadline - time.monotonic_ns()) if deadline else timeout_ns
             result = calls.pump_run(self._pump, until, left)
         if self._pump.gone and self._exit is None:
             self._exit = self._ended()
@@ -402,7 +401,7 @@ class Process:
 
     def _usage(self) -> Usage:
         pump = self._pump
-        ended = pump.ended_ns or calls.monotonic_ns()
+        ended = pump.ended_ns or time.monotonic_ns()
         wall = (ended - self._launched.started_ns) / _SECOND
         if not pump.has_exit:
             return Usage(wall=wall)

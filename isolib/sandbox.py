@@ -18,6 +18,7 @@ from isolib._kernel.assembly import Identity, Rights
 from isolib._kernel.request import Request, user_ids
 from isolib.errors import ClosedError, CommandFailed, PlanError, SandboxTimeout
 from isolib.mounts import Root, WorkTree
+from isolib.oneshot import OneShot
 from isolib.process import DEVNULL, PIPE, Process
 from isolib.spec import Completed, Limits, SandboxSpec
 from isolib.types import IdMap, Reason
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Completed", "Limits", "Sandbox", "SandboxSpec", "run"]
 
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_TRIES: Final = 10
 _NAMESPACES: Final = frozenset({"pid", "net", "ipc", "mnt", "uts", "user", "cgroup"})
 
 
@@ -120,34 +122,54 @@ def _environment(spec: SandboxSpec, identity: Identity | None) -> dict[str, str]
 
 # ---- one command ----
 
-_cache_lock: Final = Lock()
-_cache: Final[OrderedDict[tuple[object, ...], Request]] = OrderedDict()
-_CACHED: Final = 32
+
+class _Cache:
+    """The requests of one-shot sandboxes: the plan of a spec is made once while nothing that it rests on changes.
+
+    What it rests on, the working directory and what stands in "/", is looked at by the launch itself; looking from here would
+    give the GIL away twice more, and beside busy threads each time costs as much as a sandbox.
+    """
+
+    _MOST: Final = 32
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._requests: OrderedDict[tuple[object, ...], tuple[Request, tuple[bytes, int]]] = OrderedDict()
+
+    def get(self, spec: SandboxSpec) -> tuple[Request, tuple[bytes, int]]:
+        try:
+            key = (spec, os.getpid(), os.geteuid())
+            with self._lock:
+                found = self._requests.get(key)
+        except TypeError:  # a mount or root value of somebody else's that is not hashable
+            return _prepare(spec)
+        if found is None:
+            found = _prepare(spec)
+            with self._lock:
+                self._requests[key] = found
+                while len(self._requests) > self._MOST:
+                    self._requests.popitem(last=False)
+        return found
+
+    def forget(self, spec: SandboxSpec) -> None:
+        with self._lock:
+            self._requests.pop((spec, os.getpid(), os.geteuid()), None)
 
 
-def _request_for(spec: SandboxSpec) -> Request:
-    """Return the request of a one-shot sandbox; the plan of a spec is made once while nothing that it rests on changes."""
-    wall = cast("float | None", spec.limits.wall)
-    setting_key = (spec, os.getpid(), os.geteuid(), None if spec.cwd or spec.root else _where(), os.stat("/").st_mtime_ns)
+_cache: Final = _Cache()
+
+
+def _prepare(spec: SandboxSpec) -> tuple[Request, tuple[bytes, int]]:
+    changed = os.stat("/").st_mtime_ns
+    where = _where()
+    return _Setting(spec).request(deadline=cast("float | None", spec.limits.wall) or 0), (where, changed)
+
+
+def _where() -> bytes:
     try:
-        with _cache_lock:
-            found = _cache.get(setting_key)
-    except TypeError:  # a mount or root value of somebody else's that is not hashable
-        return _Setting(spec).request(deadline=wall or 0)
-    if found is None:
-        found = _Setting(spec).request(deadline=wall or 0)
-        with _cache_lock:
-            _cache[setting_key] = found
-            while len(_cache) > _CACHED:
-                _cache.popitem(last=False)
-    return found
-
-
-def _where() -> str | None:
-    try:
-        return os.getcwd()
+        return os.getcwdb()
     except FileNotFoundError:
-        return None
+        raise PlanError("the working directory of this process has been deleted; os.chdir() to one that exists") from None
 
 
 def run(
@@ -190,8 +212,13 @@ def run(
     b'root\\n'
     """
     wanted = SandboxSpec.of(None, spec)
-    request = _request_for(wanted)
-    return _complete(request, argv, input, timeout, wanted.limits, check=check)
+    for _ in range(_TRIES):
+        request, premises = _cache.get(wanted)
+        completed = _complete(request, argv, input, timeout, wanted.limits, check=check, premises=premises)
+        if completed is not None:
+            return completed
+        _cache.forget(wanted)
+    raise PlanError(f"the working directory or '/' changed {_TRIES} times while the sandbox was planned")
 
 
 def _complete(
@@ -202,20 +229,14 @@ def _complete(
     limits: Limits,
     *,
     check: bool,
-) -> Completed:
-    stdin = calls.STDIO_NULL if data is None else calls.STDIO_PIPE
-    process = Process(argv, request.launch(argv, (stdin, calls.STDIO_PIPE, calls.STDIO_PIPE)))
-    try:
-        process.limit_output(cast("int | None", limits.output))
-        out, err = process.communicate(data, timeout)
-        end = process.wait()
-    except SandboxTimeout as late:
-        process.kill()
-        out, err = process.communicate()
-        raise SandboxTimeout(argv, late.timeout, out, err, process.wait().usage) from None
-    finally:
-        process.close()
-    completed = Completed(argv, end, out or b"", err or b"")
+    premises: tuple[bytes, int] | None = None,
+) -> Completed | None:
+    output_limit = cast("int | None", limits.output)
+    result = OneShot.run_to_end(request, argv, data, timeout=timeout, output_limit=output_limit, premises=premises)
+    if result is None:
+        return None
+    completed = Completed(argv, *result)
+    end = completed.exit
     if check and end.returncode != 0:
         if end.reason is Reason.TIMEOUT:
             raise SandboxTimeout(argv, cast("float", limits.wall), completed.stdout, completed.stderr, end.usage)
@@ -350,7 +371,9 @@ class Sandbox:
         check: bool = False,
     ) -> Completed:
         """Run a command in the sandbox; as `isolib.run`."""
-        return _complete(self._live(), argv, input, timeout, self.spec.limits, check=check)
+        completed = _complete(self._live(), argv, input, timeout, self.spec.limits, check=check)
+        assert completed is not None  # noqa: S101 - only premises can make it None
+        return completed
 
     def popen(
         self,

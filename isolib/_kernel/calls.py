@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from errno import EINVAL
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from isolib._kernel._ext import ffi, lib
 from isolib._kernel.handle import Fd
@@ -349,49 +349,87 @@ class LaunchRefused(Exception):
         self.stage = stage
 
 
-def new_launch() -> Any:
+def new_launch() -> LaunchRequest:
     """Return an empty ``struct isolib_launch`` that owns nothing."""
     return ffi.new("struct isolib_launch *", {"status": -1, "pidfd": -1, "command": -1, "pty": -1, "pipes": [-1, -1, -1]})
 
 
-def launch(
-    request: Any,
-    *,
-    image: int,
-    image_path: bytes,
-    plan: bytes,
-    slots: Sequence[int],
-    keep: Sequence[int],
-    stdio: Sequence[int],
-    host: int,
-    proc: int,
-) -> None:
+class Launch(NamedTuple):
+    """What a launch needs, as `launch` and `run` hand it to the extension."""
+
+    image: int
+    image_path: bytes
+    plan: bytes
+    slots: Sequence[int]
+    keep: Sequence[int]
+    stdio: Sequence[int]
+    host: int
+    proc: int
+    #: What the plan was made for: the working directory and the time of the last change of "/".
+    premises: tuple[bytes, int] | None = None
+
+
+def _fill(request: LaunchRequest, wanted: Launch) -> tuple[object, ...]:
+    """Fill the C structure; what is returned must live as long as it is used."""
+    path = ffi.new("char[]", wanted.image_path)
+    steps = ffi.from_buffer("uint8_t[]", wanted.plan)
+    slots = ffi.new("int32_t[]", wanted.slots)
+    keep = ffi.new("int32_t[]", wanted.keep)
+    where = ffi.NULL
+    request.launcher, request.launcher_path = wanted.image, path
+    request.plan, request.plan_size = steps, len(wanted.plan)
+    request.slots, request.slot_count = slots, len(wanted.slots)
+    request.keep, request.keep_count = keep, len(wanted.keep)
+    request.stdio = wanted.stdio
+    request.host, request.proc = wanted.host, wanted.proc
+    if wanted.premises is not None:
+        where = ffi.new("char[]", wanted.premises[0])
+        request.premise_cwd, request.premise_root_ns = where, wanted.premises[1]
+    return path, steps, slots, keep, where
+
+
+def launch(request: LaunchRequest, wanted: Launch) -> None:
     """Start a process by the launcher: one call without the GIL, resumed when a signal handler has to run in between.
 
     The descriptors of the result stand in ``request``; whatever is raised here, it owns none afterwards.
     """
-    path = ffi.new("char[]", image_path)
-    steps = ffi.from_buffer("uint8_t[]", plan)
-    slot_list = ffi.new("int32_t[]", slots)
-    keep_list = ffi.new("int32_t[]", keep)
-    request.launcher, request.launcher_path = image, path
-    request.plan, request.plan_size = steps, len(plan)
-    request.slots, request.slot_count = slot_list, len(slots)
-    request.keep, request.keep_count = keep_list, len(keep)
-    request.stdio = stdio
-    request.host, request.proc = host, proc
+    alive = _fill(request, wanted)
     try:
-        result = lib.isolib_launch(request)
-        while result == 1:
-            result = lib.isolib_launch_wait(request)
-        if result < 0:
-            raise LaunchRefused(request.step, request.error, STAGES[request.stage])
+        _until_launched(request, lib.isolib_launch(request))
     except BaseException:
         lib.isolib_launch_abort(request)
         raise
+    del alive
 
 
-def new_pump() -> Any:
+def _until_launched(request: LaunchRequest, result: int) -> None:
+    while result == 1:  # between two calls Python runs its signal handlers
+        result = lib.isolib_launch_wait(request)
+    if result < 0:
+        raise LaunchRefused(request.step, request.error, STAGES[request.stage])
+
+
+def run(request: LaunchRequest, pump: Pump, wanted: Launch, timeout_ns: int) -> int:
+    """Run a process to its end in one call without the GIL; returns what `pump_run` would.
+
+    With PUMP_DONE ``request`` owns nothing any more; else the process runs, and is the caller's to go on with.
+    """
+    alive = _fill(request, wanted)
+    pumped = ffi.new("int32_t *")
+    try:
+        result = lib.isolib_run(request, pump, timeout_ns, pumped)
+        if result in {0, 2}:
+            return _checked("ppoll", "process", _negative_errno(pumped[0]))
+        _until_launched(request, result)
+        lib.isolib_pump_attach(pump, request)
+    except BaseException:
+        lib.isolib_launch_abort(request)
+        raise
+    del alive
+    return PUMP_SIGNAL
+
+
+def new_pump() -> Pump:
     """Return an empty ``struct isolib_pump``; its buffers are freed with it."""
     pump = ffi.new("struct isolib_pump *", {"status": -1, "pidfd": -1, "stdin_fd": -1})
     pump.out.fd = pump.err.fd = -1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+from errno import ESTALE
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _IMAGE_PATH: Final = os.path.join(os.path.dirname(__file__), "isolib-launcher")
 
 _STDERR: Final = 2
+_INHERITED: Final = (calls.STDIO_INHERIT,) * 3
 
 
 class _Ground:
@@ -136,11 +138,7 @@ class Launched:
 
 
 def launch(
-    plan: Plan,
-    fds: Sequence[int] = (),
-    *,
-    stdio: tuple[int, int, int] = (calls.STDIO_INHERIT, calls.STDIO_INHERIT, calls.STDIO_INHERIT),
-    keep: Sequence[int] = (),
+    plan: Plan, fds: Sequence[int] = (), *, stdio: tuple[int, int, int] = _INHERITED, keep: Sequence[int] = ()
 ) -> Launched:
     """Run a plan with the declared descriptors; returns when the command has been executed or the resident process holds.
 
@@ -149,23 +147,46 @@ def launch(
     SetupFailed
         A step failed; it names the step, its object and what would help.  Nothing is left.
     """
-    base = ground()
     request = calls.new_launch()
     try:
-        calls.launch(
-            request,
-            image=base.image,
-            image_path=base.image_path,
-            plan=plan.encode(),
-            slots=fds,
-            keep=keep,
-            stdio=stdio,
-            host=base.host,
-            proc=base.proc,
-        )
+        calls.launch(request, _wanted(plan, fds, stdio, keep))
     except calls.LaunchRefused as refused:
         raise failure(plan, refused.step, refused.errno, refused.stage) from None
     return Launched(request)
+
+
+def run(
+    plan: Plan,
+    fds: Sequence[int],
+    pump: calls.Pump,
+    *,
+    stdio: tuple[int, int, int],
+    timeout_ns: int,
+    premises: tuple[bytes, int] | None = None,
+) -> tuple[Launched, int] | None:
+    """Run a plan to the end of its command, in one call; returns what is left of it and what the pump returned.
+
+    None: a premise of the plan holds no more, and nothing was done.
+    """
+    request = calls.new_launch()
+    try:
+        pumped = calls.run(request, pump, _wanted(plan, fds, stdio, (), premises), timeout_ns)
+    except calls.LaunchRefused as refused:
+        if refused.errno == ESTALE and refused.stage == "host":
+            return None
+        raise failure(plan, refused.step, refused.errno, refused.stage) from None
+    return Launched(request), pumped
+
+
+def _wanted(
+    plan: Plan,
+    fds: Sequence[int],
+    stdio: tuple[int, int, int],
+    keep: Sequence[int],
+    premises: tuple[bytes, int] | None = None,
+) -> calls.Launch:
+    base = ground()
+    return calls.Launch(base.image, base.image_path, plan.encode(), fds, keep, stdio, base.host, base.proc, premises)
 
 
 def failure(plan: Plan, number: int, errno: int, stage: str) -> SetupFailed:

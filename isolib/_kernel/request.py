@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from isolib._kernel import assembly, calls
 from isolib._kernel.assembly import Identity, Scene
 from isolib._kernel.idmap import resolve
-from isolib._kernel.launch import launch
+from isolib._kernel.launch import launch, run
 from isolib._kernel.plan import Builder, exec_step
 from isolib.errors import PlanError
 from isolib.types import check_argv, check_hostname, check_path
@@ -138,6 +138,17 @@ class Request:
     def launch(self, argv: Sequence[str | bytes | os.PathLike[str]], stdio: tuple[int, int, int]) -> Launched:
         """Start the program."""
         return launch(self.plan(argv), self.builder.fds, stdio=stdio, keep=self._keep)
+
+    def run(
+        self,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        pump: calls.Pump,
+        stdio: tuple[int, int, int],
+        timeout_ns: int,
+        premises: tuple[bytes, int] | None,
+    ) -> tuple[Launched, int] | None:
+        """Run the program to its end; see `isolib._kernel.launch.run`."""
+        return run(self.plan(argv), self.builder.fds, pump, stdio=stdio, timeout_ns=timeout_ns, premises=premises)
 
     def hold(self) -> Launched:
         """Start a resident process without a program, which keeps the namespaces and mounts alive."""

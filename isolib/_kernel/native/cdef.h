@@ -179,6 +179,9 @@ struct isolib_launch {
     int32_t stdio[3];
     int32_t host; /* pidfd of this process */
     int32_t proc; /* a procfs */
+    /* What the plan was made for; where it is so no more, ESTALE is the error and nothing is done.  NULL, 0: nothing. */
+    const char *premise_cwd;
+    int64_t premise_root_ns; /* when "/" was last changed */
     /* out; -1 where there is none */
     int32_t status;
     int32_t pidfd;   /* of the supervisor */
@@ -238,6 +241,14 @@ enum isolib_pump_until {
     ISOLIB_UNTIL_STREAMS = 2 /* both outputs are at their end */
 };
 int isolib_pump_run(struct isolib_pump *pump, int until, int64_t timeout_ns);
+
+/*
+ * From the plan to the end in one call: launch, feed and drain, wait, close everything.
+ * 0: done; 1: as isolib_launch; 2: launched, but the pump returned *pumped before the end; -1: as isolib_launch.
+ */
+int isolib_run(struct isolib_launch *launch, struct isolib_pump *pump, int64_t timeout_ns, int32_t *pumped);
+/* hands a launched process's descriptors to a pump */
+void isolib_pump_attach(struct isolib_pump *pump, struct isolib_launch *launch);
 void isolib_pump_free(struct isolib_pump *pump);
 
 int64_t isolib_monotonic_ns(void);

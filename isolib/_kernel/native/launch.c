@@ -390,6 +390,17 @@ static int prepare(struct isolib_launch *launch, struct scratch *scratch, struct
     return 0;
 }
 
+/* A plan may rest on where this process is and on what stands in "/": looking costs two system calls, planning anew far more. */
+static int is_stale(const struct isolib_launch *launch) {
+    char where[4096];
+    struct stat root;
+    if (launch->premise_cwd && (!getcwd(where, sizeof(where)) || strcmp(where, launch->premise_cwd) != 0))
+        return 1;
+    if (!launch->premise_root_ns)
+        return 0;
+    return stat("/", &root) < 0 || root.st_mtim.tv_sec * 1000000000LL + root.st_mtim.tv_nsec != launch->premise_root_ns;
+}
+
 int isolib_launch(struct isolib_launch *launch) {
     struct scratch scratch = {.child_status = -1, .boot = -1, .child_stdio = {-1, -1, -1}};
     struct birth birth = {.image = launch->launcher, .path = launch->launcher_path};
@@ -399,7 +410,7 @@ int isolib_launch(struct isolib_launch *launch) {
     launch->pipes[0] = launch->pipes[1] = launch->pipes[2] = -1;
     launch->supervisor_pid = launch->command_pid = launch->running = launch->error = launch->has_exit = 0;
     launch->started_ns = isolib_monotonic_ns();
-    error = prepare(launch, &scratch, &birth) < 0 ? errno : 0;
+    error = is_stale(launch) ? ESTALE : prepare(launch, &scratch, &birth) < 0 ? errno : 0;
     if (!error) {
         snprintf(number, sizeof(number), "%d", scratch.boot);
         birth.argv[0] = "isolib-init";
@@ -410,6 +421,18 @@ int isolib_launch(struct isolib_launch *launch) {
     if (error)
         return give_up(launch, error, -1, ISOLIB_STAGE_HOST);
     return isolib_launch_wait(launch);
+}
+
+int isolib_run(struct isolib_launch *launch, struct isolib_pump *pump, int64_t timeout_ns, int32_t *pumped) {
+    int result = isolib_launch(launch);
+    if (result != 0)
+        return result;
+    isolib_pump_attach(pump, launch);
+    *pumped = isolib_pump_run(pump, ISOLIB_UNTIL_EXIT | ISOLIB_UNTIL_STREAMS, timeout_ns);
+    if (*pumped != ISOLIB_PUMP_DONE)
+        return 2;
+    close_results(launch);
+    return 0;
 }
 
 /* ---- the image ---- */

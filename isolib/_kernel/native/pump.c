@@ -175,6 +175,17 @@ int isolib_pump_run(struct isolib_pump *pump, int until, int64_t timeout_ns) {
     return result;
 }
 
+void isolib_pump_attach(struct isolib_pump *pump, struct isolib_launch *launch) {
+    pump->status = launch->status;
+    pump->pidfd = launch->pidfd;
+    pump->stdin_fd = launch->pipes[0];
+    pump->out.fd = launch->pipes[1];
+    pump->err.fd = launch->pipes[2];
+    launch->pipes[0] = launch->pipes[1] = launch->pipes[2] = -1;
+    pump->has_exit = launch->has_exit;
+    pump->exit = launch->exit;
+}
+
 void isolib_pump_free(struct isolib_pump *pump) {
     free(pump->out.data);
     free(pump->err.data);
