@@ -1,0 +1,24 @@
+"""The one way up: what a lower layer asks a higher one to do, found when it is asked.
+
+`Namespace.spawn` is a convenience of layer 2 for a function of the same layer, which does not know of namespaces. Neither
+imports the other; both know this module, which imports what is above it only when it is called.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from isolib.process import Process
+
+__all__ = ["spawn"]
+
+
+def spawn(argv: Sequence[str | bytes | os.PathLike[str]], **options: object) -> Process:
+    """Start a program: `isolib.process.spawn`, whose options these are."""
+    process: Process = import_module("isolib.process").spawn(argv, **options)
+    return process

@@ -1,0 +1,329 @@
+"""Entering a namespace with the calling thread, and getting back.
+
+Linux keeps namespaces with threads, not with processes. What is done here concerns the calling thread alone, and is read
+from /proc/thread-self: /proc/self is the main thread, and restoring a worker thread from it moves the worker to another
+network.
+
+Every stay inside is recorded on a stack of the thread's own, together with a descriptor of the namespace that the thread
+came from. The ways in which a stay can end badly:
+
+- *The thread cannot go back* (it gave its privileges up inside): `ThreadStranded`, and so is every later use.
+- *Another thread leaves*, because a generator or a coroutine crossed threads in the midst of a `with`. Nobody but the
+  thread itself can bring it back: `ThreadStranded` is raised where the block ended. The thread that is left behind returns
+  when it next enters or leaves a namespace by isolib.
+- *Out of order*, because two generators or tasks of one thread have overlapping blocks: `IsolibError`. The thread goes back
+  to where it was before the block that ended, and the block that was overtaken raises too, when it ends: its last part
+  ran outside.
+- *Another task enters* while a coroutine awaits inside its block: `IsolibError`, before anything happens. It is noticed by
+  the context (contextvars), when it uses isolib; what else it does in the wrong namespace cannot be noticed.
+
+Between two byte codes Python may raise KeyboardInterrupt. The thread returns all the same, with one exception that Python
+gives nobody a hold on: at the very entry into `__exit__`. Then it returns when the object of the `with` is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final
+
+from isolib._kernel import calls
+from isolib._kernel.handle import Fd
+from isolib.errors import IsolibError, PermissionDenied, SyscallError, ThreadStranded, from_errno
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+__all__ = ["Stays", "check_usable", "is_inside", "move", "open_own", "outside", "strand"]
+
+_HINT: Final = (
+    "a thread needs CAP_SYS_ADMIN over the namespace and over its own user namespace; start a program inside with spawn(), or "
+    "run this one in a user namespace (unshare --map-root-user)"
+)
+
+_COROUTINE: Final = 0x80 | 0x100 | 0x200  # inspect.CO_COROUTINE, CO_ITERABLE_COROUTINE, CO_ASYNC_GENERATOR
+
+
+class _Thread:
+    """What isolib has done to one native thread; greenlets share it."""
+
+    __slots__ = ("number", "stack", "stranded", "tid")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.tid = threading.get_native_id()
+        self.stack: list[_Stay] = []
+        self.stranded = ""
+
+    def is_alive(self) -> bool:
+        return os.path.exists(f"/proc/self/task/{self.tid}")
+
+
+class _Stay:
+    """One stay of one thread in one namespace."""
+
+    __slots__ = ("asynchronous", "flag", "label", "left", "outer", "overtaken_by", "previous", "thread")
+
+    def __init__(self, thread: _Thread, previous: Fd, flag: int, label: str) -> None:
+        self.thread = thread
+        self.previous = previous
+        self.flag = flag
+        self.label = label
+        self.asynchronous = _in_coroutine()
+        self.left = False  # by its own block, or for it; whether the thread has returned says the stack
+        self.overtaken_by = ""
+        self.outer = _innermost.get()
+
+
+# By numbers that the extension gives: what `threading` says may have been replaced by gevent's, for which a thread is a
+# greenlet, and the numbers of dead threads are given again.
+_threads: Final[dict[int, _Thread]] = {}
+
+# The innermost stay that the running code can know of.
+_innermost: Final[ContextVar[_Stay | None]] = ContextVar("isolib.namespaces.innermost", default=None)
+
+
+def _in_coroutine() -> bool:
+    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 -- inspect, which has it too, is dear to import
+    while frame is not None:
+        if frame.f_code.co_flags & _COROUTINE:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _this_thread() -> _Thread:
+    number = calls.thread_number()
+    thread = _threads.get(number)
+    if thread is None:
+        thread = _threads.setdefault(number, _Thread(number))
+    if thread.stranded:
+        raise ThreadStranded(thread.stranded)
+    return thread
+
+
+def _forget(thread: _Thread) -> None:
+    if not thread.stack and not thread.stranded:
+        _threads.pop(thread.number, None)
+
+
+def check_usable() -> None:
+    """Raise `ThreadStranded` when the calling thread could not be brought back earlier."""
+    thread = _threads.get(calls.thread_number())
+    if thread is not None and thread.stranded:
+        raise ThreadStranded(thread.stranded)
+
+
+def strand(reason: str) -> None:
+    """Declare the calling thread stranded."""
+    _this_thread().stranded = reason
+
+
+def is_inside() -> bool:
+    """Return whether the calling thread is somewhere by isolib, or stranded."""
+    return calls.thread_number() in _threads
+
+
+def outside() -> list[tuple[Fd, int]]:
+    """Return the namespaces that the calling thread was in before it entered any, of the kinds that it is inside of."""
+    thread = _threads.get(calls.thread_number())
+    first: dict[int, Fd] = {}
+    for stay in thread.stack if thread else ():
+        first.setdefault(stay.flag, stay.previous)
+    return [(fd, flag) for flag, fd in first.items()]
+
+
+def open_own(kind: str) -> Fd:
+    """Open the calling thread's own namespace of a kind."""
+    path = f"/proc/thread-self/ns/{kind}"
+    try:
+        fd = Fd.take(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise from_errno("open", path, error.errno or 0) from None
+    assert fd is not None  # noqa: S101 -- os.open raises
+    return fd
+
+
+def move(fd: int, kind: str, label: str) -> None:
+    """Move the calling thread into a namespace and keep no record of it.
+
+    Raises
+    ------
+    SyscallError
+        The kernel refused; `PermissionDenied` says what to do instead.
+    """
+    try:
+        calls.setns(fd, calls.NAMESPACE_FLAGS[kind], label)
+    except PermissionDenied as error:
+        raise PermissionDenied(error.op, label, error.errno, _HINT) from None
+
+
+class Stays:
+    """The stays of one `with` object: it may be entered again while it is inside, and by several threads.
+
+    The object holds nothing but these; when it goes and one of them has not ended, the thread returns then.
+    """
+
+    __slots__ = ("_stays",)
+
+    def __init__(self) -> None:
+        self._stays: list[_Stay] = []
+
+    def __bool__(self) -> bool:
+        """Whether a thread is inside."""
+        return any(not stay.left for stay in self._stays)
+
+    def enter(self, fd: int, kind: str, label: str) -> None:
+        """Move the calling thread into a namespace; it is in it, or nothing has changed.
+
+        Raises
+        ------
+        IsolibError
+            Another task of this thread awaits inside a block of its own.
+        SyscallError
+            The kernel refused.
+        ThreadStranded
+            The thread could not be brought back from an earlier stay.
+        """
+        thread = _this_thread()
+        try:
+            _return_abandoned(thread)
+            _check_task(thread, label)
+            stay = _Stay(thread, open_own(kind), calls.NAMESPACE_FLAGS[kind], label)
+            refused = False
+            try:
+                thread.stack.append(stay)
+                self._stays.append(stay)
+                try:
+                    move(fd, kind, label)
+                except SyscallError:
+                    refused = True
+                    raise
+                _innermost.set(stay)
+            except BaseException:
+                if refused and thread.stack[-1:] == [stay]:
+                    del thread.stack[-1]
+                self._end(stay)
+                raise
+        finally:
+            _forget(thread)
+
+    def leave(self) -> None:
+        """Bring the calling thread back to where it was before its last `enter`.
+
+        Raises
+        ------
+        IsolibError
+            Out of order; the thread is where it was before that `enter`.
+        ThreadStranded
+            The thread could not go back, or it is another thread that entered.
+        """
+        stay = self._last()
+        try:
+            _leave(stay)
+        finally:
+            self._end(stay)
+
+    def _last(self) -> _Stay:
+        """Return this thread's last stay, or when it has none, the last one of all."""
+        number = calls.thread_number()
+        last = None
+        for stay in self._stays:
+            if not stay.left and (last is None or stay.thread.number == number or last.thread.number != number):
+                last = stay
+        if last is None:
+            raise IsolibError("this block was left already")
+        return last
+
+    def _end(self, stay: _Stay) -> None:
+        if not stay.left and stay in stay.thread.stack and calls.thread_number() == stay.thread.number:
+            # Interrupted by the exception of a signal handler: what it interrupted is done first.
+            _unwind(stay)
+        stay.left = True
+        if stay in self._stays:
+            self._stays.remove(stay)
+
+    def __del__(self) -> None:
+        if sys.is_finalizing():
+            return
+        for stay in reversed(getattr(self, "_stays", ())):
+            if not stay.left:
+                try:
+                    _leave(stay)
+                except IsolibError:
+                    # Where nobody could catch it. It is noted with the thread, and raised at its next use.
+                    stay.left = True
+
+
+def _check_task(thread: _Thread, label: str) -> None:
+    if thread.stack and thread.stack[-1].asynchronous and _innermost.get() is not thread.stack[-1]:
+        raise IsolibError(
+            f"{label} was not entered: this thread is inside {thread.stack[-1].label}, where another task awaits in its "
+            "`with` block; use run() or spawn(), which concern no other task, or do not await inside the block"
+        )
+
+
+def _leave(stay: _Stay) -> None:
+    thread = stay.thread
+    if calls.thread_number() != thread.number:
+        _abandon(stay)
+    if thread.stranded:
+        raise ThreadStranded(thread.stranded)
+    if stay.overtaken_by:
+        raise IsolibError(
+            f"the thread left {stay.label} before this block ended, when an earlier block in {stay.overtaken_by} ended: "
+            "the rest of this block ran outside"
+        )
+    late = [each for each in thread.stack[thread.stack.index(stay) + 1 :] if not each.left]
+    for each in late:
+        each.overtaken_by = stay.label
+    _unwind(stay)
+    if late:
+        raise IsolibError(
+            f"{stay.label} was left out of order, before {', '.join(each.label for each in reversed(late))}: the thread has "
+            f"left these too, and is where it was before it entered {stay.label}"
+        )
+
+
+def _abandon(stay: _Stay) -> None:
+    """Note that a block ended in another thread than the one that is inside, and raise."""
+    thread = stay.thread
+    stay.left = True
+    if not thread.is_alive():
+        # Its namespaces went with it; what is left are the descriptors of where it came from.
+        thread.stack.clear()
+        _threads.pop(thread.number, None)
+    raise ThreadStranded(
+        f"thread {thread.tid} entered {stay.label}, and thread {threading.get_native_id()} left it (a generator or coroutine "
+        "changed threads inside the block): the first one stays inside until it next enters or leaves a namespace by isolib"
+    )
+
+
+def _unwind(stay: _Stay) -> None:
+    """Bring the thread back to where it was before a stay, and out of those beneath that were abandoned; may be repeated."""
+    thread = stay.thread
+    while stay in thread.stack:
+        _return(thread)
+    _return_abandoned(thread)
+    if _innermost.get() is stay:
+        # Not by a token: that is bound to one context, and a block may end in a copy of it.
+        _innermost.set(stay.outer)
+    _forget(thread)
+
+
+def _return_abandoned(thread: _Thread) -> None:
+    while thread.stack and thread.stack[-1].left:
+        _return(thread)
+
+
+def _return(thread: _Thread) -> None:
+    stay = thread.stack[-1]
+    try:
+        calls.setns(stay.previous.fileno(), stay.flag, f"the namespace that the thread came from into {stay.label}")
+    except SyscallError as error:
+        thread.stranded = f"this thread is still in {stay.label}, and must not run anything else: {error}"
+        raise ThreadStranded(thread.stranded) from error
+    del thread.stack[-1]
+    stay.previous.close()
