@@ -183,9 +183,8 @@ class Process:
         self._killed = False
         self._limit: int | None = None
         self._input: Any = None
-        self._pump = pump
+        self._pump: calls.Pump = calls.new_pump() if pump is None else pump
         if pump is None:
-            self._pump = calls.new_pump()
             calls.pump_attach(self._pump, status=launched.status, pidfd=launched.pidfd, request=launched.exit)
 
     @classmethod

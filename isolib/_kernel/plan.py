@@ -170,9 +170,9 @@ def _number_slots(steps: Iterable[Step], declared: Sequence[Slot]) -> dict[Slot 
     for slot in declared:
         numbers[slot] = len(numbers) - 1
     for step in steps:
-        for slot in (step.fd, step.fd2, step.out):
-            if slot not in numbers:
-                numbers[slot] = len(numbers) - 1
+        for used in (step.fd, step.fd2, step.out):
+            if used not in numbers:
+                numbers[used] = len(numbers) - 1
     if len(numbers) - 1 > calls.MAX_SLOTS:
         raise PlanError(f"the plan uses {len(numbers) - 1} descriptors; {calls.MAX_SLOTS} is the most")
     return numbers

@@ -156,6 +156,10 @@ class Request:
         return launch(self.builder.build(assembly.HOLD), self.builder.fds, stdio=(null, null, null))
 
 
+def _is_whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
 def _maps(kinds: frozenset[str], id_map: str | Sequence[IdMap] | None) -> IdMapPlan | None:
     if "user" not in kinds:
         if id_map is not None:
@@ -203,7 +207,7 @@ def user_ids(user: str | int | tuple[int, int]) -> tuple[int, int]:
         ids = (user, user)
     else:
         ids = _look_up(user)
-    if len(ids) != 2 or any(isinstance(one, bool) or not isinstance(one, int) or not 0 <= one <= _MAX_ID for one in ids):  # noqa: PLR2004
+    if len(ids) != 2 or not all(_is_whole(one, 0, _MAX_ID) for one in ids):
         raise PlanError(f"user={user!r}: ids are whole numbers from 0 to {_MAX_ID}")
     return ids
 
@@ -242,7 +246,7 @@ def _check_keep(pass_fds: Iterable[int]) -> tuple[int, ...]:
     if len(keep) > calls.MAX_KEEP:
         raise PlanError(f"pass_fds: {len(keep)} descriptors; {calls.MAX_KEEP} are the most")
     for fd in keep:
-        if isinstance(fd, bool) or not isinstance(fd, int) or fd < 0:
+        if not _is_whole(fd, 0, _MAX_ID):
             raise PlanError(f"pass_fds: {fd!r} is not a descriptor")
         try:
             os.fstat(fd)
@@ -255,9 +259,9 @@ def _check_rlimits(rlimits: Mapping[int, int | tuple[int, int]] | None) -> dict[
     checked: dict[int, tuple[int, int]] = {}
     for number, value in (rlimits or {}).items():
         pair = value if isinstance(value, tuple) else (value, value)
-        if not isinstance(number, int) or not 0 <= number < _RLIMITS:
+        if not _is_whole(number, 0, _RLIMITS - 1):
             raise PlanError(f"rlimits: {number!r} is not a resource; use resource.RLIMIT_*")
-        if len(pair) != 2 or any(not isinstance(one, int) or one < -1 for one in pair):  # noqa: PLR2004
+        if len(pair) != 2 or not all(_is_whole(one, -1, _INFINITY) for one in pair):
             raise PlanError(f"rlimits: {value!r}: (soft, hard) numbers are wanted, -1 for none")
         soft, hard = (_INFINITY if one == -1 else one for one in pair)
         if soft > hard:
