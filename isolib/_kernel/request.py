@@ -160,6 +160,10 @@ def _is_whole(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
+def _is_pair(value: Sequence[object], low: int, high: int) -> bool:
+    return len(value) == len((low, high)) and all(_is_whole(one, low, high) for one in value)
+
+
 def _maps(kinds: frozenset[str], id_map: str | Sequence[IdMap] | None) -> IdMapPlan | None:
     if "user" not in kinds:
         if id_map is not None:
@@ -207,7 +211,7 @@ def user_ids(user: str | int | tuple[int, int]) -> tuple[int, int]:
         ids = (user, user)
     else:
         ids = _look_up(user)
-    if len(ids) != 2 or not all(_is_whole(one, 0, _MAX_ID) for one in ids):
+    if not _is_pair(ids, 0, _MAX_ID):
         raise PlanError(f"user={user!r}: ids are whole numbers from 0 to {_MAX_ID}")
     return ids
 
@@ -261,7 +265,7 @@ def _check_rlimits(rlimits: Mapping[int, int | tuple[int, int]] | None) -> dict[
         pair = value if isinstance(value, tuple) else (value, value)
         if not _is_whole(number, 0, _RLIMITS - 1):
             raise PlanError(f"rlimits: {number!r} is not a resource; use resource.RLIMIT_*")
-        if len(pair) != 2 or not all(_is_whole(one, -1, _INFINITY) for one in pair):
+        if not _is_pair(pair, -1, _INFINITY):
             raise PlanError(f"rlimits: {value!r}: (soft, hard) numbers are wanted, -1 for none")
         soft, hard = (_INFINITY if one == -1 else one for one in pair)
         if soft > hard:
