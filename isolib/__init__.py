@@ -17,8 +17,7 @@ Names are loaded when they are first used (PEP 562), so that ``import isolib`` c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # type checkers take it for true; importing typing would cost more than the rest
 if TYPE_CHECKING:
     from isolib.errors import ClosedError as ClosedError
     from isolib.errors import CommandFailed as CommandFailed
