@@ -314,6 +314,17 @@ def security_modules() -> list[int]:
     return [int(ids[index]) for index in range(count)]
 
 
+_BPF_ALLOW: Final = (0x00000001000000B7, 0x0000000000000095)  # r0 = 1; exit
+
+
+def bpf_device_program(instructions: Sequence[int] = _BPF_ALLOW) -> int:
+    """Load a program that decides about access to devices in a cgroup of v2, by default one that allows all: bpf(2).
+
+    Returns its descriptor.  It decides nothing before it is attached to a group.
+    """
+    return _checked("bpf", "BPF_PROG_TYPE_CGROUP_DEVICE", lib.isolib_bpf_device_program(list(instructions), len(instructions)))
+
+
 def pidfd_send_signal(pidfd: int, signal: int, target: str) -> None:
     """Send a signal to the process behind a pidfd: pidfd_send_signal(2)."""
     _checked("pidfd_send_signal", target, lib.isolib_pidfd_send_signal(pidfd, signal))

@@ -294,3 +294,4 @@ int isolib_pty_size(int fd, int rows, int columns);
 int isolib_clone3_size(void);
 int isolib_landlock_abi(void);
 int isolib_security_modules(uint64_t *ids, uint32_t count);
+int isolib_bpf_device_program(const uint64_t *instructions, uint32_t count);

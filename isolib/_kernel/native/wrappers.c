@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/bpf.h>
 #include <net/if.h>
 #include <sched.h>
 #include <stddef.h>
@@ -187,4 +188,15 @@ int isolib_security_modules(uint64_t *ids, uint32_t count) {
     enum { LIST_MODULES = 461 }; /* 6.8 */
     uint32_t size = (uint32_t)(count * sizeof(*ids));
     return (int)syscall(LIST_MODULES, ids, &size, 0);
+}
+
+/* The whole union, zeroed: kernels 6.17 to 7.1 write past a shorter one. */
+int isolib_bpf_device_program(const uint64_t *instructions, uint32_t count) {
+    union bpf_attr attr;
+    memset(&attr, 0, sizeof(attr));
+    attr.prog_type = BPF_PROG_TYPE_CGROUP_DEVICE;
+    attr.insns = (uintptr_t)instructions;
+    attr.insn_cnt = count;
+    attr.license = (uintptr_t) "MIT";
+    return (int)syscall(__NR_bpf, BPF_PROG_LOAD, &attr, sizeof(attr));
 }

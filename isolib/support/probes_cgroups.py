@@ -1,0 +1,333 @@
+"""Probes of control groups: which hierarchies there are, and what the caller may do in its own group of each.
+
+No group is made where one can be looked at: a directory outlives the process that made it.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from errno import EACCES, ECHILD, EPERM
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from isolib._kernel import calls
+from isolib._kernel.plan import Builder
+from isolib._kernel.procfs import parse_cgroup
+from isolib.errors import SyscallError
+from isolib.support import refusals
+from isolib.support.attempts import attempt
+from isolib.support.examination import Probe
+from isolib.support.facts import read, read_bytes
+from isolib.support.refusals import NOTHING, Need, Refusal, Refused, said
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from isolib._kernel.procfs import CgroupEntry, Mount
+    from isolib.support.examination import Examination
+    from isolib.support.facts import Facts
+
+#: The controllers by their name in v2, with the name in v1 and the kernel option.
+CONTROLLERS: Final = {
+    "cpu": ("cpu", "CONFIG_CGROUP_SCHED"),
+    "cpuset": ("cpuset", "CONFIG_CPUSETS"),
+    "memory": ("memory", "CONFIG_MEMCG"),
+    "io": ("blkio", "CONFIG_BLK_CGROUP"),
+    "pids": ("pids", "CONFIG_CGROUP_PIDS"),
+    "hugetlb": ("hugetlb", "CONFIG_CGROUP_HUGETLB"),
+    "devices": ("devices", "CONFIG_CGROUP_DEVICE"),
+    "freezer": ("freezer", "CONFIG_CGROUP_FREEZER"),
+}
+_CORE: Final = frozenset({"freezer", "devices"})  # no controllers in v2: a file of every group, and a BPF program
+_V1_NAMES: Final = frozenset({*(v1 for v1, _ in CONTROLLERS.values()), "cpuacct", "net_cls", "net_prio", "perf_event", "rdma"})
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The caller's group in one hierarchy.
+
+    Attributes
+    ----------
+    path
+        Its directory.
+    top
+        The directory where the hierarchy is mounted.
+    unified
+        Whether it is of cgroup v2.
+    readonly
+        Whether it is mounted read-only.
+    """
+
+    path: str
+    top: str
+    unified: bool
+    readonly: bool
+
+
+def mode(mounts: Sequence[Mount]) -> str:
+    """Return ``"unified"``, ``"hybrid"``, ``"legacy"``, or an empty string where no hierarchy is mounted."""
+    unified = any(mount.fs_type == "cgroup2" for mount in mounts)
+    legacy = any(mount.fs_type == "cgroup" and _V1_NAMES & set(mount.super_options) for mount in mounts)
+    if unified:
+        return "hybrid" if legacy else "unified"
+    return "legacy" if legacy else ""
+
+
+def own_group(mounts: Sequence[Mount], entries: Sequence[CgroupEntry], controller: str | None = None) -> Group | None:
+    """Return the caller's group in the hierarchy of a v1 controller, or of v2; None where it cannot be seen."""
+    for entry in entries:
+        if (controller in entry.controllers) if controller else (entry.hierarchy_id == 0):
+            for mount in mounts:
+                of_it = controller in mount.super_options if controller else True
+                if mount.fs_type == ("cgroup" if controller else "cgroup2") and of_it:
+                    below = _below(mount.root, entry.path)
+                    if below is not None:
+                        return Group(
+                            path=mount.mount_point + below,
+                            top=mount.mount_point,
+                            unified=controller is None,
+                            readonly="ro" in mount.options or "ro" in mount.super_options,
+                        )
+    return None
+
+
+def _below(root: str, path: str) -> str | None:
+    """Return a group's path below the one that is mounted; None when it is outside."""
+    if path.startswith("/.."):
+        return None
+    if root == "/":
+        return "" if path == "/" else path
+    return path[len(root) :] if path == root or path.startswith(root + "/") else None
+
+
+def controller_state(content: str, name: str) -> str:
+    """Return what /proc/cgroups says of a v1 controller: ``"absent"``, ``"disabled"``, ``"unbound"`` or ``"bound"``."""
+    for line in content.splitlines():
+        fields = line.split()
+        if fields and fields[0] == name:
+            if fields[3] == "0":
+                return "disabled"
+            return "unbound" if fields[1] == "0" else "bound"
+    return "absent"
+
+
+def _entries() -> list[CgroupEntry]:
+    return parse_cgroup(read_bytes("/proc/thread-self/cgroup"))
+
+
+def _may_write(path: str) -> bool:
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
+def _owner(path: str) -> str:
+    try:
+        uid = os.stat(path).st_uid
+    except OSError:
+        return "somebody unknown"
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def _write_refusal(group: Group, facts: Facts) -> Refusal:
+    return refusals.cgroup_write(
+        group.path,
+        _owner(group.path),
+        facts,
+        readonly=group.readonly,
+        unified=group.unified,
+        systemd=os.path.isdir("/run/systemd/system"),
+    )
+
+
+def _unified_group(exam: Examination) -> Group:
+    group = own_group(exam.facts.mounts, _entries())
+    if group is None:
+        by = Refusal(
+            "nobody: no cgroup v2 hierarchy is mounted here", "as root: mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified"
+        )
+        raise Refused("no mount of cgroup2 shows the caller's group", by)
+    return group
+
+
+def _mode(exam: Examination) -> str:
+    found = mode(exam.facts.mounts)
+    if not found:
+        by = Refusal("nobody: no hierarchy is mounted", "as root: mount -t cgroup2 cgroup2 /sys/fs/cgroup")
+        raise Refused("no cgroup and no cgroup2 in /proc/self/mountinfo", by)
+    return found
+
+
+def _unified(exam: Examination) -> str:
+    return f"this process is in {_unified_group(exam).path}"
+
+
+def _delegated(exam: Examination) -> str:
+    group = _unified_group(exam)
+    wanted = (group.path, *(f"{group.path}/{name}" for name in ("cgroup.procs", "cgroup.subtree_control")))
+    refused = [path for path in wanted if not _may_write(path)]
+    if refused:
+        raise Refused(f"{refused[0]} cannot be written", _write_refusal(group, exam.facts))
+    return group.path
+
+
+def _controller(name: str, exam: Examination) -> str:
+    facts = exam.facts
+    legacy_name, kernel_option = CONTROLLERS[name]
+    entries = _entries()
+    group = own_group(facts.mounts, entries, legacy_name)
+    unified = own_group(facts.mounts, entries)
+    need = Need(option=kernel_option)
+    state = controller_state(read("/proc/cgroups") or "", legacy_name)
+    if group is None and unified is not None:
+        group = _in_unified(name, unified, state, need, facts)
+    if group is None:
+        raise Refused(f"{name} is in no hierarchy", refusals.controller_off(name, state, need, facts))
+    if not _may_write(group.path):
+        raise Refused(f"{group.path} cannot be written", _write_refusal(group, facts))
+    if group.unified and name == "devices":
+        os.close(calls.bpf_device_program())
+    return f"v{2 if group.unified else 1}, {group.path}"
+
+
+def _in_unified(name: str, group: Group, state: str, need: Need, facts: Facts) -> Group | None:
+    enabled = (read(f"{group.path}/cgroup.controllers") or "").split()
+    if name in _CORE or name in enabled:
+        return group
+    if name in (read(f"{group.top}/cgroup.controllers") or "").split():
+        reason = f"{group.path}/cgroup.controllers lacks it"
+        raise Refused(reason, refusals.controller_off(name, "not enabled", need, facts))
+    # In v2 alone everything that the kernel has is listed at the top: what is not there was built out, or disabled.
+    if state != "disabled":
+        raise Refused(f"{name} is in no hierarchy", refusals.controller_off(name, "absent", need, facts))
+    return None
+
+
+# ---- files that a group has ----
+
+
+@contextmanager
+def _any_group(exam: Examination, file: str) -> Iterator[str]:
+    """Give a group that is not the top one, which lacks many files: one that has ``file``, if any has."""
+    group = _unified_group(exam)
+    known = _groups(group)
+    with_file = next((path for path in known if os.path.exists(f"{path}/{file}")), None)
+    if with_file or known:
+        yield with_file or known[0]
+        return
+    made = f"{group.path}/isolib-doctor-{os.getpid()}"
+    try:
+        os.mkdir(made)
+    except OSError as error:
+        raise Refused(said("mkdir", made, error.errno or 0), _write_refusal(group, exam.facts)) from error
+    try:
+        yield made
+    finally:
+        os.rmdir(made)
+
+
+def _groups(group: Group) -> list[str]:
+    found = [group.path] if group.path != group.top else []
+    for directory in dict.fromkeys((group.path, group.top)):
+        with suppress(OSError), os.scandir(directory) as entries:
+            found += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return found
+
+
+def _group_file(file: str, exam: Examination) -> str:
+    with _any_group(exam, file) as path:
+        if not os.path.exists(f"{path}/{file}"):
+            need = Need(since={"cgroup.kill": "5.14", "cgroup.freeze": "5.2"}.get(file, ""))
+            raise Refused(f"{path} has no {file}", refusals.without(need, exam.facts))
+    return ""
+
+
+def _freezer(exam: Examination) -> str:
+    try:
+        _group_file("cgroup.freeze", exam)
+    except Refused:
+        return _controller("freezer", exam)
+    return "v2, cgroup.freeze"
+
+
+def _memory_peak(exam: Examination) -> str:
+    legacy = own_group(exam.facts.mounts, _entries(), "memory")
+    if legacy is not None and os.path.exists(f"{legacy.path}/memory.max_usage_in_bytes"):
+        return "v1, memory.max_usage_in_bytes"
+    with _any_group(exam, "memory.current") as path:
+        if not os.path.exists(f"{path}/memory.current"):
+            need = Need(option="CONFIG_MEMCG")
+            raise Refused("no group has memory.current", refusals.controller_off("memory", "not enabled", need, exam.facts))
+        if not os.path.exists(f"{path}/memory.peak"):
+            raise Refused(f"{path} has no memory.peak", refusals.without(Need(since="5.19"), exam.facts))
+    return "v2, memory.peak"
+
+
+def _pressure(exam: Examination) -> str:
+    try:
+        with open("/proc/pressure/memory", "rb") as file:
+            file.read()
+    except FileNotFoundError as error:
+        need = Need(since="4.20", option="CONFIG_PSI")
+        raise Refused("there is no /proc/pressure", _pressure_refusal(need, exam.facts)) from error
+    except OSError as error:
+        by = Refusal("the boot: pressure is not measured (CONFIG_PSI_DEFAULT_DISABLED)", "the boot parameter psi=1")
+        raise Refused(said("open", "/proc/pressure/memory", error.errno or 0), by) from error
+    return "/proc/pressure"
+
+
+def _pressure_refusal(need: Need, facts: Facts) -> Refusal:
+    if facts.config("CONFIG_PSI") == "y":
+        return Refusal("the boot: pressure is not measured", "the boot parameter psi=1")
+    return refusals.without(need, facts)
+
+
+# ---- birth ----
+
+
+def _clone_into(exam: Examination) -> str:
+    """Be born in the caller's own group, so that none is needed."""
+    group = _unified_group(exam)
+    fd = os.open(group.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        builder = Builder()
+        builder.cgroup = builder.declare(fd, "own cgroup")
+        attempt(exam.facts, builder)
+    except SyscallError as error:
+        reason = said(error.op, group.path, error.errno)
+        if error.errno == ECHILD:
+            by = Refusal(
+                f"the kernel: {group.path} was killed once (cgroup.kill), who is born there dies", "start in another group"
+            )
+            raise Refused(reason, by) from error
+        if error.errno in (EACCES, EPERM) and not _may_write(f"{group.path}/cgroup.procs"):
+            raise Refused(reason, _write_refusal(group, exam.facts)) from error
+        raise
+    finally:
+        os.close(fd)
+    return group.path
+
+
+CGROUPS: Final = (
+    Probe("cgroups", _mode),
+    Probe("cgroup v2", _unified),
+    Probe("cgroup delegation", _delegated),
+    *(
+        Probe(
+            f"cgroup {name}",
+            partial(_controller, name),
+            Need(capability="CAP_BPF", option="CONFIG_CGROUP_BPF") if name == "devices" else NOTHING,
+        )
+        for name in CONTROLLERS
+        if name != "freezer"
+    ),
+    Probe("cgroup freezer", _freezer),
+    Probe("cgroup.kill", partial(_group_file, "cgroup.kill")),
+    Probe("memory.peak", _memory_peak),
+    Probe("pressure (PSI)", _pressure),
+    Probe("CLONE_INTO_CGROUP", _clone_into, Need(since="5.7")),
+)

@@ -1,0 +1,157 @@
+"""Probes of networks: devices, queueing disciplines and firewall tables are made in a network namespace of their own.
+
+Nobody enters it.  Its process hands over a netlink socket, which stays in the namespace that it was made in; the kernel asks
+whether who opened it and who uses it may, and the owner of the user namespace may.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from errno import ENODEV, ENOENT, EOPNOTSUPP
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from isolib._kernel.plan import Step
+from isolib.errors import from_errno
+from isolib.support import refusals
+from isolib.support.examination import Probe, explain_device
+from isolib.support.netlink import (
+    NETLINK_NETFILTER,
+    NETLINK_ROUTE,
+    ask,
+    attribute,
+    link,
+    nft_masquerade,
+    nft_table,
+    qdisc,
+)
+from isolib.support.refusals import Need, Refusal, Refused
+
+if TYPE_CHECKING:
+    from isolib.errors import SyscallError
+    from isolib.support.examination import Examination
+    from isolib.support.facts import Facts
+
+_AF_NETLINK: Final = 16
+_SOCK_RAW: Final = 3
+_LO: Final = 1
+
+_TUNSETIFF: Final = 0x400454CA
+_IFF_TUN: Final = 0x0001
+_IFF_NO_PI: Final = 0x1000
+
+_NFT_TABLE_OWNER: Final = 2
+_VLAN_ID: Final = 1
+_VXLAN_ID: Final = 1
+
+#: Each kind's number in the probing namespace; those that stand on another device stand on the first that could be made.
+_INDEX: Final = {"veth": 101, "dummy": 102, "bridge": 103, "macvlan": 104, "ipvlan": 105, "vxlan": 106, "vlan": 107}
+_LOWERS: Final = ("veth", "dummy", "bridge")
+
+
+def _socket(exam: Examination, protocol: int) -> int:
+    step = Step("SOCKET", flags=_AF_NETLINK, value=_SOCK_RAW << 32 | protocol, what=f"netlink protocol {protocol}")
+    return exam.handed(f"netlink {protocol}", step)
+
+
+def _link(kind: str, exam: Examination, *, data: bytes = b"", stands: bool = False) -> str:
+    route = _socket(exam, NETLINK_ROUTE)
+    lower = 0
+    if stands:
+        made = [one for one in _LOWERS if exam.found[one]]
+        if not made:
+            by = Refusal("the kernel: no device that it could stand on", "a kernel with veth, dummy or bridge")
+            raise Refused(f"{kind} was not tried", by)
+        lower = _INDEX[made[0]]
+    ask(route, link(kind, _INDEX[kind], lower=lower, data=data), "RTM_NEWLINK", kind)
+    return ""
+
+
+def _explain_link(error: SyscallError, need: Need, facts: Facts) -> Refusal:
+    if error.op == "RTM_NEWLINK" and error.errno in (EOPNOTSUPP, ENODEV):
+        return refusals.without(need, facts)
+    return refusals.call(error.op, error.errno, need, facts)
+
+
+def _qdisc(kind: str, options: bytes, exam: Examination) -> str:
+    ask(_socket(exam, NETLINK_ROUTE), qdisc(kind, _LO, options), "RTM_NEWQDISC", kind)
+    return ""
+
+
+def _explain_qdisc(error: SyscallError, need: Need, facts: Facts) -> Refusal:
+    if error.errno in (ENOENT, EOPNOTSUPP):
+        return refusals.without(need, facts)
+    return refusals.call(error.op, error.errno, need, facts)
+
+
+def _netem_options() -> bytes:
+    """Return struct tc_netem_qopt: no latency, a limit of 100 packets, no loss."""
+    return struct.pack("=6I", 0, 100, 0, 0, 0, 0)
+
+
+def _tbf_options() -> bytes:
+    """Return TCA_TBF_PARMS with struct tc_tbf_qopt: 1 MB/s, and a burst that no device's MTU exceeds (else the kernel logs)."""
+    rate = struct.pack("=BBHhHI", 0, 0, 0, 0, 0, 1000000)
+    peak = bytes(len(rate))
+    return attribute(1, rate + peak + struct.pack("=3I", 10000000, 1 << 24, 0))
+
+
+def _htb_options() -> bytes:
+    """Return TCA_HTB_INIT with struct tc_htb_glob: version 3, rate2quantum 10, no default class."""
+    return attribute(2, struct.pack("=5I", 3, 10, 0, 0, 0))
+
+
+def _nftables(kind: str, exam: Examination) -> str:
+    netfilter = _socket(exam, NETLINK_NETFILTER)
+    if kind == "masquerade":
+        request, answers = nft_masquerade("isolib-nat")
+    else:
+        request, answers = nft_table(f"isolib-{kind}", flags=_NFT_TABLE_OWNER if kind == "owner" else 0)
+    ask(netfilter, request, "NFT_MSG_NEWTABLE" if kind != "masquerade" else "NFT_MSG_NEWRULE", "family inet", answers)
+    return ""
+
+
+def _explain_nft(error: SyscallError, need: Need, facts: Facts) -> Refusal:
+    if error.op.startswith("NFT") and error.errno == ENOENT:
+        return refusals.without(need, facts)
+    return refusals.call(error.op, error.errno, need, facts)
+
+
+def _tun(exam: Examination) -> str:
+    step = Step("OPEN", text=b"/dev/net/tun", flags=os.O_RDWR | os.O_CLOEXEC, what="/dev/net/tun")
+    device = exam.handed("tun", step)
+    try:
+        fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", b"probe-tun", _IFF_TUN | _IFF_NO_PI))
+    except OSError as error:
+        raise from_errno("ioctl TUNSETIFF", "/dev/net/tun", error.errno or 0) from error
+    return ""
+
+
+def _probe(kind: str, option: str, module: str, *, data: bytes = b"", stands: bool = False) -> Probe:
+    need = Need(option=option, module=module, capability="CAP_NET_ADMIN")
+    return Probe(kind, partial(_link, kind, data=data, stands=stands), need, _explain_link)
+
+
+def _nft_probe(name: str, kind: str, since: str, option: str, module: str) -> Probe:
+    need = Need(since=since, option=option, module=module, capability="CAP_NET_ADMIN")
+    return Probe(name, partial(_nftables, kind), need, _explain_nft)
+
+
+NETWORK: Final = (
+    _probe("veth", "CONFIG_VETH", "veth"),
+    _probe("dummy", "CONFIG_DUMMY", "dummy"),
+    _probe("bridge", "CONFIG_BRIDGE", "bridge"),
+    _probe("macvlan", "CONFIG_MACVLAN", "macvlan", stands=True),
+    _probe("ipvlan", "CONFIG_IPVLAN", "ipvlan", stands=True),
+    _probe("vxlan", "CONFIG_VXLAN", "vxlan", data=attribute(_VXLAN_ID, struct.pack("=I", 7))),
+    _probe("vlan", "CONFIG_VLAN_8021Q", "8021q", data=attribute(_VLAN_ID, struct.pack("=H", 7)), stands=True),
+    Probe("tun", _tun, Need(option="CONFIG_TUN", module="tun"), explain_device),
+    Probe("netem", partial(_qdisc, "netem", _netem_options()), Need("", "CONFIG_NET_SCH_NETEM", "sch_netem"), _explain_qdisc),
+    Probe("tbf", partial(_qdisc, "tbf", _tbf_options()), Need("", "CONFIG_NET_SCH_TBF", "sch_tbf"), _explain_qdisc),
+    Probe("htb", partial(_qdisc, "htb", _htb_options()), Need("", "CONFIG_NET_SCH_HTB", "sch_htb"), _explain_qdisc),
+    _nft_probe("nftables", "table", "3.14", "CONFIG_NF_TABLES_INET", "nf_tables"),
+    _nft_probe("nftables owned table", "owner", "5.12", "CONFIG_NF_TABLES_INET", "nf_tables"),
+    _nft_probe("nftables masquerade", "masquerade", "5.2", "CONFIG_NFT_MASQ", "nft_masq"),
+)
