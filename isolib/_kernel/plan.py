@@ -80,6 +80,8 @@ class Plan:
         self.declared = tuple(declared)
         self.pty = pty
         self.slots = _number_slots(self.steps, self.declared)
+        if pty not in self.slots:
+            raise PlanError(f"no step opens {pty!r}")
         self._prefix: tuple[bytes, bytes] | None = None
         self._bytes: bytes | None = None
 
@@ -157,7 +159,10 @@ class _Texts:
         """Return ``text, size, text2, size2`` of a step."""
         if step.kind == "EXEC":
             return self._put(step.text), len(step.text), self._put(step.text2), len(step.text2)
-        if step.kind in BLOBS:
+        blob = step.kind in BLOBS
+        if b"\0" in step.text or (b"\0" in step.text2 and not blob):
+            raise PlanError(f"NUL in a text of {step.kind} {step.what}")
+        if blob:
             return self._put(step.text), 0, self._put(step.text2), len(step.text2)
         return self._put(step.text), step.size, self._put(step.text2), step.size2
 
@@ -170,9 +175,13 @@ def _number_slots(steps: Iterable[Step], declared: Sequence[Slot]) -> dict[Slot 
     for slot in declared:
         numbers[slot] = len(numbers) - 1
     for step in steps:
-        for used in (step.fd, step.fd2, step.out):
-            if used not in numbers:
-                numbers[used] = len(numbers) - 1
+        made = (step.out, step.fd2) if step.kind == "PTY_OPEN" else (step.out,)
+        for used in (step.fd, step.fd2):
+            if used not in numbers and used not in made:
+                raise PlanError(f"{step.kind} uses {used!r}, which is neither declared nor made by a step before it")
+        for filled in made:
+            if filled not in numbers:
+                numbers[filled] = len(numbers) - 1
     if len(numbers) - 1 > calls.MAX_SLOTS:
         raise PlanError(f"the plan uses {len(numbers) - 1} descriptors; {calls.MAX_SLOTS} is the most")
     return numbers
