@@ -1,19 +1,16 @@
 /* The floor: what a full sandbox costs when nothing but its bare system calls is paid for.
  *
  * One clone3() makes pid, net, ipc, mnt, uts, user and cgroup namespaces; the parent writes the id maps; the child builds a
- * mount tree (read-only binds of the host, fresh /proc with masked paths, private /dev and /tmp), brings loopback up, names
- * itself, pivots, drops every capability and becomes the command; the parent waits by pidfd.  No error is explained, no
- * signal forwarded, nothing supervised: what a library adds to that is what the benchmarks show.
+ * mount tree (read-only binds of the host, /proc with masked paths, /dev, /tmp), brings loopback up, drops every capability and
+ * becomes the command; the parent waits by pidfd.  No error is explained, no signal forwarded, nothing supervised.
  *
- *   floor N                     N sandboxes, one after another: JSON with minimum and median nanoseconds
+ *   floor N                         N sandboxes, one after another: JSON with minimum and median nanoseconds
  *   floor --threads T --seconds S   how many sandboxes a second T threads make
- *   floor --run COMMAND...      one sandbox, with that command in it, to look at it from inside
+ *   floor --run COMMAND...          one sandbox, with that command in it, to look at it from inside
+ *   -shared, floor_sandbox()        a "single C call that does it all"
  *
- * Built with -shared it is the "single C call": floor_sandbox().
- *
- * The child shares the parent's memory until its exec, as after vfork(), so the size of the parent does not matter; but it
- * runs beside the parent, which has the id maps to write.  Between clone and exec it therefore touches no libc: errno and
- * the rest of the thread's storage belong to the parent. */
+ * The child shares the parent's memory until its exec, as after vfork(), so the size of the parent does not matter; but it runs
+ * beside the parent, which has the id maps to write: until the exec it touches no libc, whose errno is the parent's. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -22,7 +19,6 @@
 #include <linux/futex.h>
 #include <linux/mount.h>
 #include <linux/sched.h>
-#include <linux/securebits.h>
 #include <net/if.h>
 #include <pthread.h>
 #include <signal.h>
@@ -48,7 +44,7 @@ enum {
     PRIVATE = 1 << 18,        /* MS_PRIVATE: <sys/mount.h> and <linux/mount.h> cannot both be included */
     DETACH = 2,               /* MNT_DETACH */
     BY_PIDFD = 3,             /* P_PIDFD */
-    LAST_CAPABILITY = 40,     /* CAP_CHECKPOINT_RESTORE */
+    MOST = 64,                /* names in a list, the NULL at its end included */
     STACK = 32 * 1024,        /* on the caller's own stack */
     FOREIGN_IDS = 0x70000000, /* owns nothing anywhere: above what systemd-nspawn and useradd give away */
 };
@@ -125,8 +121,8 @@ static long clone_to(struct clone_args *args, void (*entry)(void *), void *argum
 /* What is the same for every sandbox of this host, found out once. */
 static struct {
     bool root;
-    char *directories[64], *links[16], *targets[16];
-    const char *masked_files[16], *masked_directories[16], *read_only[16];
+    const char *directories[MOST], *links[MOST], *targets[MOST], *masked_files[MOST], *masked_directories[MOST],
+        *read_only[MOST];
 } host;
 static pthread_once_t host_known = PTHREAD_ONCE_INIT;
 
@@ -152,10 +148,10 @@ static void attach(struct sandbox *s, long mount, long directory, const char *na
 }
 
 /* A new file system as a detached mount.  Descriptors are closed all at once before the exec: close_range() costs less. */
-static long new_mount(struct sandbox *s, const char *type, const char *mode, unsigned attributes) {
+static long new_mount(struct sandbox *s, const char *type, const char *key, const char *value, unsigned attributes) {
     long fs = must(s, SYS(fsopen, type, 1), type);
-    if (mode)
-        must(s, SYS(fsconfig, fs, FSCONFIG_SET_STRING, "mode", mode, 0), type);
+    if (key)
+        must(s, SYS(fsconfig, fs, FSCONFIG_SET_STRING, key, value, 0), type);
     must(s, SYS(fsconfig, fs, FSCONFIG_CMD_CREATE, 0, 0, 0), type);
     return must(s, SYS(fsmount, fs, 1, attributes), type);
 }
@@ -182,7 +178,7 @@ static void become_root(struct sandbox *s) {
 static long skeleton_root(struct sandbox *s) {
     static const char *const own[] = {"proc", "dev", "tmp", "root", "home", NULL};
     become_root(s);
-    long root = new_mount(s, "tmpfs", "0755", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
+    long root = new_mount(s, "tmpfs", "mode", "0755", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
     for (int i = 0; own[i]; i++)
         must(s, SYS(mkdirat, root, own[i], 0755), own[i]);
     for (int i = 0; host.links[i]; i++)
@@ -209,7 +205,7 @@ static long whole_root(struct sandbox *s) {
         root = must(s, SYS(openat, AT_FDCWD, "/", O_PATH | O_CLOEXEC), "/");
     }
     become_root(s);
-    long cover = new_mount(s, "tmpfs", "0755", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
+    long cover = new_mount(s, "tmpfs", "mode", "0755", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
     attach(s, clone_tree(s, cover, "", AT_EMPTY_PATH), root, "home");
     attach(s, cover, root, "root");
     return root;
@@ -217,7 +213,7 @@ static long whole_root(struct sandbox *s) {
 
 static void new_proc(struct sandbox *s, long root) {
     const unsigned attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
-    long proc = new_mount(s, "proc", NULL, attributes);
+    long proc = new_mount(s, "proc", NULL, NULL, attributes);
     attach(s, proc, root, "proc");
     /* Only what exists is masked: a clone that is closed unattached costs a whole RCU grace period. */
     for (int i = 0; host.masked_files[i]; i++)
@@ -237,7 +233,7 @@ static void new_dev(struct sandbox *s, long root) {
     static const char *const links[] = {
         "/proc/self/fd", "fd", "/proc/self/fd/0", "stdin", "/proc/self/fd/1", "stdout", "/proc/self/fd/2", "stderr", "pts/ptmx",
         "ptmx",          NULL};
-    long dev = new_mount(s, "tmpfs", "0755", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+    long dev = new_mount(s, "tmpfs", "mode", "0755", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
     long trees[sizeof devices / sizeof *devices];
     /* mknod() of a device is refused in a user namespace: the host's are bound, and found before they are covered. */
     for (int i = 0; devices[i]; i++)
@@ -252,12 +248,9 @@ static void new_dev(struct sandbox *s, long root) {
     must(s, SYS(mkdirat, dev, "pts", 0755), "pts");
     must(s, SYS(mkdirat, dev, "shm", 01777), "shm");
     must(s, SYS(mkdirat, dev, "mqueue", 0755), "mqueue");
-    long fs = must(s, SYS(fsopen, "devpts", 1), "devpts");
-    must(s, SYS(fsconfig, fs, FSCONFIG_SET_STRING, "ptmxmode", "0666", 0), "devpts");
-    must(s, SYS(fsconfig, fs, FSCONFIG_CMD_CREATE, 0, 0, 0), "devpts");
-    attach(s, must(s, SYS(fsmount, fs, 1, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC), "devpts"), dev, "pts");
-    attach(s, new_mount(s, "tmpfs", "1777", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV), dev, "shm");
-    attach(s, new_mount(s, "mqueue", NULL, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC), dev, "mqueue");
+    attach(s, new_mount(s, "devpts", "ptmxmode", "0666", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC), dev, "pts");
+    attach(s, new_mount(s, "tmpfs", "mode", "1777", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV), dev, "shm");
+    attach(s, new_mount(s, "mqueue", NULL, NULL, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC), dev, "mqueue");
 }
 
 static void loopback_up(struct sandbox *s) {
@@ -278,7 +271,7 @@ static void child(void *argument) {
     const uint64_t nothing_blocked = 0;
     char *environment[] = {"PATH=/usr/local/bin:/usr/bin:/bin", NULL};
     /* These need no id map, and take as long as the parent takes to write it. */
-    for (int i = 0; i <= LAST_CAPABILITY; i++)
+    for (int i = 0; i <= CAP_LAST_CAP; i++)
         SYS(prctl, PR_CAPBSET_DROP, i, 0, 0, 0);
     must(s, SYS(sethostname, "sandbox", 7), "sethostname");
     if (!(s->variant & NO_NET))
@@ -287,7 +280,7 @@ static void child(void *argument) {
     long root = s->variant & (HOST_ROOT_BIND | IN_PLACE) ? whole_root(s) : skeleton_root(s);
     new_proc(s, root);
     new_dev(s, root);
-    attach(s, new_mount(s, "tmpfs", "1777", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV), root, "tmp");
+    attach(s, new_mount(s, "tmpfs", "mode", "1777", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV), root, "tmp");
     if (!(s->variant & IN_PLACE)) {
         must(s, SYS(fchdir, root), "fchdir");
         must(s, SYS(pivot_root, ".", "."), "pivot_root");
@@ -302,49 +295,43 @@ static void child(void *argument) {
 }
 
 static void note(const char *list[], const char *name) {
-    while (*list)
-        list++;
-    *list = name;
+    for (int i = 0; i < MOST - 1; i++)
+        if (!list[i]) {
+            list[i] = name;
+            return;
+        }
 }
 
 static void look_at_proc(void) {
     static const char *const masked[] = {"acpi", "asound",      "interrupts", "kcore",       "keys", "latency_stats",
                                          "scsi", "sched_debug", "timer_list", "timer_stats", NULL};
     static const char *const read_only[] = {"bus", "fs", "irq", "sys", "sysrq-trigger", NULL};
-    char path[64];
     struct stat st;
-    for (int i = 0; masked[i]; i++) {
-        snprintf(path, sizeof path, "/proc/%s", masked[i]);
-        if (stat(path, &st) == 0)
+    int proc = open("/proc", O_PATH | O_CLOEXEC);
+    for (int i = 0; masked[i]; i++)
+        if (fstatat(proc, masked[i], &st, 0) == 0)
             note(S_ISDIR(st.st_mode) ? host.masked_directories : host.masked_files, masked[i]);
-    }
-    for (int i = 0; read_only[i]; i++) {
-        snprintf(path, sizeof path, "/proc/%s", read_only[i]);
-        if (stat(path, &st) == 0)
+    for (int i = 0; read_only[i]; i++)
+        if (fstatat(proc, read_only[i], &st, 0) == 0)
             note(host.read_only, read_only[i]);
-    }
+    close(proc);
 }
 
 static void look_at_host(void) {
     static const char *const private[] = {".", "..", "proc", "dev", "tmp", "root", "home", "lost+found", NULL};
-    int directories = 0, links = 0;
     DIR *top = opendir("/");
     host.root = geteuid() == 0;
-    for (struct dirent *entry; top && (entry = readdir(top)) != NULL && directories < 63 && links < 15;) {
-        char path[sizeof entry->d_name + 1], target[256];
-        struct stat st;
+    for (struct dirent *entry; top && (entry = readdir(top)) != NULL;) {
+        char path[sizeof entry->d_name + 1], target[256] = "";
         bool skip = false;
         for (int i = 0; private[i]; i++)
             skip |= strcmp(entry->d_name, private[i]) == 0;
         snprintf(path, sizeof path, "/%s", entry->d_name);
-        if (skip || lstat(path, &st) != 0)
-            continue;
-        if (S_ISDIR(st.st_mode))
-            host.directories[directories++] = strdup(path);
-        ssize_t length = S_ISLNK(st.st_mode) ? readlink(path, target, sizeof target) : -1;
-        if (length > 0) {
-            host.links[links] = strdup(path);
-            host.targets[links++] = strndup(target, (size_t)length);
+        if (!skip && entry->d_type == DT_DIR)
+            note(host.directories, strdup(path));
+        if (!skip && entry->d_type == DT_LNK && readlink(path, target, sizeof target - 1) > 0) {
+            note(host.links, strdup(path));
+            note(host.targets, strdup(target));
         }
     }
     if (top)
@@ -365,12 +352,13 @@ static int write_proc(long pid, const char *file, const char *text) {
 
 /* Root inside is an id that owns nothing outside, or the caller where only that may be mapped (user_namespaces(7)). */
 static int map_ids(long pid) {
-    char text[64];
+    const char *format = host.root ? "0 %u 65536" : "0 %u 1";
+    char uids[64], gids[64];
+    snprintf(uids, sizeof uids, format, host.root ? (unsigned)FOREIGN_IDS : geteuid());
+    snprintf(gids, sizeof gids, format, host.root ? (unsigned)FOREIGN_IDS : getegid());
     int error = host.root ? 0 : write_proc(pid, "setgroups", "deny");
-    snprintf(text, sizeof text, host.root ? "0 %u 65536" : "0 %u 1", host.root ? (unsigned)FOREIGN_IDS : geteuid());
-    error = error ? error : write_proc(pid, "uid_map", text);
-    snprintf(text, sizeof text, host.root ? "0 %u 65536" : "0 %u 1", host.root ? (unsigned)FOREIGN_IDS : getegid());
-    return error ? error : write_proc(pid, "gid_map", text);
+    error = error ? error : write_proc(pid, "uid_map", uids);
+    return error ? error : write_proc(pid, "gid_map", gids);
 }
 
 /* Runs argv in a sandbox and waits for its end.  Returns its exit status, 128 + a signal that ended it, or -errno. */
@@ -392,10 +380,9 @@ static int sandbox(int variant, char *const argv[]) {
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     long pid = clone_to(&args, child, &s);
-    if (pid < 0) {
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (pid < 0)
         return (int)pid;
-    }
     int error = map_ids(pid);
     if (error)
         syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
@@ -404,7 +391,6 @@ static int sandbox(int variant, char *const argv[]) {
     while (waitid((idtype_t)BY_PIDFD, (id_t)pidfd, &info, WEXITED | __WALL) != 0 && errno == EINTR)
         ;
     close(pidfd);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (s.error)
         fprintf(stderr, "floor: %s: %s\n", s.step, strerror((int)-s.error));
     if (error || s.error)
@@ -413,7 +399,6 @@ static int sandbox(int variant, char *const argv[]) {
 }
 
 /* For a foreign-function interface: one call, one sandbox with /bin/true in it. */
-int floor_sandbox(int variant);
 int floor_sandbox(int variant) {
     static char *const argv[] = {"/bin/true", NULL};
     return sandbox(variant, argv);
@@ -426,12 +411,12 @@ static uint64_t now(void) {
 }
 
 static int by_size(const void *a, const void *b) {
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    uintmax_t x = *(const uintmax_t *)a, y = *(const uintmax_t *)b;
     return (x > y) - (x < y);
 }
 
 static int one_after_another(int variant, long runs) {
-    uint64_t *times = calloc((size_t)runs, sizeof *times);
+    uintmax_t *times = calloc((size_t)runs, sizeof *times);
     int status = times ? 0 : -ENOMEM;
     for (long i = 0; i < runs && status == 0; i++) {
         uint64_t start = now();
@@ -440,8 +425,7 @@ static int one_after_another(int variant, long runs) {
     }
     if (status == 0) {
         qsort(times, (size_t)runs, sizeof *times, by_size);
-        printf("{\"runs\": %ld, \"min_ns\": %llu, \"median_ns\": %llu}\n", runs, (unsigned long long)times[0],
-               (unsigned long long)times[runs / 2]);
+        printf("{\"runs\": %ld, \"min_ns\": %ju, \"median_ns\": %ju}\n", runs, times[0], times[runs / 2]);
     }
     free(times);
     return status;
@@ -468,9 +452,10 @@ static int at_once(int variant, int threads, double seconds) {
     uint64_t start = now();
     unsigned long made = 0;
     int status = workers ? 0 : -ENOMEM, started = 0;
-    for (; workers && started < threads && status == 0; started++) {
+    while (status == 0 && started < threads) {
         workers[started] = (struct worker){.variant = variant, .deadline = start + (uint64_t)(seconds * 1e9)};
         status = -pthread_create(&workers[started].thread, NULL, work, &workers[started]);
+        started += status == 0;
     }
     for (int i = 0; i < started; i++) {
         pthread_join(workers[i].thread, NULL);
@@ -482,14 +467,6 @@ static int at_once(int variant, int threads, double seconds) {
                (double)made * 1e9 / (double)(now() - start));
     free(workers);
     return status;
-}
-
-static int usage(void) {
-    fputs("usage: floor [--no-net] [--host-root-bind | --in-place] N\n"
-          "       floor [variant] --threads T --seconds S\n"
-          "       floor [variant] --run COMMAND [ARGUMENT...]\n",
-          stderr);
-    return 2;
 }
 
 int main(int argc, char *argv[]) {
@@ -512,8 +489,11 @@ int main(int argc, char *argv[]) {
         else if (strcmp(argv[i], "--in-one-process") != 0) /* which is what it does anyway */
             runs = strtol(argv[i], NULL, 10);
     }
-    if (threads <= 0 && runs <= 0)
-        return usage();
+    if (threads <= 0 && runs <= 0) {
+        fputs("usage: floor [--no-net] [--host-root-bind | --in-place] N | --threads T --seconds S | --run COMMAND...\n",
+              stderr);
+        return 2;
+    }
     int status = threads > 0 ? at_once(variant, threads, seconds) : one_after_another(variant, runs);
     if (status != 0)
         fprintf(stderr, "floor: failed with %d\n", status);
