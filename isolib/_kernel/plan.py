@@ -211,6 +211,8 @@ class Builder:
         self.clone_flags = 0
         self.cgroup: Slot | None = None
         self.pty: Slot | None = None
+        #: The root as the first module that needed one began it, for those that come after.
+        self.guest: Slot | None = None
         self.supervise_flags = 0
         self.deadline_ms = 0
 

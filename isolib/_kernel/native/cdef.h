@@ -38,6 +38,7 @@ enum isolib_kind {
     STEP_FSMOUNT,       /* flags: FSMOUNT_*, value: MOUNT_ATTR_* */
     STEP_CHECK_DEVICE,  /* slot fd is the character device value (major << 32 | minor) */
     STEP_MKDIR,
+    STEP_MKNOD, /* an empty file */
     STEP_SYMLINK,
     STEP_WRITE,         /* text2 into the file text; flags: O_*, value: mode << 32 | RESOLVE_* */
     STEP_PIVOT_ROOT,
@@ -54,7 +55,7 @@ enum isolib_kind {
     STEP_FCHOWN,        /* flags: uid, value: gid */
     STEP_PRCTL,
     STEP_RLIMIT,        /* size: resource, flags: soft, value: hard */
-    STEP_UMASK,
+    STEP_UMASK, /* flags 1: what it was before the first such step, else: value */
     STEP_PRIORITY,
     STEP_PERSONALITY,
     STEP_AFFINITY,

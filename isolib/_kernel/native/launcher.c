@@ -267,7 +267,7 @@ void launcher_main(long *block) {
     long result;
     for (; *number >= '0' && *number <= '9' && fd < 100000000; number++)
         fd = fd * 10 + *number - '0';
-    launcher.status = launcher.go = launcher.command_pidfd = -1;
+    launcher.status = launcher.go = launcher.command_pidfd = launcher.umask = -1;
     launcher.stage = ISOLIB_STAGE_FIRST;
     reset_signals();
     result = read_boot(&launcher, fd);

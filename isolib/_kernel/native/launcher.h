@@ -23,6 +23,7 @@ struct launcher {
     int32_t child; /* stage 1: the pid of stage 2 */
     int32_t go;    /* stage 1: writing end, stage 2: reading end */
     int32_t command_pidfd;
+    int32_t umask; /* of the caller, or -1: it has not been changed */
     volatile int32_t failed; /* set by the command, which shares memory until its exec: errno */
     volatile uint32_t failed_at;
 };

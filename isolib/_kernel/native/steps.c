@@ -17,7 +17,11 @@ static long into_slot(struct launcher *l, const struct isolib_step *step, long f
 
 static long open_beneath(int dir, const char *path, uint64_t flags, uint64_t mode_and_resolve) {
     struct iso_open_how how = {flags | ISO_O_CLOEXEC, mode_and_resolve >> 32, mode_and_resolve & 0xffffffffU};
-    return SYS4(openat2, dir, path, &how, sizeof(how));
+    long result = -EAGAIN;
+    /* The kernel cannot tell whether ".." stays beneath while anything on the system is being renamed: ask again. */
+    for (int tries = 0; tries < 1000 && result == -EAGAIN; tries++)
+        result = SYS4(openat2, dir, path, &how, sizeof(how));
+    return result;
 }
 
 /*
@@ -252,6 +256,17 @@ static long set_seccomp(const char *filter, uint32_t size, uint64_t flags) {
     return SYS3(seccomp, MODE_FILTER, flags, &program);
 }
 
+/* What is made for a guest has the modes that the plan says; the command gets the caller's mask back. */
+static long set_umask(struct launcher *l, const struct isolib_step *step) {
+    long before;
+    if (step->flags & 1 && l->umask < 0)
+        return 0;
+    before = SYS1(umask, step->flags & 1 ? (uint64_t)l->umask : step->value);
+    if (l->umask < 0)
+        l->umask = (int32_t)before;
+    return 0;
+}
+
 static long set_rlimit(const struct isolib_step *step) {
     uint64_t limits[2] = {step->flags, step->value};
     return SYS4(prlimit64, 0, step->size, limits, 0);
@@ -284,6 +299,8 @@ static long run_mount_step(struct launcher *l, const struct isolib_step *step) {
         return check_device(fd, step->value);
     case STEP_MKDIR:
         return SYS3(mkdirat, fd, text, step->value);
+    case STEP_MKNOD:
+        return SYS4(mknodat, fd, text, 0100000 | step->value, 0); /* S_IFREG */
     case STEP_SYMLINK:
         return SYS3(symlinkat, text2, fd, text);
     case STEP_WRITE:
@@ -314,8 +331,7 @@ static long run_identity_step(struct launcher *l, const struct isolib_step *step
     case STEP_RLIMIT:
         return set_rlimit(step);
     case STEP_UMASK:
-        SYS1(umask, step->value);
-        return 0;
+        return set_umask(l, step);
     case STEP_PRIORITY:
         return SYS3(setpriority, 0, 0, (int)step->value);
     case STEP_PERSONALITY:
