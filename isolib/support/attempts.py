@@ -126,8 +126,8 @@ def descriptor(key: str, slot: Slot) -> Step:
     return Step("FSCONFIG", fd2=slot, flags=calls.FSCONFIG_SET_FD, text=key.encode(), what=f"{key} by descriptor")
 
 
-def add_file_system(builder: Builder, fs_type: str, *options: Step) -> Slot:
-    """Make a file system; its mount is attached nowhere."""
+def add_file_system(builder: Builder, fs_type: str, *options: Step, flags: int = 0) -> Slot:
+    """Make a file system; its mount is attached nowhere.  ``flags`` are those of fsmount(2)."""
     what = fs_type
     context = builder.produce(
         INSIDE, Step("FSOPEN", text=fs_type.encode(), flags=calls.FSOPEN_CLOEXEC, what=what), f"{fs_type} context"
@@ -135,7 +135,8 @@ def add_file_system(builder: Builder, fs_type: str, *options: Step) -> Slot:
     for one in options:
         builder.add(INSIDE, one._replace(fd=context))
     builder.add(INSIDE, Step("FSCONFIG", fd=context, flags=calls.FSCONFIG_CMD_CREATE, what=what))
-    return builder.produce(INSIDE, Step("FSMOUNT", fd=context, flags=calls.FSMOUNT_CLOEXEC, what=what), fs_type)
+    mount = Step("FSMOUNT", fd=context, flags=calls.FSMOUNT_CLOEXEC | flags, what=what)
+    return builder.produce(INSIDE, mount, fs_type)
 
 
 def add_attached(builder: Builder, mount: Slot) -> None:

@@ -46,7 +46,7 @@ class Examination:
         pidfd = os.dup(launched.pidfd)
         self._stack.callback(os.close, pidfd)
         with open(f"/proc/{launched.supervisor_pid}/status", "rb") as file:
-            parent = next(int(line.split()[1]) for line in file if line.startswith(b"PPid:"))
+            parent = next((int(line.split()[1]) for line in file if line.startswith(b"PPid:")), 0)
         self.orphan = pidfd, parent
 
     def handed(self, label: str, step: Step) -> int:

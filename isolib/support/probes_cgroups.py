@@ -200,7 +200,7 @@ def _in_unified(name: str, group: Group, state: str, need: Need, facts: Facts) -
         return group
     if name in (read(f"{group.top}/cgroup.controllers") or "").split():
         reason = f"{group.path}/cgroup.controllers lacks it"
-        raise Refused(reason, refusals.controller_off(name, "not enabled", need, facts))
+        raise Refused(reason, refusals.controller_not_enabled(name, os.path.dirname(group.path)))
     # In v2 alone everything that the kernel has is listed at the top: what is not there was built out, or disabled.
     if state != "disabled":
         raise Refused(f"{name} is in no hierarchy", refusals.controller_off(name, "absent", need, facts))
@@ -260,8 +260,7 @@ def _memory_peak(exam: Examination) -> str:
         return "v1, memory.max_usage_in_bytes"
     with _any_group(exam, "memory.current") as path:
         if not os.path.exists(f"{path}/memory.current"):
-            need = Need(option="CONFIG_MEMCG")
-            raise Refused("no group has memory.current", refusals.controller_off("memory", "not enabled", need, exam.facts))
+            raise Refused("no group has memory.current", refusals.controller_not_enabled("memory", os.path.dirname(path)))
         if not os.path.exists(f"{path}/memory.peak"):
             raise Refused(f"{path} has no memory.peak", refusals.without(Need(since="5.19"), exam.facts))
     return "v2, memory.peak"

@@ -114,7 +114,7 @@ def _first_environment(name: str) -> str:
     return ""
 
 
-def _security_modules(_: Examination) -> str:
+def _security_modules(exam: Examination) -> str:
     with suppress(OSError):
         return ", ".join(MODULES.get(number, f"number {number}") for number in calls.security_modules())
     listed = read("/sys/kernel/security/lsm")
@@ -126,6 +126,8 @@ def _security_modules(_: Examination) -> str:
         "/proc/sys/kernel/yama/ptrace_scope": "yama",
     }
     active = [name for path, name in signs.items() if (read(path) or "N") != "N"]
+    if exam.found["landlock"]:
+        active.append("landlock")
     return f"{', '.join(active) or 'none'} by their files, for securityfs is not mounted"
 
 

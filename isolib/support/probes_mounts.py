@@ -114,6 +114,24 @@ def _id_mapped(exam: Examination) -> str:
     return f"on {root}, the file system of /"
 
 
+_NAMESPACE: Final = 0x2  # OPEN_TREE_NAMESPACE and FSMOUNT_NAMESPACE of linux/mount.h
+
+
+def _open_tree_namespace(exam: Examination) -> str:
+    builder = own_room(exam.facts, "mnt")
+    flags = _NAMESPACE | calls.OPEN_TREE_CLOEXEC | calls.AT_RECURSIVE
+    builder.produce(INSIDE, Step("OPEN_TREE", text=b"/", flags=flags, what="OPEN_TREE_NAMESPACE"), "mount namespace")
+    attempt(exam.facts, builder)
+    return ""
+
+
+def _fsmount_namespace(exam: Examination) -> str:
+    builder = own_room(exam.facts, "mnt")
+    add_file_system(builder, "tmpfs", flags=_NAMESPACE)
+    attempt(exam.facts, builder)
+    return ""
+
+
 # ---- overlay ----
 
 
@@ -219,6 +237,8 @@ MOUNTS: Final = (
     Probe("open_tree", _open_tree, Need(since="5.2"), _explain),
     Probe("move_mount", _move_mount, Need(since="5.2"), _explain),
     Probe("mount_setattr", _mount_setattr, Need(since="5.12"), _explain),
+    Probe("OPEN_TREE_NAMESPACE", _open_tree_namespace, Need(since="7.0"), _explain),
+    Probe("FSMOUNT_NAMESPACE", _fsmount_namespace, Need(since="7.1"), _explain),
     Probe("id-mapped mounts", _id_mapped, Need(since="5.12"), _explain),
     Probe("overlay", _overlay, _OVERLAY, _explain),
     Probe(

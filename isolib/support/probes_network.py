@@ -46,7 +46,7 @@ _NFT_TABLE_OWNER: Final = 2
 _VLAN_ID: Final = 1
 _VXLAN_ID: Final = 1
 
-#: Each kind's number in the probing namespace; those that stand on another device stand on the first that could be made.
+#: Each kind's number in the probing namespace.
 _INDEX: Final = {"veth": 101, "dummy": 102, "bridge": 103, "macvlan": 104, "ipvlan": 105, "vxlan": 106, "vlan": 107}
 _LOWERS: Final = ("veth", "dummy", "bridge")
 
@@ -58,15 +58,20 @@ def _socket(exam: Examination, protocol: int) -> int:
 
 def _link(kind: str, exam: Examination, *, data: bytes = b"", stands: bool = False) -> str:
     route = _socket(exam, NETLINK_ROUTE)
-    lower = 0
-    if stands:
-        made = [one for one in _LOWERS if exam.found[one]]
-        if not made:
-            by = Refusal("the kernel: no device that it could stand on", "a kernel with veth, dummy or bridge")
-            raise Refused(f"{kind} was not tried", by)
-        lower = _INDEX[made[0]]
+    lower = _new_lower(kind, route, exam) if stands else 0
     ask(route, link(kind, _INDEX[kind], lower=lower, data=data), "RTM_NEWLINK", kind)
     return ""
+
+
+def _new_lower(kind: str, route: int, exam: Examination) -> int:
+    """Make a device for another to stand on, of the first kind that could be made: each takes one for itself alone."""
+    lower = next((one for one in _LOWERS if exam.found[one]), None)
+    if lower is None:
+        by = Refusal("the kernel: no device that it could stand on", "a kernel with veth, dummy or bridge")
+        raise Refused(f"{kind} was not tried", by)
+    index = _INDEX[kind] + 100
+    ask(route, link(lower, index), "RTM_NEWLINK", lower)
+    return index
 
 
 def _explain_link(error: SyscallError, need: Need, facts: Facts) -> Refusal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import (
     EACCES,
     EAFNOSUPPORT,
@@ -12,6 +12,7 @@ from errno import (
     ENOENT,
     ENOSPC,
     ENOSYS,
+    ENOTTY,
     ENXIO,
     EOPNOTSUPP,
     EPERM,
@@ -39,8 +40,11 @@ _NAMESPACE_OPTION: Final = {
     "time": "CONFIG_TIME_NS",
 }
 
+#: The first kernels that have a call, where a feature makes several.
+_SINCE: Final = {"fsopen": "5.2", "open_tree": "5.2", "move_mount": "5.2", "mount_setattr": "5.12", "openat2": "5.6"}
+
 #: What kernels answer to a request that they do not know.
-_UNKNOWN_TO_KERNEL: Final = frozenset({EINVAL, EOPNOTSUPP, ENODEV, ENXIO, ENOENT, EPROTONOSUPPORT, EAFNOSUPPORT})
+_UNKNOWN_TO_KERNEL: Final = frozenset({EINVAL, ENOTTY, EOPNOTSUPP, ENODEV, ENXIO, ENOENT, EPROTONOSUPPORT, EAFNOSUPPORT})
 
 FILTER: Final = "a seccomp filter in force"
 _NO_FILTER: Final = "allow the call in the filter (Docker: --security-opt seccomp=unconfined)"
@@ -132,14 +136,14 @@ def call(op: str, errno: int, need: Need, facts: Facts) -> Refusal:
     """Say who refused a system call, from its error number alone."""
     name = errorcode.get(errno, str(errno))
     if errno == ENOSYS:
-        return _not_there(need, facts)
+        return _not_there(replace(need, since=_SINCE.get(op, need.since)), facts)
     if errno in (EPERM, EACCES):
         return _denied(op, need, facts)
     if errno in _UNKNOWN_TO_KERNEL:
         return without(need, facts)
     if errno == EDQUOT and "kernel.keys.maxkeys" in facts.sysctls:
         return Refusal(facts.knob("kernel.keys.maxkeys"), "raise kernel.keys.maxkeys")
-    return Refusal(f"the kernel ({name})", f"what {op}(2) says of {name}")
+    return Refusal(f"the kernel ({name})", f"none known; the manual of {op} may say what {name} means")
 
 
 def _not_there(need: Need, facts: Facts) -> Refusal:
@@ -312,14 +316,15 @@ def cgroup_write(path: str, owner: str, facts: Facts, *, readonly: bool, unified
 
 
 def controller_off(name: str, state: str, need: Need, facts: Facts) -> Refusal:
-    """Say why a cgroup controller is not there: ``state`` is "absent", "disabled" (at boot), "unbound" or "not enabled"."""
+    """Say why a cgroup controller is not there: ``state`` is "absent", "disabled" (at boot) or "unbound"."""
     if state == "disabled":
         return Refusal(f"the boot parameter cgroup_disable={name}", "boot without it")
     if state == "unbound":
         return Refusal(f"nobody: {name} is in no mounted hierarchy", f"as root: mount -t cgroup -o {name} cgroup DIRECTORY")
-    if state == "not enabled":
-        return Refusal(
-            f"missing delegation: {name} is not enabled for the caller's group",
-            f"+{name} in its parent's cgroup.subtree_control",
-        )
     return without(need, facts)
+
+
+def controller_not_enabled(name: str, parent: str) -> Refusal:
+    """Say that a v2 controller is there, and that no group below ``parent`` has it."""
+    file = f"{parent}/cgroup.subtree_control"
+    return Refusal(f"missing delegation: {name} is not in {file}", f"as root: echo +{name} > {file} (systemd: Delegate={name})")
