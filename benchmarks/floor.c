@@ -7,8 +7,7 @@
  *   floor N                         N sandboxes, one after another: JSON with minimum and median nanoseconds
  *   floor --threads T --seconds S   how many sandboxes a second T threads make
  *   floor --run COMMAND...          one sandbox, with that command in it, to look at it from inside
- *   -shared, floor_sandbox()        a "single C call that does it all"
- *
+ *   floor_sandbox(), with -shared   a "single C call that does it all"
  * The child shares the parent's memory until its exec, as after vfork(), so the size of the parent does not matter; but it runs
  * beside the parent, which has the id maps to write: until the exec it touches no libc, whose errno is the parent's. */
 #define _GNU_SOURCE
