@@ -16,11 +16,12 @@ from isolib._kernel.handle import Fd
 from isolib.errors import ThreadStranded, from_errno
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-#: ``struct isolib_launch`` and ``struct isolib_pump``: what cffi makes has no type.
+#: ``struct isolib_launch``, ``isolib_pump`` and ``isolib_stay``: what cffi makes has no type.
 LaunchRequest: TypeAlias = Any
 Pump: TypeAlias = Any
+Stay: TypeAlias = Any
 
 # sched.h
 CLONE_NEWTIME: Final = 0x00000080
@@ -179,6 +180,9 @@ def pidfd_namespace(pidfd: int, kind: str) -> int:
     )
 
 
+# Of the calling thread: /proc/self would be the main thread.
+_OWN_FILES: Final = {kind: f"/proc/thread-self/ns/{kind}".encode() for kind in NAMESPACE_FLAGS}
+
 _NEW_STAGES: Final = {
     lib.ISOLIB_NEW_OPEN: "open",
     lib.ISOLIB_NEW_UNSHARE: "unshare",
@@ -200,8 +204,7 @@ def new_namespace(kind: str, *, lo: bool = False, hostname: str | None = None, d
     """
     stage = ffi.new("int32_t *")
     names = [ffi.NULL if name is None else ffi.new("char[]", os.fsencode(name)) for name in (hostname, domainname)]
-    file = f"/proc/thread-self/ns/{kind}"
-    made = Fd.take(lib.isolib_namespace_new, NAMESPACE_FLAGS[kind], file.encode(), int(lo), *names, stage)
+    made = Fd.take(lib.isolib_namespace_new, NAMESPACE_FLAGS[kind], _OWN_FILES[kind], int(lo), *names, stage)
     if made is not None:
         return made
     error = from_errno(_NEW_STAGES[stage[0]], f"new {kind} namespace", ffi.errno)
@@ -210,9 +213,25 @@ def new_namespace(kind: str, *, lo: bool = False, hostname: str | None = None, d
     raise error
 
 
-def thread_number() -> int:
-    """Return a number that no other native thread of this process has, had or will have."""
-    return int(lib.isolib_thread_number())
+def new_stay(kind: str) -> Stay:
+    """Return an empty ``struct isolib_stay``; what it holds is closed with it."""
+    return ffi.gc(ffi.new("struct isolib_stay *", (NAMESPACE_FLAGS[kind], -1)), lib.isolib_stay_forget)
+
+
+def begin_stay(stay: Stay, fd: int, kind: str, target: str) -> None:
+    """Move the calling thread into a namespace; the stay knows the way back from before that on."""
+    result = lib.isolib_stay_begin(stay, fd, _OWN_FILES[kind])
+    if result < 0:
+        raise from_errno("open" if result == -1 else "setns", target, ffi.errno)
+
+
+def end_stay(stay: Stay, target: str) -> None:
+    """Move the calling thread back; again is nothing."""
+    _checked("setns", target, lib.isolib_stay_end(stay))
+
+
+#: A number that no other native thread of this process has, had or will have.
+thread_number: Final[Callable[[], int]] = lib.isolib_thread_number
 
 
 def link_up(name: str) -> None:

@@ -64,13 +64,12 @@ class _Thread:
 class _Stay:
     """One stay of one thread in one namespace."""
 
-    __slots__ = ("asynchronous", "flag", "label", "left", "outer", "overtaken_by", "previous", "thread")
+    __slots__ = ("asynchronous", "label", "left", "native", "outer", "overtaken_by", "thread")
 
-    def __init__(self, thread: _Thread, previous: Fd, flag: int, label: str) -> None:
+    def __init__(self, thread: _Thread, kind: str, label: str) -> None:
         self.thread = thread
-        self.previous = previous
-        self.flag = flag
         self.label = label
+        self.native = calls.new_stay(kind)
         self.asynchronous = _in_coroutine()
         self.left = False  # by its own block, or for it; whether the thread has returned says the stack
         self.overtaken_by = ""
@@ -126,12 +125,15 @@ def is_inside() -> bool:
     return calls.thread_number() in _threads
 
 
-def outside() -> list[tuple[Fd, int]]:
-    """Return the namespaces that the calling thread was in before it entered any, of the kinds that it is inside of."""
+def outside() -> list[tuple[int, int]]:
+    """Return where the calling thread was before it entered anything: descriptor and flag for each kind that it is inside of.
+
+    The descriptors stay the thread's own, and are there until it returns.
+    """
     thread = _threads.get(calls.thread_number())
-    first: dict[int, Fd] = {}
+    first: dict[int, int] = {}
     for stay in thread.stack if thread else ():
-        first.setdefault(stay.flag, stay.previous)
+        first.setdefault(stay.native.kind, stay.native.before)
     return [(fd, flag) for flag, fd in first.items()]
 
 
@@ -189,26 +191,23 @@ class Stays:
         """
         thread = _this_thread()
         try:
-            _return_abandoned(thread)
-            _check_task(thread, label)
-            stay = _Stay(thread, open_own(kind), calls.NAMESPACE_FLAGS[kind], label)
-            refused = False
+            if thread.stack:
+                _return_abandoned(thread)
+                _check_task(thread, label)
+            stay = _Stay(thread, kind, label)
             try:
                 thread.stack.append(stay)
                 self._stays.append(stay)
-                try:
-                    move(fd, kind, label)
-                except SyscallError:
-                    refused = True
-                    raise
+                calls.begin_stay(stay.native, fd, kind, label)
                 _innermost.set(stay)
-            except BaseException:
-                if refused and thread.stack[-1:] == [stay]:
-                    del thread.stack[-1]
+            except BaseException as error:
                 self._end(stay)
+                if isinstance(error, PermissionDenied):
+                    raise PermissionDenied(error.op, label, error.errno, _HINT) from None
                 raise
         finally:
-            _forget(thread)
+            if not thread.stack:
+                _forget(thread)
 
     def leave(self) -> None:
         """Bring the calling thread back to where it was before its last `enter`.
@@ -228,6 +227,8 @@ class Stays:
 
     def _last(self) -> _Stay:
         """Return this thread's last stay, or when it has none, the last one of all."""
+        if len(self._stays) == 1 and not self._stays[0].left:
+            return self._stays[0]
         number = calls.thread_number()
         last = None
         for stay in self._stays:
@@ -238,7 +239,8 @@ class Stays:
         return last
 
     def _end(self, stay: _Stay) -> None:
-        if not stay.left and stay in stay.thread.stack and calls.thread_number() == stay.thread.number:
+        thread = stay.thread
+        if stay in thread.stack and not (stay.left or thread.stranded) and calls.thread_number() == thread.number:
             # Interrupted by the exception of a signal handler: what it interrupted is done first.
             _unwind(stay)
         stay.left = True
@@ -276,6 +278,9 @@ def _leave(stay: _Stay) -> None:
             f"the thread left {stay.label} before this block ended, when an earlier block in {stay.overtaken_by} ended: "
             "the rest of this block ran outside"
         )
+    if thread.stack[-1] is stay:
+        _unwind(stay)
+        return
     late = [each for each in thread.stack[thread.stack.index(stay) + 1 :] if not each.left]
     for each in late:
         each.overtaken_by = stay.label
@@ -321,9 +326,8 @@ def _return_abandoned(thread: _Thread) -> None:
 def _return(thread: _Thread) -> None:
     stay = thread.stack[-1]
     try:
-        calls.setns(stay.previous.fileno(), stay.flag, f"the namespace that the thread came from into {stay.label}")
+        calls.end_stay(stay.native, f"the namespace that the thread came from into {stay.label}")
     except SyscallError as error:
         thread.stranded = f"this thread is still in {stay.label}, and must not run anything else: {error}"
         raise ThreadStranded(thread.stranded) from error
     del thread.stack[-1]
-    stay.previous.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, ClassVar, Generic, ParamSpec, TypeVar
 
 from isolib._kernel import calls, seam
@@ -15,6 +16,7 @@ from isolib.types import check_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Self
 
@@ -87,22 +89,26 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
 
     def __init__(self, fd: Fd, *, owner: UserNS | None = None, process: Held | None = None, place: str | None = None) -> None:
         super().__init__(fd)
-        self._undo = Rollback()
         status = os.fstat(fd.fileno())
         self._identity = (status.st_dev, status.st_ino)
         self.id = status.st_ino
         self._label = f"{self.kind}:[{self.id}]"
+        self._owner = owner
         self._process = process
-        if process is not None:
-            self._undo.push(process.end)
-        self._owner = None if owner is None else self._undo.adopt(owner)
-        self._stays = Stays()
-        self._resident = Resident(self.kind, self._label)
-        self._undo.push(self._resident.close)
         self._places = [] if place is None else [place]
+        self._stays = Stays()
+        self._resident: Resident | None = None
 
     def _release(self) -> None:
-        self._undo.unwind()
+        if not (self._resident or self._owner or self._process):
+            return
+        with Rollback() as undo:
+            if self._process is not None:
+                undo.push(self._process.end)
+            if self._owner is not None:
+                undo.adopt(self._owner)
+            if self._resident is not None:
+                undo.push(self._resident.close)
 
     def _describe(self) -> str:
         return self._label
@@ -169,15 +175,16 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
         stays.enter(self.fileno(), self.kind, self._label)
 
     def __enter__(self) -> Self:
-        self._check_open()
-        if not self._entry_refused_by:
-            try:
-                self._enter(self._stays)
-            except BaseException:
-                # The block that would have closed it does not come.
-                if not self._stays:
-                    self.close()
-                raise
+        if self._entry_refused_by:
+            self._check_open()
+            return self
+        try:
+            self._stays.enter(self.fileno(), self.kind, self._label)
+        except BaseException:
+            # The block that would have closed it does not come.
+            if not self._stays:
+                self.close()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -241,12 +248,22 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
         'box'
         >>> uts.close()
         """
-        self._check_open()
+        fd = self.fileno()
         if self._life_refused_by:
             raise Unsupported(f"running a function in {self._label}", self._life_refused_by, self._instead)
-        if not self._resident.is_ours:  # in a fork, which has not the thread
-            self._resident = Resident(self.kind, self._label)
-        return self._resident.run(self.fileno(), function, *args, **kwargs)
+        return self._its_resident().run(fd, function, *args, **kwargs)
+
+    def _its_resident(self) -> Resident:
+        if self._resident is None or not self._resident.is_ours:  # a fork has not its parent's thread
+            with self._guard():
+                self._check_open()
+                if self._resident is None or not self._resident.is_ours:
+                    self._resident = Resident(self.kind, self._label)
+        return self._resident
+
+    def _guard(self) -> AbstractContextManager[object]:
+        """Keep close() out while something is added that it has to release; in a fork, who holds the lock may not exist."""
+        return self._closing if self.is_ours else nullcontext()
 
     def spawn(self, argv: Sequence[str | bytes | os.PathLike[str]], **options: object) -> Process:
         r"""Start a program inside.
@@ -327,13 +344,19 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
         Kernel: ioctl_nsfs(2), NS_GET_USERNS. No privileges.
         """
         if self._owner is None:
-            try:
-                fd = Fd.take(calls.namespace_owner, self.fileno())
-            except SyscallError as error:
-                hint = "its owner lies outside of your own user namespace" if isinstance(error, PermissionDenied) else None
-                raise from_errno(error.op, self._label, error.errno, hint) from None
-            self._owner = self._undo.adopt(UserNS._make(fd))
+            fd = Fd.take(self._ask_for_owner)
+            with self._guard():
+                self._check_open()
+                if self._owner is None:
+                    self._owner = UserNS._make(fd)
         return self._owner
+
+    def _ask_for_owner(self) -> int:
+        try:
+            return calls.namespace_owner(self.fileno())
+        except SyscallError as error:
+            hint = "its owner lies outside of your own user namespace" if isinstance(error, PermissionDenied) else None
+            raise from_errno(error.op, self._label, error.errno, hint) from None
 
     # ---- names ----
 

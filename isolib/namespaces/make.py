@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from isolib._kernel import assembly, calls
 from isolib._kernel.handle import Rollback
+from isolib._kernel.hints import hint
 from isolib._kernel.idmap import resolve
 from isolib._kernel.launch import ground
 from isolib._kernel.plan import INSIDE, Builder, Step
-from isolib.errors import SetupFailed, SyscallError, ThreadStranded, Unsupported
+from isolib.errors import SetupFailed, SyscallError, ThreadStranded, Unsupported, from_errno
 from isolib.namespaces import enter
 from isolib.namespaces.handle import CgroupNS, IpcNS, MntNS, Namespace, NetNS, PidNS, TimeNS, UserNS, UtsNS
 from isolib.namespaces.held import Held
@@ -328,10 +329,11 @@ def _offset(value: float | timedelta, what: str) -> str:
     """Return an offset as the kernel reads it: seconds, which may be negative, and nanoseconds, which are added to them."""
     from datetime import timedelta  # noqa: PLC0415 -- only few need it
 
-    negative = isinstance(value, (int, float, timedelta)) and value < type(value)(0)
-    parse_duration(-value if negative else value, what)
     if isinstance(value, timedelta):
+        parse_duration(abs(value), what)
         return f"{value.days * 86400 + value.seconds} {value.microseconds * 1000}"
+    given: object = value
+    parse_duration(-given if isinstance(given, (int, float)) and given < 0 else value, what)
     number = value if isinstance(value, int) else float(value)
     seconds = floor(number)
     nanoseconds = round((number - seconds) * _SECOND)
@@ -365,7 +367,7 @@ def _make(cls: type[N], *, lo: bool = False, hostname: str | None = None, domain
         raise
     except SyscallError as error:
         if error.op != "unshare" or error.errno not in (EINVAL, EPERM):
-            raise
+            raise from_errno(error.op, error.target, error.errno, hint(error.op, error.errno, error.target)) from None
         if error.errno == EINVAL:
             raise _unsupported(cls.kind) from None
     else:
@@ -394,8 +396,8 @@ def _hold(cls: type[N], builder: Builder, *, owned: bool | None = None, stay: bo
         if error.errno == EINVAL and error.op in ("clone3", "unshare"):
             raise _unsupported(cls.kind) from None
         if error.errno == ERANGE:
-            hint = "the clock would be negative in there, or more than 146 years from its beginning"
-            raise SetupFailed(error.step, error.op, error.target, error.errno, hint) from None
+            text = "the clock would be negative in there, or more than 146 years from its beginning"
+            raise SetupFailed(error.step, error.op, error.target, error.errno, text) from None
         if error.errno != EPERM or owned:
             raise
         # Root, but without CAP_SYS_ADMIN, as in a container.

@@ -100,7 +100,7 @@ class _Worker:
     def _live(
         self,
         fd: int,
-        outside: list[tuple[Fd, int]],
+        outside: list[tuple[int, int]],
         started: SimpleQueue[BaseException | None],
         unclean: Callable[[_Worker], None],
     ) -> None:
@@ -122,10 +122,10 @@ class _Worker:
                 self._go_home(home)
             self.ended.put(None)
 
-    def _settle(self, fd: int, outside: list[tuple[Fd, int]]) -> Fd:
+    def _settle(self, fd: int, outside: list[tuple[int, int]]) -> Fd:
         # A new thread is where its creator is, which may be inside something that has nothing to do with this one.
         for previous, flag in outside:
-            calls.setns(previous.fileno(), flag, "the namespace outside")
+            calls.setns(previous, flag, "the namespace outside")
         if self.kind == "mnt":
             calls.unshare(calls.CLONE_FS, "file-system context of the thread")
         home = enter.open_own(self.kind)

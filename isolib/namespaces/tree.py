@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Final
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["NamespaceNode", "NamespaceTree", "tree"]
 
 _KINDS: Final = tuple(calls.NAMESPACE_FLAGS)
+_OTHER_KINDS: Final = tuple(kind for kind in _KINDS if kind != "mnt")
 _WIDTH: Final = 80
 """How much of a command is shown, in characters. All of it is in the value."""
 
@@ -204,14 +206,19 @@ class _Scan:
         self.unreadable = 0
 
     def add_process(self, pid: int) -> None:
-        for kind in _KINDS:
-            try:
-                _, number = procfs.parse_namespace_link(os.readlink(f"/proc/{pid}/ns/{kind}"))
-            except PermissionError:
-                self.unreadable += 1
-                return
-            except OSError:  # it has ended, has begun to end, or the kernel does not have the kind
-                continue
+        try:
+            # First the one kind that every kernel has. It goes when a process ends, so one that has only a user namespace,
+            # and waits to be reaped, does not count.
+            found = {"mnt": _number(pid, "mnt")}
+            for kind in _OTHER_KINDS:
+                with suppress(FileNotFoundError):
+                    found[kind] = _number(pid, kind)
+        except PermissionError:
+            self.unreadable += 1
+            return
+        except OSError:
+            return
+        for kind, number in found.items():
             self.kinds[number] = kind
             self.pids.setdefault(number, []).append(pid)
 
@@ -262,6 +269,10 @@ class _Scan:
             uid=None if pid is None else _uid(pid),
             command="" if pid is None else _command(pid),
         )
+
+
+def _number(pid: int, kind: str) -> int:
+    return procfs.parse_namespace_link(os.readlink(f"/proc/{pid}/ns/{kind}"))[1]
 
 
 def _open_namespace(pid: int, kind: str, number: int) -> Fd | None:

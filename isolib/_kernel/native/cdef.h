@@ -269,6 +269,15 @@ enum isolib_new {
     ISOLIB_NEW_RETURN /* the thread could not go back */
 };
 int isolib_namespace_new(int kind, const char *file, int lo, const char *hostname, const char *domainname, int32_t *stage);
+/* a thread's stay in a namespace; a descriptor of where it came from is here before it goes */
+struct isolib_stay {
+    int32_t kind;
+    int32_t before; /* -1: it is not away */
+};
+/* -1: `file`, the thread's namespace in /proc, could not be opened; -2: setns failed; in both cases nothing has changed */
+int isolib_stay_begin(struct isolib_stay *stay, int fd, const char *file);
+int isolib_stay_end(struct isolib_stay *stay);
+void isolib_stay_forget(struct isolib_stay *stay);
 uint64_t isolib_thread_number(void);
 int isolib_setns(int fd, int kinds);
 int isolib_unshare(int flags);

@@ -104,6 +104,32 @@ int isolib_namespace_new(int kind, const char *file, int lo, const char *hostnam
     return -1;
 }
 
+void isolib_stay_forget(struct isolib_stay *stay) {
+    if (stay->before >= 0)
+        close(stay->before);
+    stay->before = -1;
+}
+
+int isolib_stay_begin(struct isolib_stay *stay, int fd, const char *file) {
+    int error;
+    stay->before = open(file, O_RDONLY | O_CLOEXEC);
+    if (stay->before < 0)
+        return -1;
+    if (setns(fd, stay->kind) == 0)
+        return 0;
+    error = errno;
+    isolib_stay_forget(stay);
+    errno = error;
+    return -2;
+}
+
+int isolib_stay_end(struct isolib_stay *stay) {
+    if (stay->before >= 0 && setns(stay->before, stay->kind) < 0)
+        return -1;
+    isolib_stay_forget(stay);
+    return 0;
+}
+
 /* A number that no other thread of this process has, had or will have; what Python knows of threads may be gevent's. */
 uint64_t isolib_thread_number(void) {
     static uint64_t last;
