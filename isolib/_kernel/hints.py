@@ -98,8 +98,8 @@ def _userns_refused(_: str, sysctl: Sysctl) -> str:
         if sysctl(name) == refused:
             return f"{name} = {refused}: {remedy.format(name)}"
     return (
-        "namespaces need CAP_SYS_ADMIN, or a new user namespace around them; that one is refused to a process in a chroot, by "
-        "seccomp filters (Docker's default one) and by security modules"
+        "namespaces need CAP_SYS_ADMIN, or a new user namespace around them; that one is refused in a chroot, to who has "
+        "no id in his own one, by seccomp filters (Docker's default one) and by security modules"
     )
 
 
