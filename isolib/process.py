@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from isolib._kernel import calls
 from isolib._kernel.request import Request
-from isolib._kernel.streams import DEVNULL, PIPE, STDOUT, stdio
+from isolib._kernel.streams import DEVNULL, PIPE, STDOUT, open_stream, stdio, surrender
 from isolib.errors import ClosedError, GoneError, PlanError, SandboxTimeout
 from isolib.types import Exit, Reason, Usage, parse_duration
 
@@ -177,15 +177,15 @@ class Process:
         self._launched = launched
         self._owner = os.getpid()
         self._lock = threading.Lock()
-        self._files: list[IO[bytes] | None] = [None, None, None]
-        self._terminal: IO[bytes] | None = None
+        self._files: list[IO[bytes] | None] = [None, None, None, None]
+        self._early = [b"", b"", b""]  # what the files had read ahead when `communicate` took over
         self._exit: Exit | None = None
         self._killed = False
         self._limit: int | None = None
         self._input: Any = None
         self._pump: calls.Pump = calls.new_pump() if pump is None else pump
         if pump is None:
-            calls.pump_attach(self._pump, status=launched.status, pidfd=launched.pidfd, request=launched.exit)
+            calls.pump_watch(self._pump, launched.request)
 
     @classmethod
     def start(
@@ -242,10 +242,8 @@ class Process:
     # ---- streams ----
 
     def _file(self, number: int) -> IO[bytes] | None:
-        if self._files[number] is None and self._launched.pipes[number] >= 0:
-            fd = self._launched.pipes[number]
-            self._launched.pipes[number] = -1
-            self._files[number] = os.fdopen(fd, "wb" if number == 0 else "rb")
+        if self._files[number] is None and calls.launch_stream(self._launched.request, number) >= 0:
+            self._files[number] = open_stream(self._launched.request, number)
         return self._files[number]
 
     @property
@@ -266,10 +264,7 @@ class Process:
     @property
     def terminal(self) -> IO[bytes] | None:
         """The master of its terminal, unbuffered; a read after the end raises OSError (EIO), as pty(7) says."""
-        if self._terminal is None and self._launched.pty >= 0:
-            fd, self._launched.pty = self._launched.pty, -1
-            self._terminal = os.fdopen(fd, "r+b", buffering=0)
-        return self._terminal
+        return self._file(calls.TERMINAL)
 
     def resize(self, rows: int, columns: int) -> None:
         """Set the size of its terminal; it gets a SIGWINCH (ioctl_tty(2))."""
@@ -325,36 +320,23 @@ class Process:
 
     def _attach_streams(self, data: bytes | None) -> None:
         pump = self._pump
-        for number, stream in ((1, pump.out), (2, pump.err)):
-            if stream.fd < 0:
-                stream.fd = self._take_fd(number)
         if self._input is None:
-            pump.stdin_fd = self._take_fd(0)
-            if data and pump.stdin_fd < 0:
-                raise PlanError("communicate(input=...): the process was not started with stdin=PIPE")
+            if data and calls.launch_stream(self._launched.request, 0) < 0:
+                raise PlanError("communicate(input=...): the process was not started with stdin=PIPE, or its stdin is closed")
             self._input = calls.pump_input(data or b"")
             pump.input, pump.input_size = self._input, len(data or b"")
-
-    def _take_fd(self, number: int) -> int:
-        """Take a pipe's descriptor for the pump, also from a file object that the caller has seen."""
-        file = self._files[number]
-        if file is not None:
+        for number in range(calls.TERMINAL):
+            file = self._files[number]
+            if file is not None and not file.closed:
+                self._early[number] = surrender(file)
             self._files[number] = None
-            if file.closed:
-                return -1
-            if number == 0:
-                file.flush()
-            fd = os.dup(file.fileno())
-            file.close()
-            return fd
-        fd, self._launched.pipes[number] = self._launched.pipes[number], -1
-        return fd
+        calls.pump_attach(pump, self._launched.request)
 
     def _captured(self) -> tuple[bytes | None, bytes | None]:
         out, err = self._pump.out, self._pump.err
         return (
-            None if out.fd < 0 and not out.capacity else calls.stream_bytes(out),
-            None if err.fd < 0 and not err.capacity else calls.stream_bytes(err),
+            None if out.fd < 0 and not out.capacity else self._early[1] + calls.stream_bytes(out),
+            None if err.fd < 0 and not err.capacity else self._early[2] + calls.stream_bytes(err),
         )
 
     def _wait(self, until: int, timeout: float | timedelta | None) -> None:
@@ -444,23 +426,28 @@ class Process:
         if self._launched.pidfd < 0:
             return
         try:
-            # A copy that os.fork made gives up its descriptors and leaves the process to its owner.
-            if self._exit is None and self._owner == os.getpid():
-                self.kill()
-                with self._lock:
-                    self._run_pump(calls.UNTIL_EXIT, _SECOND)
-                    if self._exit is None:  # a supervisor that was stopped or frozen from outside
-                        calls.pidfd_send_signal(self._launched.pidfd, signals.SIGKILL, f"process {self.pid}")
-                        self._run_pump(calls.UNTIL_EXIT, -1)
+            self._end()
+        except KeyboardInterrupt:  # it is raised when all is released
+            self._end()
+            raise
         finally:
             self._close_streams()
             self._launched.close()
 
+    def _end(self) -> None:
+        # A copy that os.fork made gives up its descriptors and leaves the process to its owner.
+        if self._exit is not None or self._owner != os.getpid():
+            return
+        self.kill()
+        with self._lock:
+            self._run_pump(calls.UNTIL_EXIT, _SECOND)
+            if self._exit is None:  # a supervisor that was stopped or frozen from outside
+                calls.pidfd_send_signal(self._launched.pidfd, signals.SIGKILL, f"process {self.pid}")
+                self._run_pump(calls.UNTIL_EXIT, -1)
+
     def _close_streams(self) -> None:
-        pump = self._pump
-        calls.close_all([pump.stdin_fd, pump.out.fd, pump.err.fd])
-        pump.stdin_fd = pump.out.fd = pump.err.fd = -1
-        for file in (*self._files, self._terminal):
+        calls.pump_close(self._pump)
+        for file in self._files:
             if file is not None:
                 with suppress(BrokenPipeError):  # what was still buffered for a process that is gone
                     file.close()

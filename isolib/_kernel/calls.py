@@ -112,6 +112,9 @@ STDIO_PIPE: Final[int] = lib.ISOLIB_STDIO_PIPE
 STDIO_NULL: Final[int] = lib.ISOLIB_STDIO_NULL
 STDIO_STDOUT: Final[int] = lib.ISOLIB_STDIO_STDOUT
 
+#: The number of the terminal among the streams of a launch; the others have those that they have in the process.
+TERMINAL: Final = 3
+
 END_BY_ITSELF: Final[int] = lib.ISOLIB_END_BY_ITSELF
 END_DEADLINE: Final[int] = lib.ISOLIB_END_DEADLINE
 END_KILLED: Final[int] = lib.ISOLIB_END_KILLED
@@ -370,18 +373,35 @@ def monotonic_ns() -> int:
 
 
 class LaunchRefused(Exception):
-    """A step of a launch failed: which, with what errno, in which stage."""
+    """A step of a launch failed: which, with what errno, in which stage, in which system call (None: the step's own)."""
 
-    def __init__(self, step: int, errno: int, stage: str) -> None:
-        super().__init__(step, errno, stage)
+    def __init__(self, step: int, errno: int, stage: str, call: str | None) -> None:
+        super().__init__(step, errno, stage, call)
         self.step = step
         self.errno = errno
         self.stage = stage
+        self.call = call
 
 
 def new_launch() -> LaunchRequest:
-    """Return an empty ``struct isolib_launch`` that owns nothing."""
-    return ffi.new("struct isolib_launch *", {"status": -1, "pidfd": -1, "command": -1, "pty": -1, "pipes": [-1, -1, -1]})
+    """Return an empty ``struct isolib_launch``; what it comes to own is closed with it."""
+    empty = {"status": -1, "pidfd": -1, "command": -1, "pty": -1, "pipes": [-1, -1, -1]}
+    return ffi.gc(ffi.new("struct isolib_launch *", empty), lib.isolib_launch_forget)
+
+
+def launch_stream(request: LaunchRequest, stream: int) -> int:
+    """Return the descriptor of one of the pipes of a launch, 0 to 2, or of its terminal, 3; or -1."""
+    return int(request.pty if stream == TERMINAL else request.pipes[stream])
+
+
+def close_stream(request: LaunchRequest, stream: int) -> None:
+    """Close one of the pipes of a launch, 0 to 2, or its terminal, 3; again is nothing."""
+    lib.isolib_launch_close(request, stream)
+
+
+def forget_launch(request: LaunchRequest) -> None:
+    """Close what a launch has given, in one call; the supervisor sees that, and ends what still runs."""
+    lib.isolib_launch_forget(request)
 
 
 class Launch(NamedTuple):
@@ -436,7 +456,9 @@ def _until_launched(request: LaunchRequest, result: int) -> None:
     while result == 1:  # between two calls Python runs its signal handlers
         result = lib.isolib_launch_wait(request)
     if result < 0:
-        raise LaunchRefused(request.step, request.error, STAGES[request.stage])
+        name = lib.isolib_call_name(request.call) if request.call else ffi.NULL
+        call = None if name == ffi.NULL else ffi.string(name).decode()
+        raise LaunchRefused(request.step, request.error, STAGES[request.stage], call)
 
 
 def run(request: LaunchRequest, pump: Pump, wanted: Launch, timeout_ns: int) -> int:
@@ -451,7 +473,7 @@ def run(request: LaunchRequest, pump: Pump, wanted: Launch, timeout_ns: int) -> 
         if result in {0, 2}:
             return _checked("ppoll", "process", _negative_errno(pumped[0]))
         _until_launched(request, result)
-        lib.isolib_pump_attach(pump, request)
+        pump_attach(pump, request)
     except BaseException:
         lib.isolib_launch_abort(request)
         raise
@@ -460,23 +482,32 @@ def run(request: LaunchRequest, pump: Pump, wanted: Launch, timeout_ns: int) -> 
 
 
 def new_pump() -> Pump:
-    """Return an empty ``struct isolib_pump``; its buffers are freed with it."""
+    """Return an empty ``struct isolib_pump``; its streams are closed and its buffers freed with it."""
     pump = ffi.new("struct isolib_pump *", {"status": -1, "pidfd": -1, "stdin_fd": -1})
     pump.out.fd = pump.err.fd = -1
     pump.out.limit = pump.err.limit = (1 << 64) - 1
     return ffi.gc(pump, lib.isolib_pump_free)
 
 
-def pump_attach(pump: Any, *, status: int, pidfd: int, request: Any) -> None:
-    """Point a pump at a launched process; ``request`` is that of a process that has ended already, or None."""
-    pump.status, pump.pidfd = status, pidfd
-    if request is not None:
-        pump.has_exit, pump.exit = 1, request.exit
+def pump_watch(pump: Pump, request: LaunchRequest) -> None:
+    """Point a pump at a launched process, and leave the streams alone."""
+    pump.status, pump.pidfd = request.status, request.pidfd
+    pump.has_exit, pump.exit = request.has_exit, request.exit
+
+
+def pump_attach(pump: Pump, request: LaunchRequest) -> None:
+    """Point a pump at a launched process, and hand it the pipes that are still the launch's, in one call."""
+    lib.isolib_pump_attach(pump, request)
 
 
 def pump_input(data: bytes | bytearray | memoryview) -> Any:
     """Return the C view of the input bytes; the caller keeps it alive while the pump runs."""
     return ffi.from_buffer("uint8_t[]", data)
+
+
+def pump_close(pump: Pump) -> None:
+    """Close the streams of a pump, in one call."""
+    lib.isolib_pump_close(pump)
 
 
 def pump_run(pump: Any, until: int, timeout_ns: int) -> int:

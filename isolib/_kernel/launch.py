@@ -106,35 +106,60 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 class Launched:
-    """A process that the launcher started; owner of everything that belongs to it until :meth:`close`."""
+    """A process that the launcher started; owner of everything that belongs to it until :meth:`close`.
 
-    __slots__ = ("_owner", "command", "command_pid", "exit", "pidfd", "pipes", "pty", "started_ns", "status", "supervisor_pid")
+    The descriptors stand in a C structure that owns them from the launch on, and closes them in one call, or when it is
+    forgotten: at no point could an interrupt leave one that nobody owns.
+    """
+
+    __slots__ = ("_request",)
 
     def __init__(self, request: calls.LaunchRequest) -> None:
-        self._owner = os.getpid()
-        self.status: int = request.status
-        self.pidfd: int = request.pidfd
-        self.command: int = request.command
-        self.pty: int = request.pty
-        self.pipes: list[int] = list(request.pipes)
-        self.supervisor_pid: int = request.supervisor_pid
-        self.command_pid: int = request.command_pid
-        self.started_ns: int = request.started_ns
-        #: ``struct isolib_message`` of a process that ended while it was still being launched, else None.
-        self.exit: calls.LaunchRequest | None = request if request.has_exit else None
+        self._request = request
+
+    @property
+    def status(self) -> int:
+        """The socket to its supervisor."""
+        return int(self._request.status)
+
+    @property
+    def pidfd(self) -> int:
+        """Of its supervisor; -1 when this object is closed."""
+        return int(self._request.pidfd)
+
+    @property
+    def command(self) -> int:
+        """The pidfd of the command, or -1."""
+        return int(self._request.command)
+
+    @property
+    def pty(self) -> int:
+        """The descriptor that it has handed over, the terminal's master, or -1."""
+        return int(self._request.pty)
+
+    @property
+    def supervisor_pid(self) -> int:
+        """The supervisor's pid."""
+        return int(self._request.supervisor_pid)
+
+    @property
+    def command_pid(self) -> int:
+        """The command's pid, or 0."""
+        return int(self._request.command_pid)
+
+    @property
+    def started_ns(self) -> int:
+        """When it was launched, on CLOCK_MONOTONIC."""
+        return int(self._request.started_ns)
+
+    @property
+    def request(self) -> calls.LaunchRequest:
+        """The C structure."""
+        return self._request
 
     def close(self) -> None:
         """Close every descriptor still owned.  The supervisor sees its socket close, and ends all that still runs."""
-        if self.pidfd < 0:
-            return
-        fds = [self.status, self.pidfd, self.command, self.pty, *self.pipes]
-        self.status = self.pidfd = self.command = self.pty = -1
-        self.pipes = [-1, -1, -1]
-        calls.close_all(fds)
-
-    def __del__(self) -> None:
-        if getattr(self, "pidfd", -1) >= 0 and self._owner == os.getpid():
-            self.close()
+        calls.forget_launch(self._request)
 
 
 def launch(
@@ -151,7 +176,7 @@ def launch(
     try:
         calls.launch(request, _wanted(plan, fds, stdio, keep))
     except calls.LaunchRefused as refused:
-        raise failure(plan, refused.step, refused.errno, refused.stage) from None
+        raise failure(plan, refused) from None
     return Launched(request)
 
 
@@ -174,7 +199,7 @@ def run(
     except calls.LaunchRefused as refused:
         if refused.errno == ESTALE and refused.stage == "host":
             return None
-        raise failure(plan, refused.step, refused.errno, refused.stage) from None
+        raise failure(plan, refused) from None
     return Launched(request), pumped
 
 
@@ -189,13 +214,34 @@ def _wanted(
     return calls.Launch(base.image, base.image_path, plan.encode(), fds, keep, stdio, base.host, base.proc, premises)
 
 
-def failure(plan: Plan, number: int, errno: int, stage: str) -> SetupFailed:
+#: What a call of the host's side of a launch is about.
+_HOST_TARGETS: Final = {
+    "clone": "the launcher",
+    "close_range": "descriptors",
+    "dup3": "standard streams",
+    "execve": os.fsdecode(_IMAGE_PATH),
+    "fcntl": "descriptors",
+    "memfd_create": "the plan",
+    "openat": "/dev/null",
+    "pipe2": "standard streams",
+    "recvmsg": "descriptors from the launcher",
+    "setsockopt": "status socket",
+    "socketpair": "status socket",
+    "writev": "the plan",
+}
+
+
+def failure(plan: Plan, refused: calls.LaunchRefused) -> SetupFailed:
     """Return the exception for a step that failed."""
+    number, errno, stage, call = refused.step, refused.errno, refused.stage, refused.call
     if 0 <= number < len(plan.steps):
         step = plan.steps[number]
-        op, target, name = step.op, step.target, f"{number} {step.kind} ({stage})"
+        # The calls of a helper program's birth are no news; that it failed is.
+        op = step.op if call is None or step.kind == "MAP_HELPER" else call
+        target, name = step.target, f"{number} {step.kind} ({stage})"
     elif stage == "host":
-        op, target, name = "clone", "the launcher", "start of the launcher"
+        op = call or "launch"
+        target, name = _HOST_TARGETS.get(op, "the launcher"), "start of the launcher"
     else:
-        op, target, name = "launch", "the launcher", f"start of the launcher ({stage})"
+        op, target, name = call or "launch", "the launcher", f"start of the launcher ({stage})"
     return SetupFailed(name, op, target, errno, hint(op, errno, target))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from isolib._kernel import calls
 from isolib.errors import PlanError
@@ -44,3 +45,46 @@ def _stream(value: int | HasFileno | None, name: str) -> int:
     if number == STDOUT and name == "stderr":
         return calls.STDIO_STDOUT
     raise PlanError(f"{name}={value!r}: None, PIPE, DEVNULL, a descriptor or a file is wanted")
+
+
+class _Pipe(io.FileIO):
+    """A stream of a launch: its descriptor stays the launch's, so that it has one owner whenever an interrupt comes."""
+
+    def __init__(self, request: calls.LaunchRequest, number: int) -> None:
+        mode = "r+" if number == calls.TERMINAL else "r" if number else "w"
+        super().__init__(calls.launch_stream(request, number), mode, closefd=False)
+        self._request = request
+        self._number = number
+        self._surrendered = False
+
+    def readinto(self, buffer: bytearray | memoryview) -> int | None:  # type: ignore[override]
+        return None if self._surrendered else super().readinto(buffer)
+
+    def surrender(self) -> None:
+        """Read no more, and leave the descriptor open when this is closed."""
+        self._surrendered = True
+
+    def close(self) -> None:
+        super().close()
+        if not self._surrendered:
+            calls.close_stream(self._request, self._number)
+
+
+def open_stream(request: calls.LaunchRequest, number: int) -> IO[bytes]:
+    """Return one of the pipes of a launch, 0 to 2, or its terminal, as a binary file."""
+    raw = _Pipe(request, number)
+    if number == calls.TERMINAL:
+        return raw
+    return io.BufferedReader(raw) if number else io.BufferedWriter(raw)
+
+
+def surrender(file: IO[bytes]) -> bytes:
+    """Close a file of `open_stream` but not its descriptor; returns what it had read and not yet given away."""
+    raw = file.raw if isinstance(file, (io.BufferedReader, io.BufferedWriter)) else file
+    assert isinstance(raw, _Pipe)  # noqa: S101 - the caller has no others
+    if isinstance(file, io.BufferedWriter):
+        file.flush()
+    raw.surrender()
+    early = file.peek() if isinstance(file, io.BufferedReader) else b""
+    file.close()
+    return early

@@ -31,7 +31,7 @@ class Held:
         self._label = label
         self._launched = launch(builder.build(HOLD), builder.fds, stdio=_SILENT)
         self._pump = calls.new_pump()
-        calls.pump_attach(self._pump, status=self._launched.status, pidfd=self._launched.pidfd, request=None)
+        calls.pump_watch(self._pump, self._launched.request)
 
     def namespace(self, kind: str) -> Fd:
         """Take one of its namespaces; kind ``time_for_children`` is the one that its next child gets."""

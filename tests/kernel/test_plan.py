@@ -1,4 +1,4 @@
-"""The plan: its encoding as C reads it, its limits, its explanation; and the launcher and Python agree on every kind of step."""
+"""The plan: its encoding as C reads it, its limits, its explanation; Python and the launcher agree on every kind of step."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ EXAMPLES = {
     "FSCONFIG": Step("FSCONFIG", fd=DECLARED, flags=1, text=b"size", text2=b"1048576"),
     "FSMOUNT": Step("FSMOUNT", fd=DECLARED, out=MADE, value=6),
     "CHECK_DEVICE": Step("CHECK_DEVICE", fd=DECLARED, value=1 << 32 | 3),
+    "MKNOD": Step("MKNOD", fd=DECLARED, text=b"file", value=0o100644),
     "MKDIR": Step("MKDIR", fd=DECLARED, text=b"directory", value=0o755),
     "SYMLINK": Step("SYMLINK", fd=DECLARED, text=b"link", text2=b"target"),
     "WRITE": Step("WRITE", fd=DECLARED, text=b"file", text2=b"content\0with NUL", flags=1),

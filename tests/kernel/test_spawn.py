@@ -164,6 +164,16 @@ def test_outputs_can_be_read_as_files() -> None:
         assert process.wait(60).code == 0
 
 
+def test_what_a_file_has_read_ahead_is_not_lost() -> None:
+    """communicate() goes on where reading from stdout and writing to stdin stopped, buffers included."""
+    with spawn(["sh", "-c", "echo one; echo two; cat"], stdin=PIPE, stdout=PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"three\n")
+        assert process.stdout.readline() == b"one\n"
+        assert process.communicate(b"four\n", timeout=60)[0] == b"two\nthree\nfour\n"
+
+
 def test_kill_ends_the_whole_tree() -> None:
     """Killing ends what the command has started too, daemons in sessions of their own included, with a pid namespace or without."""
     for new in (set(), USER_AND_PID):

@@ -148,7 +148,7 @@ struct isolib_message {
     uint32_t type;
     int32_t step;
     int32_t error;
-    int32_t value; /* the pid, or the status as wait4 gives it */
+    int32_t value; /* the pid, or the status as wait4 gives it, or the number of the call that failed, 0: the step's own */
     int32_t stage;
     int32_t ending;
     int64_t cpu_user_us;
@@ -195,6 +195,7 @@ struct isolib_launch {
     int32_t error;
     int32_t step;
     int32_t stage;
+    int32_t call;       /* the number of the system call that failed; 0: see the step */
     int64_t started_ns; /* CLOCK_MONOTONIC */
     int32_t has_exit;   /* it ended before stage 1 had said that it was born */
     struct isolib_message exit;
@@ -203,8 +204,14 @@ struct isolib_launch {
 /* 0: running; 1: a signal came, handle it and call isolib_launch_wait; -1: see error, step, stage */
 int isolib_launch(struct isolib_launch *launch);
 int isolib_launch_wait(struct isolib_launch *launch);
-/* ends what was started and closes everything */
+/* ends what was started, waits for its end and closes everything */
 void isolib_launch_abort(struct isolib_launch *launch);
+/* closes everything; the supervisor sees it, and ends what still runs */
+void isolib_launch_forget(struct isolib_launch *launch);
+/* closes one of the pipes, or for 3 the terminal */
+void isolib_launch_close(struct isolib_launch *launch, int stream);
+/* the name of a system call that the launcher makes, or NULL */
+const char *isolib_call_name(int32_t number);
 
 struct isolib_stream {
     int32_t fd; /* -1: closed or none */
@@ -248,8 +255,10 @@ int isolib_pump_run(struct isolib_pump *pump, int until, int64_t timeout_ns);
  * 0: done; 1: as isolib_launch; 2: launched, but the pump returned *pumped before the end; -1: as isolib_launch.
  */
 int isolib_run(struct isolib_launch *launch, struct isolib_pump *pump, int64_t timeout_ns, int32_t *pumped);
-/* hands a launched process's descriptors to a pump */
+/* hands a launched process to a pump, with the pipes that are still its own */
 void isolib_pump_attach(struct isolib_pump *pump, struct isolib_launch *launch);
+/* closes the streams */
+void isolib_pump_close(struct isolib_pump *pump);
 void isolib_pump_free(struct isolib_pump *pump);
 
 int64_t isolib_monotonic_ns(void);

@@ -44,10 +44,12 @@ struct birth {
     int32_t placed[MAX_PLACED]; /* everything that is not closed; sorted */
     uint32_t placed_count;
     volatile int error;
+    volatile int32_t call; /* that failed */
     char *stage1_stack;
 };
 
-static int failed_birth(struct birth *birth, long error) {
+static int failed_birth(struct birth *birth, int32_t call, long error) {
+    birth->call = call;
     birth->error = (int)-error;
     return 127;
 }
@@ -75,26 +77,26 @@ static int stage1_main(void *argument) {
     struct birth *birth = argument;
     long result = place_stdio(birth->stdio);
     if (result < 0)
-        return failed_birth(birth, result);
+        return failed_birth(birth, __NR_dup3, result);
     result = iso_close_others(birth->placed, birth->placed_count, 0);
     if (result < 0)
-        return failed_birth(birth, result);
+        return failed_birth(birth, __NR_close_range, result);
     for (uint32_t i = 0; i < birth->inherited_count; i++) {
         result = SYS3(fcntl, birth->inherited[i], F_SETFD, 0);
         if (result < 0)
-            return failed_birth(birth, result);
+            return failed_birth(birth, __NR_fcntl, result);
     }
     if (birth->image >= 0)
         SYS5(execveat, birth->image, "", birth->argv, birth->envp, AT_EMPTY_PATH);
     /* no sealed image, or a kernel policy against executing memory files */
-    return failed_birth(birth, SYS3(execve, birth->path, birth->argv, birth->envp));
+    return failed_birth(birth, __NR_execve, SYS3(execve, birth->path, birth->argv, birth->envp));
 }
 
 static int middle_main(void *argument) {
     struct birth *birth = argument;
     long pid = isolib_clone_run(ISO_CLONE_VM | ISO_CLONE_VFORK | SIGCHLD, birth->stage1_stack + STACK, NULL, stage1_main, birth);
     if (pid < 0)
-        return failed_birth(birth, pid);
+        return failed_birth(birth, __NR_clone, pid);
     while (SYS4(wait4, pid, 0, 0, 0) == -EINTR)
         ;
     return 0;
@@ -114,7 +116,9 @@ static int give_birth(struct birth *birth) {
         while (SYS4(wait4, pid, 0, __WALL, 0) == -EINTR)
             ;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return pid < 0 ? (int)-pid : birth->error;
+    if (pid < 0)
+        failed_birth(birth, __NR_clone, pid);
+    return birth->error;
 }
 
 /* ---- descriptors ---- */
@@ -136,9 +140,16 @@ static int raise_fd(int fd) {
 }
 
 static int raise_pair(int pair[2]) {
+    int error;
     pair[0] = raise_fd(pair[0]);
     pair[1] = raise_fd(pair[1]);
-    return pair[0] < 0 || pair[1] < 0 ? -1 : 0;
+    if (pair[0] >= 0 && pair[1] >= 0)
+        return 0;
+    error = errno;
+    close_fd(&pair[0]);
+    close_fd(&pair[1]);
+    errno = error;
+    return -1;
 }
 
 /* What one launch opens and the parent no longer needs after it. */
@@ -170,9 +181,11 @@ static int open_stdio(struct isolib_launch *launch, struct scratch *scratch, str
     } else if (wanted >= 0) {
         birth->stdio[i] = wanted;
     } else if (wanted == ISOLIB_STDIO_NULL) {
+        launch->call = __NR_openat;
         scratch->child_stdio[i] = raise_fd(open("/dev/null", O_RDWR | O_CLOEXEC));
         birth->stdio[i] = scratch->child_stdio[i];
     } else {
+        launch->call = __NR_pipe2;
         if (pipe2(pair, O_CLOEXEC) < 0)
             return -1;
         if (raise_pair(pair) < 0)
@@ -186,14 +199,16 @@ static int open_stdio(struct isolib_launch *launch, struct scratch *scratch, str
 
 static int open_status(struct isolib_launch *launch, struct scratch *scratch) {
     int pair[2], on = 1;
+    launch->call = __NR_socketpair;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0 || raise_pair(pair) < 0)
         return -1;
     launch->status = pair[0];
     scratch->child_status = pair[1];
+    launch->call = __NR_setsockopt;
     return setsockopt(launch->status, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on));
 }
 
-static int write_boot(const struct isolib_launch *launch, struct scratch *scratch, const int32_t *slots, const int32_t *keep) {
+static int write_boot(struct isolib_launch *launch, struct scratch *scratch, const int32_t *slots, const int32_t *keep) {
     uint32_t lists = (uint32_t)(4 * (launch->slot_count + launch->keep_count + 3));
     uint32_t padding = (8 - (lists + sizeof(struct isolib_boot)) % 8) % 8;
     static const char zeros[8] = {0};
@@ -211,12 +226,17 @@ static int write_boot(const struct isolib_launch *launch, struct scratch *scratc
                              {(void *)(uintptr_t)zeros, padding},
                              {(void *)(uintptr_t)launch->plan, launch->plan_size}};
     ssize_t whole = (ssize_t)(boot.plan_offset + launch->plan_size);
+    ssize_t written;
+    launch->call = __NR_memfd_create;
     scratch->boot = raise_fd(memfd_create("isolib-plan", MFD_CLOEXEC));
     if (scratch->boot < 0)
         return -1;
-    if (writev(scratch->boot, parts, 5) == whole)
+    launch->call = __NR_writev;
+    written = writev(scratch->boot, parts, 5);
+    if (written == whole)
         return 0;
-    errno = ENOSPC;
+    if (written >= 0)
+        errno = ENOSPC;
     return -1;
 }
 
@@ -230,8 +250,9 @@ static void inherit(struct birth *birth, int32_t fd) {
         birth->inherited[birth->inherited_count++] = fd;
 }
 
-static int collect_descriptors(const struct isolib_launch *launch, struct scratch *scratch, struct birth *birth, int32_t *slots,
+static int collect_descriptors(struct isolib_launch *launch, struct scratch *scratch, struct birth *birth, int32_t *slots,
                                int32_t *keep) {
+    launch->call = __NR_fcntl;
     for (uint32_t i = 0; i < launch->slot_count; i++) {
         slots[i] = launch->slots[i];
         if (slots[i] >= 0 && slots[i] < 3) {
@@ -273,13 +294,14 @@ union control {
     struct cmsghdr aligned;
 };
 
-static ssize_t receive(int status, struct isolib_message *message, int fds[2], pid_t *sender) {
+static ssize_t receive(int status, struct isolib_message *message, int fds[2], pid_t *sender, int *truncated) {
     union control control;
     struct iovec part = {message, sizeof(*message)};
     struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
     ssize_t got = recvmsg(status, &header, MSG_CMSG_CLOEXEC);
     fds[0] = fds[1] = -1;
     *sender = 0;
+    *truncated = got >= 0 && (header.msg_flags & MSG_CTRUNC);
     for (struct cmsghdr *c = got >= 0 ? CMSG_FIRSTHDR(&header) : NULL; c; c = CMSG_NXTHDR(&header, c)) {
         if (c->cmsg_level != SOL_SOCKET)
             continue;
@@ -303,6 +325,14 @@ static void close_results(struct isolib_launch *launch) {
         close_fd(&launch->pipes[i]);
 }
 
+void isolib_launch_forget(struct isolib_launch *launch) {
+    close_results(launch);
+}
+
+void isolib_launch_close(struct isolib_launch *launch, int stream) {
+    close_fd(stream < 3 ? &launch->pipes[stream] : &launch->pty);
+}
+
 static int give_up(struct isolib_launch *launch, int error, int step, int stage) {
     if (launch->pidfd >= 0) { /* roll-back is complete when the supervisor, and with it the namespaces, are gone */
         struct pollfd gone = {launch->pidfd, POLLIN, 0};
@@ -316,10 +346,6 @@ static int give_up(struct isolib_launch *launch, int error, int step, int stage)
     launch->step = step;
     launch->stage = stage;
     return -1;
-}
-
-void isolib_launch_abort(struct isolib_launch *launch) {
-    give_up(launch, EINTR, -1, ISOLIB_STAGE_HOST);
 }
 
 static void heed(struct isolib_launch *launch, const struct isolib_message *message, const int fds[2], pid_t sender) {
@@ -348,7 +374,15 @@ static void heed(struct isolib_launch *launch, const struct isolib_message *mess
         launch->error = message->type == ISOLIB_FAILED ? message->error : EPROTO;
         launch->step = message->step;
         launch->stage = message->stage;
+        launch->call = message->value;
     }
+}
+
+static void fail_here(struct isolib_launch *launch, int error, int stage) {
+    launch->error = error;
+    launch->step = -1;
+    launch->stage = stage;
+    launch->call = stage == ISOLIB_STAGE_HOST ? __NR_recvmsg : 0;
 }
 
 /* Stage 1 and stage 2 run side by side, so that their messages come in any order: both must have been heard.  After a failure
@@ -358,20 +392,31 @@ int isolib_launch_wait(struct isolib_launch *launch) {
         struct isolib_message message;
         int fds[2];
         pid_t sender;
-        ssize_t got = receive(launch->status, &message, fds, &sender);
+        int truncated;
+        ssize_t got = receive(launch->status, &message, fds, &sender, &truncated);
         if (got < 0 && errno == EINTR)
             return 1;
         if (got != (ssize_t)sizeof(message)) {
-            if (!launch->error) { /* it was killed */
-                launch->error = got < 0 ? errno : ECHILD;
-                launch->step = -1;
-                launch->stage = ISOLIB_STAGE_INSIDE;
-            }
+            if (!launch->error) /* it was killed */
+                fail_here(launch, got < 0 ? errno : ECHILD, got < 0 ? ISOLIB_STAGE_HOST : ISOLIB_STAGE_INSIDE);
             return give_up(launch, launch->error, launch->step, launch->stage);
         }
         heed(launch, &message, fds, sender);
+        if (truncated && !launch->error) { /* this process could not take the descriptors: it has as many as it may */
+            fail_here(launch, EMFILE, ISOLIB_STAGE_HOST);
+            isolib_say(launch->status, ISOLIB_SAY_END);
+        }
     }
     return 0;
+}
+
+void isolib_launch_abort(struct isolib_launch *launch) {
+    if (launch->status < 0)
+        return;
+    isolib_say(launch->status, ISOLIB_SAY_END);
+    launch->error = EINTR;
+    while (isolib_launch_wait(launch) == 1)
+        ;
 }
 
 static int prepare(struct isolib_launch *launch, struct scratch *scratch, struct birth *birth) {
@@ -408,7 +453,7 @@ int isolib_launch(struct isolib_launch *launch) {
     int error;
     launch->status = launch->pidfd = launch->command = launch->pty = -1;
     launch->pipes[0] = launch->pipes[1] = launch->pipes[2] = -1;
-    launch->supervisor_pid = launch->command_pid = launch->running = launch->error = launch->has_exit = 0;
+    launch->supervisor_pid = launch->command_pid = launch->running = launch->error = launch->has_exit = launch->call = 0;
     launch->started_ns = isolib_monotonic_ns();
     error = is_stale(launch) ? ESTALE : prepare(launch, &scratch, &birth) < 0 ? errno : 0;
     if (!error) {
@@ -416,6 +461,7 @@ int isolib_launch(struct isolib_launch *launch) {
         birth.argv[0] = "isolib-init";
         birth.argv[1] = number;
         error = give_birth(&birth);
+        launch->call = birth.call;
     }
     close_scratch(&scratch);
     if (error)

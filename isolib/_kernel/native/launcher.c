@@ -18,6 +18,7 @@ ISOLIB_DEFINE_CLONE;
 enum { COMMAND_STACK = 32768 };
 static char command_stack[COMMAND_STACK] __attribute__((aligned(16)));
 static struct launcher launcher;
+volatile int32_t iso_failed_call;
 
 void leave(int status) {
     for (;;)
@@ -37,17 +38,24 @@ long send_message(struct launcher *l, const struct isolib_message *message, int 
     return SYS3(sendmsg, l->status, &header, NO_SIGNAL);
 }
 
+static void report(struct launcher *l, uint32_t step, long error) {
+    struct isolib_message message = {0};
+    message.type = ISOLIB_FAILED;
+    message.step = (int32_t)step;
+    message.error = (int32_t)-error;
+    message.value = iso_failed_call;
+    message.stage = l->stage;
+    send_message(l, &message, -1, -1);
+}
+
 void fail(struct launcher *l, long error) {
     if (l->stage == ISOLIB_STAGE_COMMAND) { /* the supervisor, which shares this memory, reports */
         l->failed_at = l->at;
         l->failed = (int32_t)-error;
     } else {
-        struct isolib_message message = {0};
-        message.type = ISOLIB_FAILED;
-        message.step = (int32_t)l->at;
-        message.error = (int32_t)-error;
-        message.stage = l->stage;
-        send_message(l, &message, -1, -1);
+        report(l, l->at, error);
+        if (l->stage == ISOLIB_STAGE_FIRST && l->child > 0)
+            SYS4(pidfd_send_signal, l->command_pidfd, ISO_SIGKILL, 0, 0);
     }
     leave(127);
 }
@@ -93,6 +101,7 @@ static long clone_inside(const struct launcher *l, const struct isolib_step *ste
 }
 
 static void step_clone(struct launcher *l, const struct isolib_step *step) {
+    struct isolib_message message = {0};
     int32_t go[2] = {-1, -1};
     int32_t pidfd = -1;
     long result = step->value ? SYS2(pipe2, go, ISO_O_CLOEXEC) : 0;
@@ -115,15 +124,18 @@ static void step_clone(struct launcher *l, const struct isolib_step *step) {
     l->child = (int32_t)result;
     l->command_pidfd = pidfd;
     l->go = go[1];
+    /* At once, so that the host can wait for its end and reap it, whatever fails from here on. */
+    message.type = ISOLIB_BORN;
+    message.value = l->child;
+    result = send_message(l, &message, pidfd, -1);
+    if (result < 0)
+        fail(l, result);
 }
 
 static void step_go(struct launcher *l) {
-    struct isolib_message message = {0};
-    message.type = ISOLIB_BORN;
-    message.value = l->child;
-    send_message(l, &message, l->command_pidfd, -1);
-    if (l->go >= 0)
-        SYS3(write, l->go, "", 1);
+    long result = l->go >= 0 ? SYS3(write, l->go, "", 1) : 0;
+    if (result < 0)
+        fail(l, result);
     leave(0);
 }
 
@@ -157,16 +169,21 @@ static int command_main(void *argument) {
     struct launcher *l = argument;
     struct isolib_message message = {0};
     uint64_t none = 0;
+    long result;
     l->stage = ISOLIB_STAGE_COMMAND;
     message.type = ISOLIB_COMMAND;
-    send_message(l, &message, -1, -1);
+    result = send_message(l, &message, -1, -1);
+    if (result < 0)
+        fail(l, result);
     SYS4(rt_sigprocmask, 2, &none, 0, 8); /* SIG_SETMASK */
     run(l);
     return 127;
 }
 
 static void step_supervise(struct launcher *l, const struct isolib_step *step) {
-    long pid;
+    long pid = open_signals(l);
+    if (pid < 0)
+        fail(l, pid);
     l->at++;
     pid = isolib_clone_run(ISO_CLONE_VM | ISO_CLONE_VFORK | ISO_CLONE_PIDFD | ISO_SIGCHLD, command_stack + COMMAND_STACK,
                            &l->command_pidfd, command_main, l);
@@ -176,12 +193,10 @@ static void step_supervise(struct launcher *l, const struct isolib_step *step) {
         fail(l, pid);
     }
     if (l->failed) {
-        struct isolib_message message = {0};
-        message.type = ISOLIB_FAILED;
-        message.step = (int32_t)l->failed_at;
-        message.error = l->failed;
-        message.stage = ISOLIB_STAGE_COMMAND;
-        send_message(l, &message, -1, -1);
+        l->stage = ISOLIB_STAGE_COMMAND;
+        report(l, l->failed_at, -l->failed);
+        while (SYS4(wait4, pid, 0, 0, 0) == -EINTR) /* or it would be a zombie of whoever adopts it */
+            ;
         leave(127);
     }
     supervise(l, step, (int)pid);
@@ -191,6 +206,7 @@ static void run(struct launcher *l) {
     for (; l->at < l->step_count; l->at++) {
         const struct isolib_step *step = &l->steps[l->at];
         long result = 0;
+        iso_failed_call = 0;
         switch (step->kind) {
         case STEP_CLONE:
             step_clone(l, step);
@@ -208,6 +224,9 @@ static void run(struct launcher *l) {
             step_supervise(l, step);
             break;
         case STEP_HOLD:
+            result = open_signals(l);
+            if (result < 0)
+                fail(l, result);
             supervise(l, step, -1);
         case STEP_EXEC:
             result = run_exec(l, step);
@@ -267,7 +286,7 @@ void launcher_main(long *block) {
     long result;
     for (; *number >= '0' && *number <= '9' && fd < 100000000; number++)
         fd = fd * 10 + *number - '0';
-    launcher.status = launcher.go = launcher.command_pidfd = launcher.umask = -1;
+    launcher.status = launcher.go = launcher.signals = launcher.command_pidfd = launcher.umask = -1;
     launcher.stage = ISOLIB_STAGE_FIRST;
     reset_signals();
     result = read_boot(&launcher, fd);

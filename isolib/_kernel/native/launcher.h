@@ -1,6 +1,7 @@
 #ifndef ISOLIB_LAUNCHER_H
 #define ISOLIB_LAUNCHER_H
 /* What the parts of the launcher know of each other. */
+#define ISOLIB_NOTES_FAILURES
 /* The types that cdef.h needs come with sys.h. */
 #include "sys.h"
 
@@ -22,6 +23,7 @@ struct launcher {
     int32_t stage; /* enum isolib_stage */
     int32_t child; /* stage 1: the pid of stage 2 */
     int32_t go;    /* stage 1: writing end, stage 2: reading end */
+    int32_t signals; /* the supervisor's signalfd */
     int32_t command_pidfd;
     int32_t umask; /* of the caller, or -1: it has not been changed */
     volatile int32_t failed; /* set by the command, which shares memory until its exec: errno */
@@ -38,7 +40,8 @@ long run_step(struct launcher *l, const struct isolib_step *step);
 long run_exec(struct launcher *l, const struct isolib_step *step);
 long run_map_helper(struct launcher *l, const struct isolib_step *step);
 
-/* supervise.c: does not return. */
+/* supervise.c: open_signals comes before there is a command, that it may fail; supervise does not return. */
+long open_signals(struct launcher *l);
 void supervise(struct launcher *l, const struct isolib_step *step, int command_pid) __attribute__((noreturn));
 
 /* launcher.c */

@@ -176,17 +176,29 @@ int isolib_pump_run(struct isolib_pump *pump, int until, int64_t timeout_ns) {
 }
 
 void isolib_pump_attach(struct isolib_pump *pump, struct isolib_launch *launch) {
-    pump->status = launch->status;
-    pump->pidfd = launch->pidfd;
-    pump->stdin_fd = launch->pipes[0];
-    pump->out.fd = launch->pipes[1];
-    pump->err.fd = launch->pipes[2];
-    launch->pipes[0] = launch->pipes[1] = launch->pipes[2] = -1;
-    pump->has_exit = launch->has_exit;
-    pump->exit = launch->exit;
+    int32_t *streams[3] = {&pump->stdin_fd, &pump->out.fd, &pump->err.fd};
+    if (pump->pidfd < 0) {
+        pump->status = launch->status;
+        pump->pidfd = launch->pidfd;
+        pump->has_exit = launch->has_exit;
+        pump->exit = launch->exit;
+    }
+    for (int i = 0; i < 3; i++) {
+        if (launch->pipes[i] < 0)
+            continue;
+        *streams[i] = launch->pipes[i];
+        launch->pipes[i] = -1;
+    }
+}
+
+void isolib_pump_close(struct isolib_pump *pump) {
+    int32_t fds[3] = {pump->stdin_fd, pump->out.fd, pump->err.fd};
+    pump->stdin_fd = pump->out.fd = pump->err.fd = -1;
+    isolib_close_all(fds, 3);
 }
 
 void isolib_pump_free(struct isolib_pump *pump) {
+    isolib_pump_close(pump);
     free(pump->out.data);
     free(pump->err.data);
     pump->out.data = pump->err.data = NULL;

@@ -11,7 +11,6 @@ struct supervision {
     struct launcher *l;
     int is_init;
     int command; /* pid, -1: none */
-    int signals;
     int ended;
     int childless; /* wait4 has said that nothing is left */
     int32_t ending;
@@ -45,7 +44,7 @@ static void close_what_is_not_needed(struct supervision *s) {
     insert_sorted(keep, &count, s->l->host);
     insert_sorted(keep, &count, s->l->proc);
     insert_sorted(keep, &count, s->l->command_pidfd);
-    insert_sorted(keep, &count, s->signals);
+    insert_sorted(keep, &count, s->l->signals);
     iso_close_others(keep, count, 0);
 }
 
@@ -144,7 +143,7 @@ static void finish(struct supervision *s) {
 
 static void on_signal(struct supervision *s) {
     uint32_t info[32]; /* struct signalfd_siginfo: the number comes first */
-    if (SYS3(read, s->signals, info, sizeof(info)) != sizeof(info))
+    if (SYS3(read, s->l->signals, info, sizeof(info)) != sizeof(info))
         return;
     if (info[0] != ISO_SIGCHLD) {
         if (s->command > 0)
@@ -168,16 +167,15 @@ static int on_word(struct supervision *s) {
     return 0;
 }
 
-static void announce(struct supervision *s) {
+static long announce(struct supervision *s) {
     struct isolib_message message = {0};
     struct launcher *l = s->l;
     int handed = l->pty >= 0 ? l->slots[l->pty] : -1;
     message.type = s->command > 0 ? ISOLIB_RUNNING : ISOLIB_HOLDING;
     message.value = s->command;
     if (s->command > 0)
-        send_message(l, &message, l->command_pidfd, handed);
-    else
-        send_message(l, &message, handed, -1);
+        return send_message(l, &message, l->command_pidfd, handed);
+    return send_message(l, &message, handed, -1);
 }
 
 static void *time_left(const struct supervision *s, struct iso_timespec *left) {
@@ -192,24 +190,32 @@ static void *time_left(const struct supervision *s, struct iso_timespec *left) {
     return left;
 }
 
+long open_signals(struct launcher *l) {
+    uint64_t every_signal = ~0ULL;
+    long fd = SYS4(signalfd4, -1, &every_signal, 8, ISO_O_CLOEXEC);
+    l->signals = (int32_t)fd;
+    return fd < 0 ? fd : 0;
+}
+
 void supervise(struct launcher *l, const struct isolib_step *step, int command_pid) {
     struct supervision s = {.l = l,
                             .is_init = (step->flags & ISOLIB_SUPERVISE_INIT) != 0,
                             .command = command_pid,
-                            .signals = -1,
                             .ending = ISOLIB_END_BY_ITSELF,
                             .status = ISO_SIGKILL};
-    uint64_t every_signal = ~0ULL;
-    announce(&s);
-    s.signals = (int)SYS4(signalfd4, -1, &every_signal, 8, ISO_O_CLOEXEC);
-    if (s.signals < 0)
-        finish(&s);
+    long result = announce(&s);
+    if (result < 0) { /* the host will never know of it */
+        kill_all(&s);
+        l->at = (uint32_t)(step - l->steps);
+        iso_failed_call = __NR_sendmsg;
+        fail(l, result);
+    }
     close_what_is_not_needed(&s);
     drop_privileges();
     if (step->value)
         s.deadline_ns = now_ns() + (int64_t)step->value * 1000000;
     while (!s.ended) {
-        struct iso_pollfd polled[3] = {{s.signals, ISO_POLLIN, 0}, {l->status, ISO_POLLIN, 0}, {l->host, ISO_POLLIN, 0}};
+        struct iso_pollfd polled[3] = {{l->signals, ISO_POLLIN, 0}, {l->status, ISO_POLLIN, 0}, {l->host, ISO_POLLIN, 0}};
         struct iso_timespec left;
         long ready = SYS5(ppoll, polled, 3, time_left(&s, &left), 0, 0);
         if (ready == 0)

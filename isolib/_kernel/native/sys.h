@@ -26,12 +26,24 @@ long isolib_clone_run(unsigned long flags, void *stack_top, int *parent_tid, int
 long isolib_clone_run(unsigned long flags, void *stack_top, int *parent_tid, int (*function)(void *), void *argument);
 #endif
 
-#define SYS0(name) sys6(__NR_##name, 0, 0, 0, 0, 0, 0)
-#define SYS1(name, a) sys6(__NR_##name, (long)(a), 0, 0, 0, 0, 0)
-#define SYS2(name, a, b) sys6(__NR_##name, (long)(a), (long)(b), 0, 0, 0, 0)
-#define SYS3(name, a, b, c) sys6(__NR_##name, (long)(a), (long)(b), (long)(c), 0, 0, 0)
-#define SYS4(name, a, b, c, d) sys6(__NR_##name, (long)(a), (long)(b), (long)(c), (long)(d), 0, 0)
-#define SYS5(name, a, b, c, d, e) sys6(__NR_##name, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
+/* Which call failed last: where a step is several calls, its error is about that one. */
+#ifdef ISOLIB_NOTES_FAILURES
+extern volatile int32_t iso_failed_call;
+static inline long iso_noted(int32_t number, long result) {
+    if (result < 0 && result > -4096 && result != -EINTR)
+        iso_failed_call = number;
+    return result;
+}
+#else
+#define iso_noted(number, result) (result)
+#endif
+
+#define SYS0(name) iso_noted(__NR_##name, sys6(__NR_##name, 0, 0, 0, 0, 0, 0))
+#define SYS1(name, a) iso_noted(__NR_##name, sys6(__NR_##name, (long)(a), 0, 0, 0, 0, 0))
+#define SYS2(name, a, b) iso_noted(__NR_##name, sys6(__NR_##name, (long)(a), (long)(b), 0, 0, 0, 0))
+#define SYS3(name, a, b, c) iso_noted(__NR_##name, sys6(__NR_##name, (long)(a), (long)(b), (long)(c), 0, 0, 0))
+#define SYS4(name, a, b, c, d) iso_noted(__NR_##name, sys6(__NR_##name, (long)(a), (long)(b), (long)(c), (long)(d), 0, 0))
+#define SYS5(name, a, b, c, d, e) iso_noted(__NR_##name, sys6(__NR_##name, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0))
 
 #ifndef __NR_clone3
 #define __NR_clone3 435

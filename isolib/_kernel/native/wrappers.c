@@ -226,3 +226,30 @@ int isolib_bpf_device_program(const uint64_t *instructions, uint32_t count) {
     attr.license = (uintptr_t) "MIT";
     return (int)syscall(__NR_bpf, BPF_PROG_LOAD, &attr, sizeof(attr));
 }
+
+/* ---- what failed ---- */
+
+#define CALL(name)                                                                                                            \
+    { __NR_##name, #name }
+static const struct {
+    int32_t number;
+    const char *name;
+} call_names[] = {
+    CALL(capget), CALL(capset), CALL(chdir), CALL(clock_gettime), CALL(clone), CALL(clone3), CALL(close), CALL(close_range),
+    CALL(dup3), CALL(execve), CALL(execveat), CALL(fchdir), CALL(fchown), CALL(fcntl), CALL(fsconfig), CALL(fsmount),
+    CALL(fsopen), CALL(getcwd), CALL(getresgid), CALL(getresuid), CALL(getrusage), CALL(ioctl), CALL(keyctl), CALL(kill),
+    CALL(landlock_restrict_self), CALL(lseek), CALL(memfd_create), CALL(mkdirat), CALL(mknodat), CALL(mmap),
+    CALL(mount_setattr), CALL(move_mount), CALL(open_tree), CALL(openat), CALL(openat2), CALL(personality),
+    CALL(pidfd_send_signal), CALL(pipe2), CALL(pivot_root), CALL(ppoll), CALL(prctl), CALL(prlimit64), CALL(read),
+    CALL(recvfrom), CALL(recvmsg), CALL(rt_sigaction), CALL(rt_sigprocmask), CALL(sched_setaffinity), CALL(seccomp),
+    CALL(sendmsg), CALL(setdomainname), CALL(setgroups), CALL(sethostname), CALL(setns), CALL(setpriority), CALL(setresgid),
+    CALL(setresuid), CALL(setsid), CALL(setsockopt), CALL(signalfd4), CALL(socket), CALL(socketpair), CALL(statx),
+    CALL(symlinkat), CALL(umask), CALL(umount2), CALL(unshare), CALL(wait4), CALL(write), CALL(writev),
+};
+
+const char *isolib_call_name(int32_t number) {
+    for (size_t i = 0; i < sizeof(call_names) / sizeof(call_names[0]); i++)
+        if (call_names[i].number == number)
+            return call_names[i].name;
+    return NULL;
+}
