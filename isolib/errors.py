@@ -267,6 +267,7 @@ class CommandFailed(IsolibError, CalledProcessError):
         super().__init__(status.returncode, cmd, stdout, stderr)
         self.exit = status
         self.usage = status.usage
+        self.args = self._arguments()  # CalledProcessError leaves what it was called with
 
     def _arguments(self) -> tuple[object, ...]:
         return self.cmd, self.exit, self.stdout, self.stderr

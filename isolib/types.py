@@ -12,15 +12,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from operator import attrgetter
-from typing import TYPE_CHECKING, Protocol, SupportsFloat, SupportsIndex
+from operator import attrgetter, index
+from typing import TYPE_CHECKING, Protocol
 
 from isolib.errors import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import timedelta
-    from typing import TypeAlias
+    from typing import SupportsFloat, SupportsIndex, TypeAlias
 
     AnyPath: TypeAlias = os.PathLike[str] | os.PathLike[bytes] | str | bytes
 
@@ -191,12 +191,13 @@ def parse_size(value: SupportsIndex | str, what: str) -> int:
     number: object = value
     if isinstance(number, str):
         size = _parse_size_text(number, what)
-    elif isinstance(number, SupportsIndex) and not isinstance(number, bool):
-        size = number.__index__()
     else:
-        raise PlanError(f"{what}: a size is a number of bytes or a text like '256M', not {value!r}")
+        try:
+            size = -1 if isinstance(number, bool) else index(value)  # type: ignore[arg-type]  # index() checks
+        except TypeError:
+            raise PlanError(f"{what}: a size is a number of bytes or a text like '256M', not {value!r}") from None
     if size < 0:
-        raise PlanError(f"{what}: a size cannot be negative: {value!r}")
+        raise PlanError(f"{what}: a size is a number of bytes and not negative: {value!r}")
     if size > MAX_SIZE:
         raise PlanError(f"{what}: {value!r} is more than the kernel can count, {MAX_SIZE} bytes")
     return size
@@ -238,13 +239,13 @@ def parse_duration(value: SupportsFloat | timedelta, what: str) -> float:
     >>> parse_duration(1, "timeout")
     1.0
     """
-    # Not isinstance: importing datetime for it would cost more than the rest of this module.
-    total_seconds = getattr(value, "total_seconds", None)
-    number: object = total_seconds() if callable(total_seconds) else value
-    if isinstance(number, bool) or not isinstance(number, SupportsFloat):
-        raise PlanError(f"{what}: a duration is a number of seconds or a timedelta, not {value!r}")
     try:
-        seconds = float(number)
+        # Not isinstance: importing datetime for it would cost more than the rest of this module.
+        number: object = value.total_seconds() if hasattr(value, "total_seconds") else value
+        # float() would take texts and truth values as well.
+        seconds = -1.0 if isinstance(number, (bool, str, bytes, bytearray)) else float(number)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise PlanError(f"{what}: a duration is a number of seconds or a timedelta, not {value!r}") from None
     except OverflowError:
         seconds = math.inf
     if math.isnan(seconds) or seconds < 0:
