@@ -1,0 +1,300 @@
+"""Union mounts: directories of the host below, what is written above, kept or thrown away.
+
+Layers are named to the kernel by short names in the scratch: symbolic links to paths of the host, or places where an id-mapped
+clone is attached.  So paths with ``:`` and ``,`` need no quoting, none is too long for fsconfig(2), and the layers belong to
+the mount namespace that the overlay is made in, as it must be.  (Layers by descriptor need Linux 6.13, and a detached layer
+of the host's is refused to a user namespace.)
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Final
+
+from isolib._kernel import calls
+from isolib._kernel.guest import SAFE, Guest, Place, inodes_for
+from isolib._kernel.mountapi import takes_id_map
+from isolib._kernel.plan import INSIDE, Step
+from isolib._kernel.procfs import parse_mountinfo
+from isolib.errors import PlanError, Unsupported
+from isolib.mounts.checks import check_source, check_target
+from isolib.mounts.idmap import work_userns
+from isolib.mounts.values import TMPFS_SIZE, freeze
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from isolib._kernel.assembly import Scene
+    from isolib._kernel.plan import Builder, Slot
+    from isolib.types import AnyPath
+
+__all__ = ["MAX_LOWERS", "Overlay", "WorkTree", "mounts_below"]
+
+MAX_LOWERS: Final = 500
+"""The most layers that the kernel stacks (OVL_MAX_STACK)."""
+
+_MAX_VALUE: Final = 255  # bytes of one fsconfig(2) value
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """Directories of the host laid over one another, and a place above them for what is written.
+
+    Parameters
+    ----------
+    target
+        The path inside; made where that is possible.
+    lowers
+        Directories of the host, the topmost first; they are never changed.
+    upper
+        A directory of the host that takes what is written.  None: a place in memory that vanishes with the process.
+    work
+        With ``upper``: an empty directory on the same file system, for the kernel's own use.
+
+    Raises
+    ------
+    PlanError
+        An argument cannot work: no lower or more than 500, one directory twice, ``upper`` without ``work``.
+
+    Notes
+    -----
+    The layers are opened as the new process's root, and files keep their owners.  In a user namespace a file whose owner has no
+    id there can be read but not changed: copying it up would need that id (EOVERFLOW).
+
+    Source: Documentation/filesystems/overlayfs.rst.
+
+    Examples
+    --------
+    >>> Overlay("/etc", ["/srv/etc", "/etc"]).lowers
+    ('/srv/etc', '/etc')
+    """
+
+    target: AnyPath
+    lowers: Sequence[AnyPath]
+    _: KW_ONLY
+    upper: AnyPath | None = None
+    work: AnyPath | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.lowers, (str, bytes)) or not hasattr(self.lowers, "__iter__"):
+            raise PlanError(f"Overlay: lowers is a list of directories, not {self.lowers!r}")
+        lowers = tuple(check_source(one, "lowers", of="Overlay") for one in self.lowers)
+        if not 1 <= len(lowers) <= MAX_LOWERS:
+            raise PlanError(f"Overlay: {len(lowers)} lower directories; it takes 1 to {MAX_LOWERS}")
+        upper = None if self.upper is None else check_source(self.upper, "upper", of="Overlay")
+        work = None if self.work is None else check_source(self.work, "work", of="Overlay")
+        if (upper is None) != (work is None):
+            raise PlanError("Overlay: upper= and work= are given together: work is an empty directory on upper's file system")
+        used = [*lowers, *(one for one in (upper, work) if one is not None)]
+        twice = {one for one in used if used.count(one) > 1}
+        if twice:
+            raise PlanError(f"Overlay: one directory, two layers: {', '.join(sorted(twice))}")
+        target = check_target(self.target, "target", of="Overlay")
+        freeze(self, target=target, lowers=lowers, upper=upper, work=work)
+
+    def add_steps(self, builder: Builder, root: Slot | None, scene: Scene) -> None:
+        """Add the steps that attach it."""
+        guest = Guest.of(builder, root, scene)
+        target = os.fsdecode(self.target)
+        layers = _Layers(guest, target)
+        for lower in self.lowers:
+            layers.link(os.fsdecode(lower))
+        if self.upper is None or self.work is None:
+            layers.new_upper(0o755)
+        else:
+            layers.take_upper(os.fsdecode(self.upper), os.fsdecode(self.work))
+        layers.attach(volatile=self.upper is None)
+
+
+class _Layers:
+    """The layers of one overlay, as names in a hidden directory."""
+
+    def __init__(self, guest: Guest, target: str) -> None:
+        self.guest = guest
+        self.target = target
+        self.lowers: list[str] = []
+        self.upper = ""
+        self.work = ""
+        if guest.scratch is not None:
+            self.space: Slot = guest.scratch
+            self.prefix = guest.new_name("o")
+        else:
+            # Below the overlay itself, where nothing sees it.
+            options = {"size": str(TMPFS_SIZE), "nr_inodes": str(inodes_for(TMPFS_SIZE)), "mode": "700"}
+            self.space = guest.new_fs("tmpfs", options, SAFE)
+            guest.attach(self.space, target, Place("directory", self.space))
+            self.prefix = ""
+
+    def _name(self, kind: str) -> str:
+        # Short: the names of all lowers together fit into one value, as kernels before 6.8 want them.
+        return f"{self.prefix}{kind}"
+
+    def link(self, path: str) -> None:
+        """Add a directory of the host as the next lower layer."""
+        name = self._name(f"l{len(self.lowers):x}")
+        self.guest.add("SYMLINK", fd=self.space, text=name, text2=path, what=path)
+        self.lowers.append(name)
+
+    def mount(self, tree: Slot, path: str) -> None:
+        """Add a detached mount as the next lower layer."""
+        name = self._name(f"l{len(self.lowers):x}")
+        self.guest.add("MKDIR", fd=self.space, text=name, value=0o700, what=path)
+        self.guest.attach_onto(tree, self.space, name, path)
+        self.lowers.append(name)
+
+    def new_upper(self, mode: int) -> None:
+        """Make the upper and work directories; the root of the overlay has this mode."""
+        self.upper, self.work = self._name("u"), self._name("w")
+        self.guest.add("MKDIR", fd=self.space, text=self.upper, value=mode, what=f"{self.target} (upper)")
+        self.guest.own(Place("directory", self.space, self.upper), f"{self.target} (upper)")
+        self.guest.add("MKDIR", fd=self.space, text=self.work, value=0o700, what=f"{self.target} (work)")
+
+    def take_upper(self, upper: str, work: str) -> None:
+        """Use directories of the host as upper and work; they must be below one mount, so they are not cloned."""
+        self.upper, self.work = self._name("u"), self._name("w")
+        self.guest.add("SYMLINK", fd=self.space, text=self.upper, text2=upper, what=upper)
+        self.guest.add("SYMLINK", fd=self.space, text=self.work, text2=work, what=work)
+
+    def attach(self, *, volatile: bool) -> None:
+        """Make the overlay, and attach it."""
+        guest, what = self.guest, self.target
+        step = Step("FSOPEN", text=b"overlay", flags=calls.FSOPEN_CLOEXEC, what=what)
+        context = guest.builder.produce(INSIDE, step, "overlay context")
+
+        def put(key: str, value: str) -> None:
+            guest.add("FSCONFIG", fd=context, flags=calls.FSCONFIG_SET_STRING, text=key, text2=value, what=f"{what} ({key})")
+
+        guest.go(self.space)
+        together = ":".join(self.lowers)
+        if len(together) <= _MAX_VALUE:
+            put("lowerdir", together)
+        else:
+            for name in self.lowers:
+                put("lowerdir+", name)
+        put("upperdir", self.upper)
+        put("workdir", self.work)
+        flags = ["volatile"] if volatile else []
+        if guest.scene.uid_map or not _in_first_userns():
+            flags.append("userxattr")  # trusted.* attributes belong to the first user namespace
+        for key in flags:
+            guest.add("FSCONFIG", fd=context, flags=calls.FSCONFIG_SET_FLAG, text=key, what=f"{what} ({key})")
+        mount = guest.finish_fs(context, what, SAFE)
+        guest.go_back()
+        guest.attach(mount, self.target, Place("foreign", mount, writable=True))
+
+
+def _in_first_userns() -> bool:
+    """Return whether this process is in the first user namespace, which maps every id to itself."""
+    with open("/proc/self/uid_map", "rb") as file:
+        return file.read().split() == [b"0", b"0", b"4294967295"]
+
+
+def mounts_below(path: str) -> list[tuple[str, str]]:
+    """Return what is mounted below a path of this process: mount points with their file systems, outer ones first."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        mounts = parse_mountinfo(file.read())
+    below = path.rstrip("/") + "/"
+    return sorted({(one.mount_point, one.fs_type) for one in mounts if one.mount_point.startswith(below)})
+
+
+@dataclass(frozen=True, slots=True)
+class WorkTree:
+    """A working directory of the host's, at the same path inside: files of the caller belong to the command's user.
+
+    Parameters
+    ----------
+    path
+        The directory, absolute.
+    mode
+        "discard": what is written goes to memory and vanishes.  What is mounted below the directory is read-only.
+        "keep": what is written is written to the host.
+        "none": nothing can be written.
+
+    Raises
+    ------
+    PlanError
+        An argument cannot work; mounts below the directory that an overlay would uncover.
+    Unsupported
+        Root's directory lies on a file system that cannot map ids.
+
+    Notes
+    -----
+    An ordinary user's files belong to the command's user because that is whom the user namespace maps to the caller.  Root's
+    files are id-mapped for it: what root may read there, the command may.
+
+    Examples
+    --------
+    >>> WorkTree("/srv/project", "keep")
+    WorkTree(path='/srv/project', mode='keep')
+    """
+
+    path: AnyPath
+    mode: str = "discard"
+
+    def __post_init__(self) -> None:
+        freeze(self, path=check_target(self.path, "path", of="WorkTree"))
+        if self.mode not in {"discard", "keep", "none"}:
+            raise PlanError(f"WorkTree: mode={self.mode!r}: 'discard', 'keep' or 'none'")
+
+    def add_steps(self, builder: Builder, root: Slot | None, scene: Scene) -> None:
+        """Add the steps that attach it."""
+        guest = Guest.of(builder, root, scene)
+        path = os.fsdecode(self.path)
+        userns = work_userns(guest)
+        if userns is not None and not takes_id_map(path, scene_userns_fd(guest), recursive=self.mode != "discard"):
+            raise Unsupported(
+                f"the working directory {path} in a sandbox of root's",
+                f"its file system, which does not map ids for a mount ({_fs_type(path)})",
+                "cwd= on another file system (ext4, xfs, btrfs, tmpfs), or start as an ordinary user",
+            )
+        guest.make_way(path)
+        if self.mode == "discard":
+            self._discard(guest, path, userns)
+            return
+        attributes = SAFE | (0 if self.mode == "keep" else calls.MOUNT_ATTR_RDONLY)
+        mount = guest.host_tree(path, attributes, recursive=True, userns=userns)
+        guest.attach(mount, path, Place("foreign", mount, writable=self.mode == "keep", source=path))
+
+    def _discard(self, guest: Guest, path: str, userns: Slot | None) -> None:
+        below = mounts_below(path)
+        if below and guest.source_phase == INSIDE and "user" in guest.scene.new:
+            raise PlanError(
+                f"{path}: {below[0][0]} is mounted below it, and an overlay in a user namespace would uncover what that hides: "
+                "writable='keep' or 'none', or another cwd="
+            )
+        layers = _Layers(guest, path)
+        if userns is None:
+            layers.link(path)
+        else:
+            layers.mount(guest.host_tree(path, calls.MOUNT_ATTR_RDONLY, recursive=False, userns=userns), path)
+        layers.new_upper(_mode_of(path))
+        layers.attach(volatile=True)
+        covered = ""
+        for point, _ in below:
+            if not covered or not point.startswith(covered):
+                covered = point + "/"
+                mount = guest.host_tree(point, SAFE | calls.MOUNT_ATTR_RDONLY, recursive=True)
+                guest.attach(mount, point, Place("foreign", mount, source=point), existing=True, directory=os.path.isdir(point))
+
+
+def scene_userns_fd(guest: Guest) -> int:
+    """Return a descriptor of the user namespace of id-mapped mounts."""
+    from isolib._kernel import assembly  # noqa: PLC0415
+
+    return assembly.userns_fd(guest.scene.uid_map, guest.scene.gid_map)
+
+
+def _mode_of(path: str) -> int:
+    try:
+        return stat.S_IMODE(os.stat(path).st_mode)
+    except OSError:
+        return 0o755
+
+
+def _fs_type(path: str) -> str:
+    with open("/proc/self/mountinfo", "rb") as file:
+        mounts = parse_mountinfo(file.read())
+    holding = [one for one in mounts if (path + "/").startswith(one.mount_point.rstrip("/") + "/")]
+    return max(holding, key=lambda one: len(one.mount_point)).fs_type if holding else "unknown"
