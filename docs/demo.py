@@ -53,6 +53,14 @@ def works(function, *arguments):
         return False
     return True
 
+def running(name):
+    # The dead are not counted: how long they show depends on the init of this host, which takes note of them.
+    try:
+        with open(f"/proc/{name}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] not in b"ZX"
+    except OSError:
+        return False
+
 with open("/proc/self/status") as file:
     status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
 with open(letter) as file:
@@ -67,7 +75,7 @@ print(json.dumps({
     "uid": os.getuid(),
     "hostname": os.uname().nodename,
     "interfaces": sorted(name for _, name in socket.if_nameindex()),
-    "processes": sum(name.isdigit() for name in os.listdir("/proc")),
+    "processes": sum(running(name) for name in os.listdir("/proc") if name.isdigit()),
     "capabilities": int(status["CapEff"], 16),
     "no_new_privs": int(status["NoNewPrivs"]),
     "signal": works(os.kill, host_pid, 0),
@@ -116,6 +124,8 @@ def demonstrate(work: str) -> list[str]:
         arguments = [sys.executable, "-I", "-S", "-c", PROBE, str(server.getsockname()[1]), str(os.getpid()), SECRET, LETTER]
         outside = run_outside(arguments, work)
         inside = json.loads(box.run([*arguments, "rewrite"], check=True).stdout)
+        with box.popen(["sleep", "60"]) as sleeper:
+            inside["outer"] = sleeper.psutil().uids().real
         failures += show_table(rows(outside, inside, letter))
         failures += show_audit(box.audit())
     print(f"\nthe block has ended; the directory holds: {', '.join(sorted(os.listdir(work)))}")
@@ -156,7 +166,7 @@ def run_outside(arguments: list[str], work: str) -> dict[str, object]:
 
 def rows(outside: Mapping[str, object], inside: Mapping[str, object], letter: Path) -> list[Row]:
     """Return the table, and what has to be true of each line."""
-    few = 4  # PID 1, the probe, and what a shell adds
+    few = 3  # PID 1, the supervisor of the command, and the command
     kept = letter.read_text(encoding="ascii")
     count = inside["processes"]
 
@@ -166,9 +176,10 @@ def rows(outside: Mapping[str, object], inside: Mapping[str, object], letter: Pa
     return [
         row("process id", "pid", holds=inside["pid"] != outside["pid"]),
         row("user id", "uid", holds=inside["uid"] == 0),
+        Row("user id as this host sees it", outside["uid"], inside["outer"], is_nobody(inside["outer"])),
         row("host name", "hostname", holds=inside["hostname"] == "sandbox"),
         row("network interfaces", "interfaces", holds=inside["interfaces"] == ["lo"]),
-        row("processes visible", "processes", holds=isinstance(count, int) and count <= few),
+        row("running processes visible", "processes", holds=isinstance(count, int) and count <= few),
         row("can signal this demo", "signal", holds=inside["signal"] is False),
         row("reaches a server on 127.0.0.1", "server", holds=inside["server"] is False),
         row("sees a variable of this demo", "secret", holds=inside["secret"] is False),
@@ -180,13 +191,18 @@ def rows(outside: Mapping[str, object], inside: Mapping[str, object], letter: Pa
     ]
 
 
+def is_nobody(uid: object) -> bool:
+    """Return whether a user id of this host is one that owns nothing of it; an ordinary user can give but the own one."""
+    return isinstance(uid, int) and (uid >= 0x10000 if os.geteuid() == 0 else uid == os.geteuid())
+
+
 def show(value: object) -> str:
     """Return a cell of the table."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
         return " ".join(map(str, value))
-    if isinstance(value, int) and value > 0xFFFFFF:  # noqa: PLR2004 - a mask, not a count
+    if isinstance(value, int) and value > 0xFFFFFFFF:  # noqa: PLR2004 - a mask, not a count or an id
         return hex(value)
     return str(value)
 
