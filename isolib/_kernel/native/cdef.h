@@ -15,61 +15,61 @@ enum isolib_limits {
     ISOLIB_NO_SLOT = -1
 };
 
-/* A step is one system call or a few; plan.py says which.  Slots hold file descriptors; texts are offsets into the text area. */
+/* A step is one system call or a few, as plan.py says.  Slots hold file descriptors; texts are offsets into the text area. */
 enum isolib_kind {
-    STEP_CLONE = 1, /* stage 1 makes stage 2; flags: CLONE_NEW*, fd: cgroup directory, value 1: child waits for GO */
-    STEP_MAP,       /* stage 1 writes text2 to the child's /proc/PID/text */
+    STEP_CLONE = 1,  /* stage 1 makes stage 2; flags: CLONE_NEW*, fd: cgroup directory, value 1: child waits for GO */
+    STEP_MAP,        /* stage 1 writes text2 to the child's /proc/PID/text */
     STEP_MAP_HELPER, /* stage 1 runs text (newuidmap, newgidmap) with the child's pid and the strings text2 */
-    STEP_GO,        /* stage 1 hands the child over and exits; stage 2 starts with the next step */
-    STEP_SUPERVISE, /* stage 2 starts the command and stays; flags: ISOLIB_SUPERVISE_*, value: deadline in ms, 0: none */
-    STEP_HOLD,      /* stage 2 stays without a command: it keeps its namespaces alive */
-    STEP_EXEC,      /* the last: candidates text, argv and environment text2, flags: argc, value: envc */
+    STEP_GO,         /* stage 1 hands the child over and exits; stage 2 starts with the next step */
+    STEP_SUPERVISE,  /* stage 2 starts the command and stays; flags: ISOLIB_SUPERVISE_*, value: deadline in ms, 0: none */
+    STEP_HOLD,       /* stage 2 stays without a command: it keeps its namespaces alive */
+    STEP_EXEC,       /* the last: candidates text, argv and environment text2, flags: argc, value: envc */
 
     STEP_SETNS,
     STEP_UNSHARE,
-    STEP_OPEN,          /* openat2; flags: O_*, value: mode << 32 | RESOLVE_* */
-    STEP_TARGET,        /* the mount point `text` beneath slot fd, made when absent; flags 1: a directory; value: mode */
+    STEP_OPEN,   /* openat2; flags: O_*, value: mode << 32 | RESOLVE_* */
+    STEP_TARGET, /* the mount point `text` beneath slot fd, made when absent; flags 1: a directory; value: mode */
     STEP_CLOSE,
     STEP_OPEN_TREE,
     STEP_MOVE_MOUNT,
     STEP_MOUNT_SETATTR, /* flags: AT_*, value: attributes set, size: cleared, size2: propagation, fd2: user namespace */
     STEP_FSOPEN,
-    STEP_FSCONFIG,      /* flags: FSCONFIG_* */
-    STEP_FSMOUNT,       /* flags: FSMOUNT_*, value: MOUNT_ATTR_* */
-    STEP_CHECK_DEVICE,  /* slot fd is the character device value (major << 32 | minor) */
+    STEP_FSCONFIG,     /* flags: FSCONFIG_* */
+    STEP_FSMOUNT,      /* flags: FSMOUNT_*, value: MOUNT_ATTR_* */
+    STEP_CHECK_DEVICE, /* slot fd is the character device value (major << 32 | minor) */
     STEP_MKDIR,
     STEP_MKNOD, /* an empty file */
     STEP_SYMLINK,
-    STEP_WRITE,         /* text2 into the file text; flags: O_*, value: mode << 32 | RESOLVE_* */
+    STEP_WRITE, /* text2 into the file text; flags: O_*, value: mode << 32 | RESOLVE_* */
     STEP_PIVOT_ROOT,
     STEP_UMOUNT,
     STEP_FCHDIR,
     STEP_CHDIR,
     STEP_SETHOSTNAME,
     STEP_SETDOMAINNAME,
-    STEP_LINK_UP,       /* the network interface text */
-    STEP_SOCKET,        /* flags: family, value: type << 32 | protocol */
+    STEP_LINK_UP, /* the network interface text */
+    STEP_SOCKET,  /* flags: family, value: type << 32 | protocol */
     STEP_SETSID,
-    STEP_PTY_OPEN,      /* out: the master, fd2: the slot that gets the terminal */
-    STEP_STDIO,         /* slot fd becomes 0, 1, 2 and, flags 1, the controlling terminal */
-    STEP_FCHOWN,        /* flags: uid, value: gid */
+    STEP_PTY_OPEN, /* out: the master, fd2: the slot that gets the terminal */
+    STEP_STDIO,    /* slot fd becomes 0, 1, 2 and, flags 1, the controlling terminal */
+    STEP_FCHOWN,   /* flags: uid, value: gid */
     STEP_PRCTL,
-    STEP_RLIMIT,        /* size: resource, flags: soft, value: hard */
-    STEP_UMASK, /* flags 1: what it was before the first such step, else: value */
+    STEP_RLIMIT, /* size: resource, flags: soft, value: hard */
+    STEP_UMASK,  /* flags 1: what it was before the first such step, else: value */
     STEP_PRIORITY,
     STEP_PERSONALITY,
     STEP_AFFINITY,
     STEP_KEYRING,
-    STEP_BOUNDING,      /* value: the capabilities that stay */
+    STEP_BOUNDING, /* value: the capabilities that stay */
     STEP_SETGROUPS,
     STEP_SETGID,
     STEP_SETUID,
-    STEP_CAPSET,        /* flags: permitted and effective, value: inheritable */
-    STEP_AMBIENT,       /* value: the capabilities raised; all others are lowered */
-    STEP_CLOSE_FDS,     /* everything but 0, 1, 2 and the declared ones */
+    STEP_CAPSET,    /* flags: permitted and effective, value: inheritable */
+    STEP_AMBIENT,   /* value: the capabilities raised; all others are lowered */
+    STEP_CLOSE_FDS, /* everything but 0, 1, 2 and the declared ones */
     STEP_LANDLOCK,
-    STEP_SECCOMP,       /* flags: SECCOMP_FILTER_FLAG_* */
-    STEP_FAIL,          /* fails with errno value: for tests of the roll-back */
+    STEP_SECCOMP, /* flags: SECCOMP_FILTER_FLAG_* */
+    STEP_FAIL,    /* fails with errno value: for tests of the roll-back */
     STEP_KINDS
 };
 
@@ -131,18 +131,9 @@ enum isolib_saying {
     ISOLIB_SAY_HIDE = 'h' /* the host has taken the namespaces' descriptors: be undumpable from now on */
 };
 
-enum isolib_ending {
-    ISOLIB_END_BY_ITSELF = 0,
-    ISOLIB_END_DEADLINE = 1,
-    ISOLIB_END_KILLED = 2
-};
+enum isolib_ending { ISOLIB_END_BY_ITSELF = 0, ISOLIB_END_DEADLINE = 1, ISOLIB_END_KILLED = 2 };
 
-enum isolib_stage {
-    ISOLIB_STAGE_HOST = 0,
-    ISOLIB_STAGE_FIRST = 1,
-    ISOLIB_STAGE_INSIDE = 2,
-    ISOLIB_STAGE_COMMAND = 3
-};
+enum isolib_stage { ISOLIB_STAGE_HOST = 0, ISOLIB_STAGE_FIRST = 1, ISOLIB_STAGE_INSIDE = 2, ISOLIB_STAGE_COMMAND = 3 };
 
 struct isolib_message {
     uint32_t type;
@@ -169,7 +160,7 @@ enum isolib_stdio {
 
 struct isolib_launch {
     /* in */
-    int32_t launcher;          /* the sealed image, or -1: launcher_path */
+    int32_t launcher; /* the sealed image, or -1: launcher_path */
     const char *launcher_path;
     const uint8_t *plan;
     uint32_t plan_size;
@@ -238,12 +229,7 @@ struct isolib_pump {
 };
 
 /* what isolib_pump_run returns */
-enum isolib_pumped {
-    ISOLIB_PUMP_DONE = 0,
-    ISOLIB_PUMP_TIMEOUT = 1,
-    ISOLIB_PUMP_SIGNAL = 2,
-    ISOLIB_PUMP_OVERFLOW = 3
-};
+enum isolib_pumped { ISOLIB_PUMP_DONE = 0, ISOLIB_PUMP_TIMEOUT = 1, ISOLIB_PUMP_SIGNAL = 2, ISOLIB_PUMP_OVERFLOW = 3 };
 enum isolib_pump_until {
     ISOLIB_UNTIL_EXIT = 1,   /* the process and all it left behind are gone */
     ISOLIB_UNTIL_STREAMS = 2 /* both outputs are at their end */

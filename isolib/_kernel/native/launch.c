@@ -17,7 +17,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -94,7 +93,8 @@ static int stage1_main(void *argument) {
 
 static int middle_main(void *argument) {
     struct birth *birth = argument;
-    long pid = isolib_clone_run(ISO_CLONE_VM | ISO_CLONE_VFORK | SIGCHLD, birth->stage1_stack + STACK, NULL, stage1_main, birth);
+    long pid =
+        isolib_clone_run(ISO_CLONE_VM | ISO_CLONE_VFORK | SIGCHLD, birth->stage1_stack + STACK, NULL, stage1_main, birth);
     if (pid < 0)
         return failed_birth(birth, __NR_clone, pid);
     while (SYS4(wait4, pid, 0, 0, 0) == -EINTR)
@@ -110,8 +110,8 @@ static int give_birth(struct birth *birth) {
     sigfillset(&all);
     /* A handler of the host must not run in a process that shares its memory. */
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    pid = isolib_clone_run(ISO_CLONE_VM | ISO_CLONE_VFORK | ISO_CLONE_FS | ISO_CLONE_FILES | ISO_CLONE_SIGHAND, stacks + STACK, NULL,
-                           middle_main, birth);
+    pid = isolib_clone_run(ISO_CLONE_VM | ISO_CLONE_VFORK | ISO_CLONE_FS | ISO_CLONE_FILES | ISO_CLONE_SIGHAND, stacks + STACK,
+                           NULL, middle_main, birth);
     if (pid > 0)
         while (SYS4(wait4, pid, 0, __WALL, 0) == -EINTR)
             ;
@@ -130,7 +130,7 @@ static void close_fd(int32_t *fd) {
 }
 
 /* What the child needs beside its standard streams must not have their numbers. */
-static int raise_fd(int fd) {
+int isolib_raise_fd(int fd) {
     int higher;
     if (fd < 0 || fd > 2)
         return fd;
@@ -141,8 +141,8 @@ static int raise_fd(int fd) {
 
 static int raise_pair(int pair[2]) {
     int error;
-    pair[0] = raise_fd(pair[0]);
-    pair[1] = raise_fd(pair[1]);
+    pair[0] = isolib_raise_fd(pair[0]);
+    pair[1] = isolib_raise_fd(pair[1]);
     if (pair[0] >= 0 && pair[1] >= 0)
         return 0;
     error = errno;
@@ -182,7 +182,7 @@ static int open_stdio(struct isolib_launch *launch, struct scratch *scratch, str
         birth->stdio[i] = wanted;
     } else if (wanted == ISOLIB_STDIO_NULL) {
         launch->call = __NR_openat;
-        scratch->child_stdio[i] = raise_fd(open("/dev/null", O_RDWR | O_CLOEXEC));
+        scratch->child_stdio[i] = isolib_raise_fd(open("/dev/null", O_RDWR | O_CLOEXEC));
         birth->stdio[i] = scratch->child_stdio[i];
     } else {
         launch->call = __NR_pipe2;
@@ -212,14 +212,9 @@ static int write_boot(struct isolib_launch *launch, struct scratch *scratch, con
     uint32_t lists = (uint32_t)(4 * (launch->slot_count + launch->keep_count + 3));
     uint32_t padding = (8 - (lists + sizeof(struct isolib_boot)) % 8) % 8;
     static const char zeros[8] = {0};
-    struct isolib_boot boot = {ISOLIB_PLAN_MAGIC,
-                               launch->slot_count,
-                               launch->keep_count + 3,
-                               (uint32_t)sizeof(boot) + lists + padding,
-                               launch->plan_size,
-                               scratch->child_status,
-                               launch->host,
-                               launch->proc};
+    struct isolib_boot boot = {
+        ISOLIB_PLAN_MAGIC, launch->slot_count,    launch->keep_count + 3, (uint32_t)sizeof(boot) + lists + padding,
+        launch->plan_size, scratch->child_status, launch->host,           launch->proc};
     struct iovec parts[5] = {{&boot, sizeof(boot)},
                              {(void *)(uintptr_t)slots, 4UL * launch->slot_count},
                              {(void *)(uintptr_t)keep, 4UL * (launch->keep_count + 3)},
@@ -228,7 +223,7 @@ static int write_boot(struct isolib_launch *launch, struct scratch *scratch, con
     ssize_t whole = (ssize_t)(boot.plan_offset + launch->plan_size);
     ssize_t written;
     launch->call = __NR_memfd_create;
-    scratch->boot = raise_fd(memfd_create("isolib-plan", MFD_CLOEXEC));
+    scratch->boot = isolib_raise_fd(memfd_create("isolib-plan", MFD_CLOEXEC));
     if (scratch->boot < 0)
         return -1;
     launch->call = __NR_writev;
@@ -435,7 +430,8 @@ static int prepare(struct isolib_launch *launch, struct scratch *scratch, struct
     return 0;
 }
 
-/* A plan may rest on where this process is and on what stands in "/": looking costs two system calls, planning anew far more. */
+/* A plan may rest on where this process is and on what stands in "/": looking costs two system calls, planning anew far more.
+ */
 static int is_stale(const struct isolib_launch *launch) {
     char where[4096];
     struct stat root;
@@ -479,43 +475,4 @@ int isolib_run(struct isolib_launch *launch, struct isolib_pump *pump, int64_t t
         return 2;
     close_results(launch);
     return 0;
-}
-
-/* ---- the image ---- */
-
-static int copy_file(int from, int to) {
-    struct stat status;
-    off_t done = 0;
-    if (fstat(from, &status) < 0)
-        return -1;
-    while (done < status.st_size)
-        if (sendfile(to, from, &done, (size_t)(status.st_size - done)) <= 0)
-            return -1;
-    return 0;
-}
-
-/* A private copy of the launcher that nothing can change: the guest must find no host file behind /proc/1/exe. */
-int isolib_launcher_seal(const char *path) {
-    enum { EXECUTABLE = 0x10 /* MFD_EXEC, 6.3 */ };
-    int result = -1, file = open(path, O_RDONLY | O_CLOEXEC), memory;
-    if (file < 0)
-        return -1;
-    memory = memfd_create("isolib-launcher", MFD_CLOEXEC | MFD_ALLOW_SEALING | EXECUTABLE);
-    if (memory < 0 && errno == EINVAL)
-        memory = memfd_create("isolib-launcher", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    memory = raise_fd(memory);
-    if (memory >= 0)
-        result = copy_file(file, memory);
-    if (result == 0)
-        result = fchmod(memory, 0555);
-    if (result == 0)
-        result = fcntl(memory, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE);
-    if (result < 0 && memory >= 0) {
-        int error = errno;
-        close(memory);
-        errno = error;
-        memory = -1;
-    }
-    close(file);
-    return memory;
 }

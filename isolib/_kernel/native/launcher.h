@@ -19,13 +19,13 @@ struct launcher {
     int32_t host;
     int32_t proc;
     int32_t pty;
-    uint32_t at;   /* the step under way */
-    int32_t stage; /* enum isolib_stage */
-    int32_t child; /* stage 1: the pid of stage 2 */
-    int32_t go;    /* stage 1: writing end, stage 2: reading end */
+    uint32_t at;     /* the step under way */
+    int32_t stage;   /* enum isolib_stage */
+    int32_t child;   /* stage 1: the pid of stage 2 */
+    int32_t go;      /* stage 1: writing end, stage 2: reading end */
     int32_t signals; /* the supervisor's signalfd */
     int32_t command_pidfd;
-    int32_t umask; /* of the caller, or -1: it has not been changed */
+    int32_t umask;           /* of the caller, or -1: it has not been changed */
     volatile int32_t failed; /* set by the command, which shares memory until its exec: errno */
     volatile uint32_t failed_at;
 };

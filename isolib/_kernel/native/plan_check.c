@@ -5,7 +5,18 @@
 #include "launcher.h"
 
 /* Which slots and texts a kind uses; what it does not use must be empty, so that a plan has one meaning only. */
-enum uses { FD = 1, FD_OPTIONAL = 2, FD2 = 4, FD2_OPTIONAL = 8, OUT = 16, TEXT = 32, TEXT2 = 64, BLOB = 128, BLOB2 = 256, SIZES = 512 };
+enum uses {
+    FD = 1,
+    FD_OPTIONAL = 2,
+    FD2 = 4,
+    FD2_OPTIONAL = 8,
+    OUT = 16,
+    TEXT = 32,
+    TEXT2 = 64,
+    BLOB = 128,
+    BLOB2 = 256,
+    SIZES = 512
+};
 
 static const uint16_t uses[STEP_KINDS] = {
     [STEP_CLONE] = FD_OPTIONAL,

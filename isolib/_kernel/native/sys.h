@@ -43,7 +43,8 @@ static inline long iso_noted(int32_t number, long result) {
 #define SYS2(name, a, b) iso_noted(__NR_##name, sys6(__NR_##name, (long)(a), (long)(b), 0, 0, 0, 0))
 #define SYS3(name, a, b, c) iso_noted(__NR_##name, sys6(__NR_##name, (long)(a), (long)(b), (long)(c), 0, 0, 0))
 #define SYS4(name, a, b, c, d) iso_noted(__NR_##name, sys6(__NR_##name, (long)(a), (long)(b), (long)(c), (long)(d), 0, 0))
-#define SYS5(name, a, b, c, d, e) iso_noted(__NR_##name, sys6(__NR_##name, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0))
+#define SYS5(name, a, b, c, d, e) \
+    iso_noted(__NR_##name, sys6(__NR_##name, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0))
 
 #ifndef __NR_clone3
 #define __NR_clone3 435

@@ -5,4 +5,7 @@
 #include <stdint.h>
 
 #include "cdef.h"
+
+/* launch.c: the same descriptor with a number that is no standard stream's; the one given is closed then */
+int isolib_raise_fd(int fd);
 #endif
