@@ -11,7 +11,7 @@ import os
 import struct
 import threading
 from dataclasses import dataclass
-from errno import EINVAL, ENOSYS, EPERM
+from errno import EINVAL, ENOENT, ENOSYS, EPERM
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
@@ -31,6 +31,9 @@ KINDS: Final = frozenset(calls.NAMESPACE_FLAGS)
 #: Those that clone makes.  A cgroup namespace shows as its root the cgroup in which it was unshared, so that is done inside;
 #: a time namespace is entered by the next process that is born or executed, so that is done by the supervisor.
 _BY_CLONE: Final = KINDS - {"cgroup", "time"}
+
+#: Nobody needs a privilege for port 80 of a network that is his alone (ip(7), since Linux 4.11).
+_LOW_PORTS: Final = b"/proc/sys/net/ipv4/ip_unprivileged_port_start"
 
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_KEEPCAPS: Final = 8
@@ -139,8 +142,16 @@ def _owned_by(fd: int, userns: int) -> bool:
         os.close(owner)
 
 
-def add_joins(builder: Builder, handles: Iterable[HasFileno], new: frozenset[str]) -> frozenset[str]:
-    """Add the steps that join namespaces, each in its turn; returns their kinds."""
+@dataclass(frozen=True, slots=True)
+class Joins:
+    """The namespaces to join: their kinds, and the steps in their order."""
+
+    kinds: frozenset[str]
+    steps: tuple[Step, ...]
+
+
+def plan_joins(builder: Builder, handles: Iterable[HasFileno], new: frozenset[str]) -> Joins:
+    """Return the steps that join namespaces, each in its turn."""
     joined = [_joined(handle) for handle in handles]
     kinds = [one.kind for one in joined]
     twice = {kind for kind in kinds if kinds.count(kind) > 1} or (set(kinds) & new)
@@ -148,20 +159,17 @@ def add_joins(builder: Builder, handles: Iterable[HasFileno], new: frozenset[str
         raise PlanError(
             f"{', '.join(sorted(twice))}: a process is in one namespace of a kind, but two are named in new= and join="
         )
+    # Within each part the mount namespace comes last: with it the thread's root and working directory change.
+    joined.sort(key=lambda one: one.kind == "mnt")
     users = [one for one in joined if one.kind == "user"]
     others = [one for one in joined if one.kind != "user"]
-    if users:
-        late = [one for one in others if _owned_by(one.fd, users[0].fd)]
-        early = [one for one in others if one not in late]
-        ordered = [*early, *users, *late]
-    else:
-        ordered = others
-    # The mount namespace last: with it the thread's root and working directory change.
-    ordered.sort(key=lambda one: one.kind == "mnt")
-    for one in ordered:
-        flag = calls.NAMESPACE_FLAGS[one.kind]
-        builder.add(HOST, Step("SETNS", fd=builder.declare(one.fd, one.label), flags=flag, what=one.label))
-    return frozenset(kinds)
+    late = [one for one in others if users and _owned_by(one.fd, users[0].fd)]
+    early = [one for one in others if one not in late]
+    steps = [
+        Step("SETNS", fd=builder.declare(one.fd, one.label), flags=calls.NAMESPACE_FLAGS[one.kind], what=one.label)
+        for one in (*early, *users, *late)
+    ]
+    return Joins(frozenset(kinds), tuple(steps))
 
 
 # ---- id maps ----
@@ -227,22 +235,38 @@ def _make_userns(uid_map: tuple[IdMap, ...], gid_map: tuple[IdMap, ...]) -> int:
 # ---- the process itself ----
 
 
-def add_birth(
-    builder: Builder, scene: Scene, maps: IdMapPlan | None, joined: frozenset[str], *, dumpable: bool = False
-) -> None:
-    """Add what comes first inside: clone flags, maps, the identity that sets things up, the supervisor's role.
+def add_birth(builder: Builder, scene: Scene, maps: IdMapPlan | None, joins: Joins, *, dumpable: bool = False) -> None:
+    """Add what comes first: joins, clone flags, maps, the identity that sets things up, the supervisor's role.
 
     A process that is not dumpable shows its memory and its namespaces to nobody; ``dumpable`` is for a resident one whose
     namespaces an ordinary user is about to open, who then tells it to hide.
     """
-    for kind in scene.new & _BY_CLONE:
-        builder.clone_flags |= calls.NAMESPACE_FLAGS[kind]
+    flags = sum(calls.NAMESPACE_FLAGS[kind] for kind in scene.new & _BY_CLONE)
+    # Who joins a pid namespace stays outside of it; his children are inside.  So a supervisor that joins when it has been
+    # born cannot be seen, and not killed, by those who are in there.
+    outside = "pid" in joins.kinds and "user" not in scene.new
+    if not outside:
+        for step in joins.steps:
+            builder.add(HOST, step)
+        builder.clone_flags = flags
     if maps is not None:
         add_maps(builder, maps)
     if not dumpable:
         builder.add(INSIDE, Step("PRCTL", flags=_PR_SET_DUMPABLE, value=0, what="PR_SET_DUMPABLE"))
-    if (scene.new | joined) & {"user"}:
+    if outside:
+        for step in joins.steps:
+            builder.add(INSIDE, step)
+        if flags:
+            builder.add(INSIDE, Step("UNSHARE", flags=flags, what="new namespaces"))
+    if "user" in scene.new | joins.kinds:
         _add_inner_root(builder, scene, maps)
+    _add_role(builder, scene)
+    if "net" in scene.new:
+        builder.add(INSIDE, Step("LINK_UP", text=b"lo", what="lo"))
+        builder.add(INSIDE, Step("WRITE", text=_LOW_PORTS, text2=b"0", flags=os.O_WRONLY, ignore=ENOENT, what="low ports"))
+
+
+def _add_role(builder: Builder, scene: Scene) -> None:
     builder.add(INSIDE, Step("SETSID", what="supervisor"))
     if "pid" in scene.new:
         builder.supervise_flags = 1
@@ -253,8 +277,6 @@ def add_birth(
         builder.add(INSIDE, Step("UNSHARE", flags=calls.CLONE_NEWCGROUP, what="cgroup namespace"))
     if "time" in scene.new:
         builder.add(INSIDE, Step("UNSHARE", flags=calls.CLONE_NEWTIME, what="time namespace"))
-    if "net" in scene.new:
-        builder.add(INSIDE, Step("LINK_UP", text=b"lo", what="lo"))
 
 
 def _add_inner_root(builder: Builder, scene: Scene, maps: IdMapPlan | None) -> None:
@@ -368,7 +390,7 @@ __all__ = [
     "Scene",
     "add_birth",
     "add_command",
-    "add_joins",
+    "plan_joins",
     "add_maps",
     "add_names",
     "add_private_propagation",

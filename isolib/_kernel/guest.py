@@ -117,7 +117,7 @@ class Guest(Slot):
         guest = cls(builder, scene)
         guest.host_view = True
         flags = _PATH_ONLY | os.O_DIRECTORY
-        builder.add(INSIDE, Step("OPEN", text=b"/", flags=flags, value=_IN_ROOT, out=guest, what="/"))
+        builder.add(INSIDE, Step("OPEN", text=b"/", flags=flags, out=guest, what="/"))
         guest._known["/"] = Place("foreign", guest, source="/")
         return guest
 

@@ -84,10 +84,10 @@ class Request:
         self._keep = _check_keep(pass_fds)
         self._plans: tuple[Plan, Builder] | None = None
         builder = Builder()
-        joined = assembly.add_joins(builder, self._joins, kinds)
+        joins = assembly.plan_joins(builder, self._joins, kinds)
         maps = _maps(kinds, id_map)
-        mnt = "mnt" in kinds | joined
-        uts = "uts" in kinds | joined
+        mnt = "mnt" in kinds | joins.kinds
+        uts = "uts" in kinds | joins.kinds
         if (root is not None or mounts) and not mnt:
             raise PlanError("root= and mounts= need a mount namespace: new={'mnt', ...}, or the host's own mounts would change")
         if (hostname is not None or domainname is not None) and not uts:
@@ -98,7 +98,7 @@ class Request:
         if cgroup is not None:
             builder.cgroup = builder.declare(cgroup.fileno(), "cgroup")
         builder.deadline_ms = max(1, round(deadline * 1000)) if deadline else 0
-        assembly.add_birth(builder, scene, maps, joined, dumpable=dumpable)
+        assembly.add_birth(builder, scene, maps, joins, dumpable=dumpable)
         assembly.add_names(builder, hostname if hostname is None else check_hostname(hostname, "hostname"), domainname)
         if "mnt" in kinds:
             assembly.add_private_propagation(builder)

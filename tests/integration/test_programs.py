@@ -121,11 +121,11 @@ def test_output_limit_ends_the_command() -> None:
 def test_state_lives_as_long_as_the_block(work: Path) -> None:
     """What one command writes the next one sees; the host sees none of it."""
     with Sandbox() as box:
-        box.run(["sh", "-c", "echo 1 > /tmp/x; echo 2 > y; echo 3 > /var/tmp/z; echo 4 > ~/home"], check=True)
-        done = box.run(["sh", "-c", "cat /tmp/x y /var/tmp/z ~/home; whoami; hostname; pwd"], check=True)
+        box.run(["sh", "-c", "echo 1 > /tmp/isolib-state; echo 2 > y; echo 3 > /var/tmp/z; echo 4 > ~/home"], check=True)
+        done = box.run(["sh", "-c", "cat /tmp/isolib-state y /var/tmp/z ~/home; whoami; hostname; pwd"], check=True)
         assert done.stdout.split() == [b"1", b"2", b"3", b"4", b"root", b"sandbox", os.fsencode(work)]
     assert list(work.iterdir()) == []
-    assert not Path("/tmp/x").exists()
+    assert not Path("/tmp/isolib-state").exists()
 
 
 def test_background_process_lives_on_in_the_block() -> None:

@@ -306,7 +306,7 @@ def test_host_is_left_as_found() -> None:
 
     def state() -> tuple[object, ...]:
         status = Path("/proc/thread-self/status").read_text(encoding="ascii")
-        wanted = tuple(line for line in status.splitlines() if line.startswith(("Umask", "Sig", "Cap", "NoNewPrivs", "Seccomp")))
+        wanted = tuple(line for line in status.splitlines() if line.startswith(("Umask", "SigB", "SigI", "SigC", "Cap", "NoNewPrivs", "Seccomp")))
         return (Path.cwd(), wanted, Path("/proc/self/environ").stat().st_uid)
 
     before = state()

@@ -85,22 +85,14 @@ static long reap_one(struct supervision *s, int options) {
     return pid;
 }
 
-static void kill_by_proc_directory(struct supervision *s, const char *number) {
-    enum { DIRECTORY = ISO_O_DIRECTORY | ISO_O_CLOEXEC };
-    long fd = SYS4(openat, s->l->proc, number, DIRECTORY, 0);
-    if (fd < 0)
-        return;
-    SYS4(pidfd_send_signal, fd, ISO_SIGKILL, 0, 0); /* takes /proc/PID directories too, whatever pid namespace numbers it */
-    SYS1(close, fd);
-}
+enum { DEPTH = 64, LIST = 4096 };
 
-/* One round over the direct children; those of a killed child become ours and are met in the next round. */
-static void kill_children(struct supervision *s) {
-    char numbers[4096];
-    long fd = SYS4(openat, s->l->proc, "thread-self/children", ISO_O_CLOEXEC, 0), got;
-    char *word = numbers;
-    if (s->command > 0 && !s->ended)
-        SYS4(pidfd_send_signal, s->l->command_pidfd, ISO_SIGKILL, 0, 0);
+static void kill_tree(struct supervision *s, const char *number, int depth);
+
+/* "12 345 6 " */
+static void kill_listed(struct supervision *s, int directory, const char *file, int depth) {
+    char numbers[LIST], *word = numbers;
+    long fd = SYS4(openat, directory, file, ISO_O_CLOEXEC, 0), got;
     if (fd < 0)
         return;
     got = SYS3(read, fd, numbers, sizeof(numbers) - 1);
@@ -109,9 +101,53 @@ static void kill_children(struct supervision *s) {
         if (numbers[i] != ' ')
             continue;
         numbers[i] = 0;
-        kill_by_proc_directory(s, word);
+        kill_tree(s, word, depth);
         word = numbers + i + 1;
     }
+}
+
+/* Each thread has a list of the children that it made: /proc/PID/task/TID/children. */
+static void kill_children_of(struct supervision *s, long process, int depth) {
+    enum { NAME = 19, LENGTH = 16, FILE = 9 }; /* struct linux_dirent64 */
+    char entries[1024], path[64];
+    long tasks = SYS4(openat, process, "task", ISO_O_DIRECTORY | ISO_O_CLOEXEC, 0), got;
+    if (tasks < 0)
+        return;
+    while ((got = SYS3(getdents64, tasks, entries, sizeof(entries))) > 0) {
+        for (long at = 0; at < got; at += *(uint16_t *)(void *)(entries + at + LENGTH)) {
+            const char *name = entries + at + NAME;
+            size_t size = length(name);
+            if (name[0] == '.' || size > sizeof(path) - FILE - 1)
+                continue;
+            for (size_t i = 0; i < size; i++)
+                path[i] = name[i];
+            for (size_t i = 0; i <= FILE; i++)
+                path[size + i] = "/children"[i];
+            kill_listed(s, (int)tasks, path, depth);
+        }
+    }
+    SYS1(close, tasks);
+}
+
+/* Stopped first, so that it makes no more children while they are looked at.  The descriptor of /proc/PID names the process for
+ * pidfd_send_signal, whatever pid namespace numbers it, and no other process that gets its number later. */
+static void kill_tree(struct supervision *s, const char *number, int depth) {
+    enum { STOP = 19 };
+    long process = SYS4(openat, s->l->proc, number, ISO_O_DIRECTORY | ISO_O_CLOEXEC, 0);
+    if (process < 0)
+        return;
+    SYS4(pidfd_send_signal, process, STOP, 0, 0);
+    if (depth < DEPTH)
+        kill_children_of(s, process, depth + 1);
+    SYS4(pidfd_send_signal, process, ISO_SIGKILL, 0, 0);
+    SYS1(close, process);
+}
+
+/* One round over the direct children; orphans of theirs that become ours are met in the next round. */
+static void kill_children(struct supervision *s) {
+    kill_listed(s, s->l->proc, "thread-self/children", 0);
+    if (s->command > 0 && !s->ended) /* without a list: CONFIG_PROC_CHILDREN */
+        SYS4(pidfd_send_signal, s->l->command_pidfd, ISO_SIGKILL, 0, 0);
 }
 
 static void kill_all(struct supervision *s) {
