@@ -49,16 +49,14 @@ _COROUTINE: Final = 0x80 | 0x100 | 0x200  # inspect.CO_COROUTINE, CO_ITERABLE_CO
 class _Thread:
     """What isolib has done to one native thread; greenlets share it."""
 
-    __slots__ = ("number", "stack", "stranded", "tid")
+    __slots__ = ("abandoned", "number", "stack", "stranded", "tid")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.tid = threading.get_native_id()
         self.stack: list[_Stay] = []
         self.stranded = ""
-
-    def is_alive(self) -> bool:
-        return os.path.exists(f"/proc/self/task/{self.tid}")
+        self.abandoned = False
 
 
 class _Stay:
@@ -97,6 +95,8 @@ def _this_thread() -> _Thread:
     number = calls.thread_number()
     thread = _threads.get(number)
     if thread is None:
+        if _threads:
+            _forget_the_dead()
         thread = _threads.setdefault(number, _Thread(number))
     if thread.stranded:
         raise ThreadStranded(thread.stranded)
@@ -106,6 +106,13 @@ def _this_thread() -> _Thread:
 def _forget(thread: _Thread) -> None:
     if not thread.stack and not thread.stranded:
         _threads.pop(thread.number, None)
+
+
+def _forget_the_dead() -> None:
+    """Forget threads that ended inside; their descriptors keep the namespaces alive that they came from."""
+    for thread in list(_threads.values()):
+        if (thread.abandoned or thread.stranded) and not os.path.exists(f"/proc/self/task/{thread.tid}"):
+            _threads.pop(thread.number, None)
 
 
 def check_usable() -> None:
@@ -122,7 +129,8 @@ def strand(reason: str) -> None:
 
 def is_inside() -> bool:
     """Return whether the calling thread is somewhere by isolib, or stranded."""
-    return calls.thread_number() in _threads
+    thread = _threads.get(calls.thread_number())
+    return thread is not None and bool(thread.stack or thread.stranded)
 
 
 def outside() -> list[tuple[int, int]]:
@@ -209,8 +217,14 @@ class Stays:
             if not thread.stack:
                 _forget(thread)
 
-    def leave(self) -> None:
+    def leave(self, error: BaseException | None = None) -> None:
         """Bring the calling thread back to where it was before its last `enter`.
+
+        Parameters
+        ----------
+        error
+            What ended the block. A KeyboardInterrupt goes on with a note where the block was left out of order, for it may
+            have come at the very entry into the `__exit__` of an inner block, and be the reason.
 
         Raises
         ------
@@ -222,6 +236,10 @@ class Stays:
         stay = self._last()
         try:
             _leave(stay)
+        except _OutOfOrder as problem:
+            if not isinstance(error, KeyboardInterrupt):
+                raise IsolibError(str(problem)) from None
+            error.add_note(str(problem))
         finally:
             self._end(stay)
 
@@ -259,6 +277,10 @@ class Stays:
                     stay.left = True
 
 
+class _OutOfOrder(IsolibError):
+    """A block has ended before one that began later."""
+
+
 def _check_task(thread: _Thread, label: str) -> None:
     if thread.stack and thread.stack[-1].asynchronous and _innermost.get() is not thread.stack[-1]:
         raise IsolibError(
@@ -274,11 +296,11 @@ def _leave(stay: _Stay) -> None:
     if thread.stranded:
         raise ThreadStranded(thread.stranded)
     if stay.overtaken_by:
-        raise IsolibError(
+        raise _OutOfOrder(
             f"the thread left {stay.label} before this block ended, when an earlier block in {stay.overtaken_by} ended: "
             "the rest of this block ran outside"
         )
-    if thread.stack[-1] is stay:
+    if thread.stack[-1:] == [stay] or stay not in thread.stack:  # the latter when it was interrupted after its return
         _unwind(stay)
         return
     late = [each for each in thread.stack[thread.stack.index(stay) + 1 :] if not each.left]
@@ -286,7 +308,7 @@ def _leave(stay: _Stay) -> None:
         each.overtaken_by = stay.label
     _unwind(stay)
     if late:
-        raise IsolibError(
+        raise _OutOfOrder(
             f"{stay.label} was left out of order, before {', '.join(each.label for each in reversed(late))}: the thread has "
             f"left these too, and is where it was before it entered {stay.label}"
         )
@@ -296,10 +318,8 @@ def _abandon(stay: _Stay) -> None:
     """Note that a block ended in another thread than the one that is inside, and raise."""
     thread = stay.thread
     stay.left = True
-    if not thread.is_alive():
-        # Its namespaces went with it; what is left are the descriptors of where it came from.
-        thread.stack.clear()
-        _threads.pop(thread.number, None)
+    thread.abandoned = True
+    _forget_the_dead()
     raise ThreadStranded(
         f"thread {thread.tid} entered {stay.label}, and thread {threading.get_native_id()} left it (a generator or coroutine "
         "changed threads inside the block): the first one stays inside until it next enters or leaves a namespace by isolib"
@@ -329,5 +349,6 @@ def _return(thread: _Thread) -> None:
         calls.end_stay(stay.native, f"the namespace that the thread came from into {stay.label}")
     except SyscallError as error:
         thread.stranded = f"this thread is still in {stay.label}, and must not run anything else: {error}"
+        thread.stack.clear()  # nobody will go back this way, and its descriptors keep namespaces alive
         raise ThreadStranded(thread.stranded) from error
     del thread.stack[-1]

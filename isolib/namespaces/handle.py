@@ -57,7 +57,7 @@ class Entered(Generic[NamespaceT]):
         return self._namespace
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stays.leave()
+        self._stays.leave(error)
 
 
 class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open_netns() and the like"):
@@ -190,7 +190,7 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if not self._entry_refused_by:
-                self._stays.leave()
+                self._stays.leave(error)
         except BaseException as failure:
             if not self._stays:
                 super().__exit__(type(failure), failure, failure.__traceback__)

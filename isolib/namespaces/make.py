@@ -24,7 +24,7 @@ from isolib.errors import SetupFailed, SyscallError, ThreadStranded, Unsupported
 from isolib.namespaces import enter
 from isolib.namespaces.handle import CgroupNS, IpcNS, MntNS, Namespace, NetNS, PidNS, TimeNS, UserNS, UtsNS
 from isolib.namespaces.held import Held
-from isolib.types import check_hostname, parse_duration
+from isolib.types import check_hostname, check_id_map, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -253,9 +253,7 @@ def new_userns(*, uid_map: str | Iterable[IdMap] = "root", gid_map: str | Iterab
     Raises
     ------
     PlanError
-        A map cannot be one: ranges that overlap, none at all.
-    Unsupported
-        The caller has no subordinate ids.
+        A map cannot be one (ranges that overlap, none at all), or not for this caller, who has no subordinate ids.
     SetupFailed
         The kernel refused; the message says what would help.
 
@@ -273,12 +271,12 @@ def new_userns(*, uid_map: str | Iterable[IdMap] = "root", gid_map: str | Iterab
     """
     builder = Builder()
     builder.clone_flags = calls.CLONE_NEWUSER
-    assembly.add_maps(builder, resolve(_ranges(uid_map), _ranges(gid_map)))
+    assembly.add_maps(builder, resolve(_ranges(uid_map, "uid_map"), _ranges(gid_map, "gid_map")))
     return _take(UserNS, Held(builder, "user namespace"))
 
 
-def _ranges(value: str | Iterable[IdMap]) -> str | list[IdMap]:
-    return value if isinstance(value, str) else list(value)
+def _ranges(value: str | Iterable[IdMap], what: str) -> str | list[IdMap]:
+    return value if isinstance(value, str) else list(check_id_map(value, what))
 
 
 def new_timens(*, monotonic: float | timedelta = 0, boottime: float | timedelta = 0) -> TimeNS:
