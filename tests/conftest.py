@@ -200,6 +200,8 @@ def cgroups() -> Things:
 
 def launchers() -> Things:
     """Return the launcher processes that watch this process; they are not its children (see `isolib._kernel.launch`)."""
+    if "isolib._kernel.launch" not in sys.modules:
+        return {}
     pids = (pid for pid in os.listdir("/proc") if pid.isdigit() and read(f"/proc/{pid}/cmdline").startswith(b"isolib"))
     return {pid: describe_process(pid) for pid in pids if is_watching_us(pid)}
 
