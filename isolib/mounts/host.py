@@ -6,7 +6,6 @@ import os
 import pwd
 import stat
 import sys
-import sysconfig
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -105,12 +104,13 @@ def is_closed(path: str) -> bool:
 
 def kernel_mounts(visible: Iterable[str]) -> Iterator[str]:
     """Yield where the host has file systems of the kernel's mounted within what is visible: outermost ones only."""
-    for top in visible:
-        covered = ""
-        for point, fs_type in mounts_below(top):
-            if fs_type in _KERNEL and not (covered and point.startswith(covered)) and os.path.isdir(point):
-                covered = point + "/"
-                yield point
+    tops = tuple(top + "/" for top in visible)
+    covered = ""
+    for point, fs_type in mounts_below("/"):
+        below = covered and point.startswith(covered)
+        if fs_type in _KERNEL and not below and point.startswith(tops) and os.path.isdir(point):
+            covered = point + "/"
+            yield point
 
 
 def foreign_homes() -> list[str]:
@@ -153,6 +153,8 @@ def _of_prefix(prefix: str) -> list[str]:
     with suppress(KeyError):
         homes.add(pwd.getpwuid(os.geteuid()).pw_dir)
     if any((home.rstrip("/") + "/").startswith(prefix.rstrip("/") + "/") for home in homes):
+        import sysconfig  # noqa: PLC0415 - dear to import, and rarely needed
+
         return [sysconfig.get_path("stdlib"), os.path.dirname(os.path.realpath(sys.executable))]
     return [prefix]
 

@@ -217,12 +217,14 @@ class WorkTree:
     PlanError
         An argument cannot work; mounts below the directory that an overlay would uncover.
     Unsupported
-        Root's directory lies on a file system that cannot map ids.
+        Root's directory is to be writable, and lies on a file system that cannot map ids.
 
     Notes
     -----
     An ordinary user's files belong to the command's user because that is whom the user namespace maps to the caller.  Root's
-    files are id-mapped for it: what root may read there, the command may.
+    files are id-mapped for it: what root may read there, the command may.  (With "none", where the file system cannot do that,
+    it reads what anybody may.)  With "discard", a file can be read but not changed when its owner or group has no id inside:
+    files of an ordinary user whose group is another than the user's own.
 
     Examples
     --------
@@ -244,11 +246,13 @@ class WorkTree:
         path = os.fsdecode(self.path)
         userns = work_userns(guest)
         if userns is not None and not takes_id_map(path, scene_userns_fd(guest), recursive=self.mode != "discard"):
-            raise Unsupported(
-                f"the working directory {path} in a sandbox of root's",
-                f"its file system, which does not map ids for a mount ({_fs_type(path)})",
-                "cwd= on another file system (ext4, xfs, btrfs, tmpfs), or start as an ordinary user",
-            )
+            if self.mode != "none":
+                raise Unsupported(
+                    f"a writable working directory {path} in a sandbox of root's",
+                    f"its file system, which does not map ids for a mount ({_fs_type(path)})",
+                    "writable='none', cwd= on another file system (ext4, xfs, btrfs, tmpfs), or start as an ordinary user",
+                )
+            userns = None
         guest.make_way(path)
         if self.mode == "discard":
             self._discard(guest, path, userns)
