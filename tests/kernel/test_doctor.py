@@ -474,7 +474,7 @@ def test_covered_proc_is_named() -> None:
 @needs_user_namespace
 def test_chroot_is_named(tmp_path: Path) -> None:
     """A user namespace is refused to a process in a chroot, and the chroot is named."""
-    script = [f"cd {tmp_path}", "mkdir tmp; mount --bind /tmp tmp"]
+    script = [f"cd {tmp_path}", "mkdir tmp; mount --rbind /tmp tmp"]
     for path in sorted(Path("/").iterdir()):
         if path.is_symlink():
             script.append(f"ln -s {os.readlink(path)} {path.name}")
@@ -502,7 +502,7 @@ def test_policy_against_memory_files_is_named() -> None:
 @needs_user_namespace
 def test_hidden_device_is_named() -> None:
     """Without /dev/net/tun there is no tun, and the file is named."""
-    found = inside("mount -t tmpfs tmpfs /dev/net", "--mount")
+    found = inside("[ ! -d /dev/net ] || mount -t tmpfs tmpfs /dev/net", "--mount")
     assert not found["tun"]
     assert "/dev/net/tun" in found["tun"].reason
     assert "ENOENT" in found["tun"].reason

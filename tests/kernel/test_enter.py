@@ -28,7 +28,7 @@ from isolib.namespaces import enter
 from tests.seccomp import Denied, deny
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
     from types import FrameType
 
     T = TypeVar("T")
@@ -142,8 +142,13 @@ def test_handle_may_be_closed_inside() -> None:
 def test_exception_in_the_body(one: ns.NetNS, error: type[BaseException]) -> None:
     """Whatever the body raises comes out, and the thread is back."""
     before = here()
-    with pytest.raises(error), one.entered(), ns.new_utsns():
-        raise error
+
+    def body() -> None:
+        with one.entered(), ns.new_utsns():
+            raise error
+
+    with pytest.raises(error):
+        body()
     assert here() == before
 
 
@@ -268,7 +273,7 @@ def test_overlapping_generators(one: ns.NetNS, two: ns.NetNS) -> None:
     assert here() == before
 
 
-def _generate(namespace: ns.NetNS) -> Iterator[int]:
+def _generate(namespace: ns.NetNS) -> Generator[int, None, None]:
     with namespace.entered():
         while True:
             yield here()

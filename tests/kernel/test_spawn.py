@@ -387,8 +387,13 @@ def test_pty_is_the_controlling_terminal() -> None:
 
 def test_psutil_sees_the_command() -> None:
     """pid is that of the command, and psutil() is its process."""
-    with spawn(["sleep", "60"], new=USER_AND_PID, stdout=DEVNULL) as process:
-        assert process.psutil().cmdline() == ["sleep", "60"]
+    with spawn(["cat", "-"], new=USER_AND_PID, stdin=PIPE, stdout=PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"up\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"up\n"
+        assert process.psutil().cmdline() == ["cat", "-"]
         assert process.psutil().pid == process.pid
 
 
