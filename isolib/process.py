@@ -129,7 +129,7 @@ def spawn(
     --------
     >>> with spawn(["sh", "-c", "echo $$"], new={"user", "pid"}, stdout=PIPE) as process:
     ...     process.communicate()[0]
-    b'2\\n'
+    b'2\n'
     """
     if init is False:
         raise PlanError("init=False: every process is supervised, or nothing would end it with its host")

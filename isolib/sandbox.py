@@ -209,7 +209,7 @@ def run(
     Examples
     --------
     >>> run(["id", "-un"]).stdout
-    b'root\\n'
+    b'root\n'
     """
     wanted = SandboxSpec.of(None, spec)
     for _ in range(_TRIES):
@@ -277,7 +277,7 @@ class Sandbox:
     ...     box.run(["sh", "-c", "echo 1 > /tmp/x"]).returncode
     ...     box.run(["cat", "/tmp/x"]).stdout
     0
-    b'1\\n'
+    b'1\n'
     """
 
     def __init__(self, spec: SandboxSpec | None = None, **fields: Unpack[SandboxFields]) -> None:
