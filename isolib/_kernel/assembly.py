@@ -59,6 +59,8 @@ class Scene:
         The ids of the command, as it sees them.
     cwd
         Its working directory, or None: unchanged.
+    joined
+        The kinds of namespaces that it joins.
     """
 
     new: frozenset[str]
@@ -69,6 +71,7 @@ class Scene:
     uid: int = 0
     gid: int = 0
     cwd: str | None = None
+    joined: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ when it is made.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from isolib._kernel import assembly, calls
@@ -94,7 +95,7 @@ class Request:
             raise PlanError("hostname= needs a UTS namespace: new={'uts', ...}, or the host's own name would change")
         identity = identity or _identity(user, maps)
         where = None if cwd is None else check_path(cwd, "cwd")
-        scene = _scene(builder, kinds, maps, identity, where)
+        scene = replace(_scene(builder, kinds, maps, identity, where), joined=joins.kinds)
         if cgroup is not None:
             builder.cgroup = builder.declare(cgroup.fileno(), "cgroup")
         builder.deadline_ms = max(1, round(deadline * 1000)) if deadline else 0
