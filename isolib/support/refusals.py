@@ -223,14 +223,15 @@ def apparmor_refusal(facts: Facts) -> Refusal | None:
 
 def mount(op: str, errno: int, need: Need, facts: Facts, *, new_user: bool) -> Refusal:
     """Say who refused a step of making a mount; ``new_user``: within a user namespace of our own."""
-    if errno in (EPERM, EACCES):
-        if new_user:
-            # There the process has every capability over what it owns, so that it was not this that was missing.
-            if need.since and not facts.is_since(need.since):
-                return Refusal(f"the kernel: not in a user namespace before Linux {need.since}", f"Linux {need.since}, or root")
-            return apparmor_refusal(facts) or _denied(op, NOTHING, facts)
+    if errno not in (EPERM, EACCES):
+        return call(op, errno, need, facts)
+    if not new_user:
         return _denied(op, Need(capability="CAP_SYS_ADMIN"), facts)
-    return call(op, errno, need, facts)
+    # There the process has every capability over what it owns.  A file system that is not for user namespaces is refused when
+    # it is created.
+    if op == "fsconfig" and need.since and not facts.is_since(need.since):
+        return Refusal(f"the kernel: not in a user namespace before Linux {need.since}", f"Linux {need.since}, or root")
+    return apparmor_refusal(facts) or _denied(op, NOTHING, facts)
 
 
 def procfs(errno: int, facts: Facts) -> Refusal:
