@@ -12,12 +12,26 @@ if TYPE_CHECKING:
 
 
 class Call(NamedTuple):
-    """One system call to come: its name, its arguments as text, the manual page, how often it is made."""
+    """One system call to come: its name, its arguments as text, the manual page, how often it is made.
+
+    Where that is not known before, ``when`` says on what it depends: it may be made not at all, or many times.
+    """
 
     name: str
-    arguments: str
+    arguments: str = ""
     page: str = ""
     times: int = 1
+    when: str = ""
+
+    @property
+    def pattern(self) -> str:
+        """A regular expression for its name, as often as it is made, each time followed by a space."""
+        return f"(?:{self.name} )" + ("*" if self.when else f"{{{self.times}}}" if self.times > 1 else "")
+
+    def __str__(self) -> str:
+        text = f"{self.name}({self.arguments})" + (f"  x {self.times}" if self.times > 1 else "")
+        text += f"  [{self.when}]" if self.when else ""
+        return f"{text:<96} {self.page or self.name + '(2)'}"
 
 
 class Explained(NamedTuple):
@@ -25,19 +39,21 @@ class Explained(NamedTuple):
 
     op: str
     calls: tuple[Call, ...]
+    form: str = ""
 
     @property
     def names(self) -> list[str]:
-        """The names of the calls, in order, each as often as it is made."""
-        return [call.name for call in self.calls for _ in range(call.times)]
+        """The names of the calls that are certain, in order, each as often as it is made."""
+        return [call.name for call in self.calls if not call.when for _ in range(call.times)]
+
+    @property
+    def pattern(self) -> str:
+        """A regular expression for the names of the calls, each followed by a space."""
+        return self.form or "".join(call.pattern for call in self.calls)
 
     def lines(self) -> list[str]:
         """One line a call, the manual page in the right-hand column."""
-        lines = []
-        for call in self.calls:
-            text = f"{call.name}({call.arguments})" + (f"  x {call.times}" if call.times > 1 else "")
-            lines.append(f"{text:<78} {call.page or call.name + '(2)'}")
-        return lines
+        return [str(call) for call in self.calls]
 
 
 def _names(table: dict[int, str], value: int) -> str:
@@ -66,6 +82,17 @@ _MOUNT_ATTR: Final = {
     0x200000: "MOUNT_ATTR_NOSYMFOLLOW",
 }
 _AT: Final = {0x1: "OPEN_TREE_CLONE", 0x100: "AT_SYMLINK_NOFOLLOW", 0x1000: "AT_EMPTY_PATH", 0x8000: "AT_RECURSIVE"}
+_OPEN: Final = {
+    os.O_WRONLY: "O_WRONLY",
+    os.O_RDWR: "O_RDWR",
+    os.O_CREAT: "O_CREAT",
+    os.O_EXCL: "O_EXCL",
+    os.O_TRUNC: "O_TRUNC",
+    os.O_APPEND: "O_APPEND",
+    os.O_DIRECTORY: "O_DIRECTORY",
+    os.O_NOFOLLOW: "O_NOFOLLOW",
+    os.O_PATH: "O_PATH",
+}
 _RESOLVE: Final = {
     0x01: "RESOLVE_NO_XDEV",
     0x02: "RESOLVE_NO_MAGICLINKS",
@@ -98,7 +125,8 @@ def _clone(s: Step) -> list[Call]:
     flags = [_names(_CLONE, s.flags)] if s.flags else []
     flags += ["CLONE_PARENT", "CLONE_PIDFD"] + (["CLONE_INTO_CGROUP"] if s.fd else [])
     made = [Call("pipe2", "O_CLOEXEC")] if s.value else []
-    return [*made, Call("clone3", "|".join(flags))]
+    fall_back = [] if s.fd else [Call("clone", "|".join(flags), when="where clone3 is ENOSYS")]
+    return [*made, Call("clone3", "|".join(flags)), *fall_back, Call("sendmsg", "pidfd of the new process", "unix(7)")]
 
 
 def _map(s: Step) -> list[Call]:
@@ -117,24 +145,27 @@ def _map_helper(s: Step) -> list[Call]:
     return [Call("clone", f"{program} PID {arguments}", page), Call("wait4", program, page)]
 
 
-def _go(_: Step) -> list[Call]:
-    return [Call("sendmsg", "pidfd of the new process", "unix(7)")]
+def _go(s: Step) -> list[Call]:
+    return ([Call("write", "one byte: the new process may go on", "pipe(7)")] if s.value else []) + [Call("exit_group", "0")]
 
 
 def _supervise(_: Step) -> list[Call]:
-    return [Call("clone", "CLONE_VM|CLONE_VFORK|CLONE_PIDFD")]
+    return [Call("signalfd4", "every signal"), Call("clone", "CLONE_VM|CLONE_VFORK|CLONE_PIDFD")]
 
 
 def _hold(_: Step) -> list[Call]:
-    return []
+    return [Call("signalfd4", "every signal")]
 
 
 def _exec(s: Step) -> list[Call]:
-    return [Call("mmap", "argv and environment"), Call("execve", _text(s.text.split(b"\0")[0]))]
+    first, *others = s.text.split(b"\0")[:-1]
+    tried = [Call("execve", _text(path), when="when those before are not there") for path in others]
+    return [Call("mmap", "argv and environment"), Call("execve", _text(first)), *tried]
 
 
 def _openat2(s: Step) -> Call:
-    return Call("openat2", f"{_fd(s.fd)}, {_text(s.text)}, {_names(_RESOLVE, s.value & 0xFFFFFFFF)}")
+    opened = _names(_OPEN, s.flags) if s.flags & ~os.O_CLOEXEC else "O_RDONLY"
+    return Call("openat2", f"{_fd(s.fd)}, {_text(s.text)}, {opened}, {_names(_RESOLVE, s.value & 0xFFFFFFFF)}")
 
 
 def _open(s: Step) -> list[Call]:
@@ -142,7 +173,15 @@ def _open(s: Step) -> list[Call]:
 
 
 def _target(s: Step) -> list[Call]:
-    return [Call("openat2", f"{_fd(s.fd)}, {_text(s.text)}, O_PATH, RESOLVE_IN_ROOT|RESOLVE_NO_MAGICLINKS")]
+    absent = "for each part of the path, when the whole is absent"
+    make = Call("mkdirat", when=absent) if s.flags & 1 else Call("openat", "O_CREAT|O_EXCL", when=absent)
+    return [
+        Call("openat2", f"{_fd(s.fd)}, {_text(s.text)}, O_PATH, RESOLVE_IN_ROOT|RESOLVE_NO_MAGICLINKS"),
+        Call("fcntl", "F_DUPFD_CLOEXEC", when="when it is absent"),
+        Call("openat2", when=absent),
+        make,
+        Call("close", when=absent),
+    ]
 
 
 def _write(s: Step) -> list[Call]:
@@ -277,7 +316,10 @@ _EXPLAIN: Final[dict[str, Callable[[Step], list[Call]]]] = {
     "SETUID": _identity("uid"),
     "CAPSET": _capset,
     "AMBIENT": _ambient,
-    "CLOSE_FDS": _one("close_range", "all but 0, 1, 2 and the declared"),
+    "CLOSE_FDS": lambda _: [
+        Call("close_range", "all but 0, 1, 2 and those passed on"),
+        Call("close_range", when="once more for each gap between them"),
+    ],
     "LANDLOCK": _one("landlock_restrict_self", "{fd}"),
     "SECCOMP": lambda s: [Call("seccomp", f"SECCOMP_SET_MODE_FILTER, {len(s.text2) // 8} instructions")],
     "FAIL": lambda s: [Call("fail", f"errno {s.value}", "a test's own step")],
@@ -291,13 +333,19 @@ _OP: Final = {
     "EXEC": "execve",
     "SUPERVISE": "clone",
     "LINK_UP": "ioctl",
-    "HOLD": "hold",
+}
+
+#: The exact order of calls that depend on what they find.
+_FORMS: Final = {
+    "TARGET": "openat2 (?:fcntl (?:openat2 (?:(?:mkdirat |openat close )openat2 )?close )+)?",
 }
 
 
 def explain_step(step: Step) -> Explained:
     """Explain one step."""
     calls = tuple(_EXPLAIN[step.kind](step))
+    if step.ignore:
+        calls = (calls[0], *(call._replace(when="unless the first is refused") for call in calls[1:]))
     if step.kind == "MAP_HELPER":
         return Explained(os.path.basename(os.fsdecode(step.text)), calls)
-    return Explained(_OP.get(step.kind) or calls[0].name, calls)
+    return Explained(_OP.get(step.kind) or calls[0].name, calls, _FORMS.get(step.kind, ""))

@@ -12,11 +12,14 @@ import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from isolib._kernel import calls
+from isolib._kernel.course import sections
 from isolib._kernel.explain import explain_step
 from isolib.errors import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from isolib._kernel.course import Section
 
 KINDS: Final = calls.step_kinds()
 _STEP: Final = struct.Struct("=HHiiiQQIIII")
@@ -131,12 +134,15 @@ class Plan:
         return header + steps + area
 
     def explain(self) -> str:
-        """Return the system calls to come, a line each, with the manual page that describes it."""
-        return "\n".join(line for step in self.steps for line in explain_step(step).lines())
+        """Return the system calls to come, process by process, a line each, with the manual page that describes it.
 
-    def calls(self) -> list[str]:
-        """Return the names of the system calls of the steps, in order, as ``strace`` will show them."""
-        return [name for step in self.steps for name in explain_step(step).names]
+        A line begins with the number of its step, which is also that of an error.
+        """
+        return "\n".join(line for section in self.sections() for line in section.lines())
+
+    def sections(self) -> list[Section]:
+        """Return what each process of the launch will do, and the calling thread."""
+        return list(sections(self.steps))
 
 
 class _Texts:
@@ -253,7 +259,7 @@ class Builder:
     def build(self, end: Step) -> Plan:
         """Freeze: ``end`` is the EXEC step, or HOLD where nothing is executed."""
         clone = Step("CLONE", fd=self.cgroup, flags=self.clone_flags, value=int(bool(self._maps)), what="new process")
-        steps = [*self._host, clone, *self._maps, Step("GO"), *self._inside]
+        steps = [*self._host, clone, *self._maps, Step("GO", value=clone.value), *self._inside]
         if end.kind == "EXEC":
             steps.append(Step("SUPERVISE", flags=self.supervise_flags, value=self.deadline_ms))
             steps.extend(self._command)

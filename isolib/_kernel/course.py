@@ -1,0 +1,158 @@
+"""The whole course of a launch, process by process: the calls of the steps, and those that every launch makes around them.
+
+Pure: steps in, text out.  A test holds it against strace, call by call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from isolib._kernel.explain import Call, Explained, explain_step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from isolib._kernel.plan import Step
+
+
+class Section(NamedTuple):
+    """What one process does, or the calling thread: its parts in order, those that are a step with its number."""
+
+    title: str
+    parts: tuple[tuple[int | None, Explained], ...]
+
+    @property
+    def pattern(self) -> str:
+        """A regular expression for the names of all its calls, each followed by a space."""
+        return "".join(part.pattern for _, part in self.parts)
+
+    def lines(self) -> list[str]:
+        """Return the title, and a line for each call, which begins with the number of its step."""
+        lines = [f"{self.title}:"]
+        for number, part in self.parts:
+            mark = "" if number is None else str(number)
+            lines += [f"{mark:>5}  {call}" for call in part.calls]
+        return lines
+
+
+def _fixed(*calls: Call, form: str = "") -> tuple[None, Explained]:
+    return None, Explained("", calls, form)
+
+
+_GAPS: Final = "for each gap between the descriptors that stay"
+_LOOK: Final = "where the plan was made for a working directory"
+_SIGNALS: Final = 62  # all but SIGKILL and SIGSTOP
+
+_HOST: Final = _fixed(
+    Call("getcwd", when=_LOOK),
+    Call("newfstatat", '"/"', when=_LOOK),
+    Call("fcntl", "F_GETFD", when="for each standard stream that is inherited"),
+    Call("openat", '"/dev/null"', when="for each stream that is DEVNULL"),
+    Call("pipe2", "O_CLOEXEC", when="for each stream that is a PIPE"),
+    Call("socketpair", "AF_UNIX, SOCK_SEQPACKET", "unix(7)"),
+    Call("setsockopt", "SO_PASSCRED", "unix(7)"),
+    Call("memfd_create", '"isolib-plan"'),
+    Call("writev", "the plan"),
+    Call("rt_sigprocmask", "block every signal"),
+    Call("clone", "CLONE_VM|CLONE_VFORK|CLONE_FS|CLONE_FILES|CLONE_SIGHAND"),
+    Call("wait4", "the middle process, __WALL"),
+    Call("rt_sigprocmask", "as it was"),
+    Call("close", "the plan and the children's ends", times=2),
+    Call("close", when="for each stream that is no descriptor of the caller's"),
+    Call("recvmsg", "pidfds and pids, until the command runs", "unix(7)", times=2),
+    Call("recvmsg", when="once more where there is a command, and after an interrupt"),
+    form=(
+        "(?:getcwd newfstatat )?(?:fcntl |openat |pipe2 )*socketpair setsockopt memfd_create writev rt_sigprocmask clone wait4 "
+        "rt_sigprocmask (?:close ){2,}(?:recvmsg )+"
+    ),
+)
+_MIDDLE: Final = _fixed(Call("clone", "CLONE_VM|CLONE_VFORK"), Call("wait4", "stage 1"), Call("exit", "0"))
+_START: Final = (
+    _fixed(
+        Call("fcntl", "F_DUPFD_CLOEXEC or F_SETFD", "fcntl(2)", when="for standard streams that change places or stay"),
+        Call("dup3", "to 0, 1, 2", when="for the other standard streams"),
+        form="(?:fcntl |dup3 )*",
+    ),
+    _fixed(
+        Call("close_range", "whatever the launcher does not need"),
+        Call("close_range", when=_GAPS),
+        Call("fcntl", "F_SETFD, 0", when="for each descriptor that the launcher needs"),
+        Call("execveat", "isolib-launcher, AT_EMPTY_PATH"),
+        Call("execve", '"isolib-launcher"', when="where a memory file cannot be executed"),
+        Call("rt_sigaction", "SIG_DFL", times=_SIGNALS),
+        Call("lseek", "the plan, SEEK_END"),
+        Call("mmap", "the plan"),
+        Call("close"),
+    ),
+)
+_WAIT: Final = _fixed(Call("close"), Call("read", "until the id maps are written", "pipe(7)"), Call("close"))
+_HELPER: Final = _fixed(
+    Call("openat", '"/dev/null", O_RDWR'), Call("dup3", "to 0, 1, 2", times=3), Call("close_range", "3, ~0"), Call("execve")
+)
+_COMMAND: Final = _fixed(Call("sendmsg", "its pid, by SCM_CREDENTIALS", "unix(7)"), Call("rt_sigprocmask", "nothing blocked"))
+
+
+def _supervisor(kind: str, *, is_init: bool, deadline: bool) -> Iterator[tuple[None, Explained]]:
+    handed = "pidfd of the command, terminal" if kind == "SUPERVISE" else "what the plan hands over"
+    clock = [Call("clock_gettime", "CLOCK_MONOTONIC")] if deadline else []
+    yield _fixed(
+        Call("sendmsg", handed, "unix(7)"),
+        Call("close_range", "whatever it does not need"),
+        Call("close_range", when=_GAPS),
+        Call("capset", "CAP_KILL"),
+        Call("capset", "nothing", when="where it has not even that"),
+        Call("prctl", "PR_SET_NO_NEW_PRIVS, 1"),
+        *clock,
+    )
+    news = "for each process that ends, signal that comes, word of the host's"
+    yield _fixed(
+        *clock,
+        Call("ppoll", "signals, status socket, pidfd of the host"),
+        Call("read", "signalfd", when=news),
+        Call("wait4", "-1, WNOHANG|__WALL", when=news),
+        Call("pidfd_send_signal", "the command", when=news),
+        Call("recvfrom", "status socket", when=news),
+        Call("prctl", "PR_SET_DUMPABLE, 0", when=news),
+        form=f"(?:{'clock_gettime ' if deadline else ''}ppoll (?:read |wait4 |pidfd_send_signal |recvfrom |prctl )*)+",
+    )
+    left = "while processes are left"
+    if is_init:
+        kill, form = [Call("kill", "-1, SIGKILL", when=left)], "(?:kill wait4 )*"
+    else:
+        kill = [Call(name, what, when=left) for name, what in _KILL_BY_PROC]
+        form = "(?:(?:pidfd_send_signal |openat |read |close )+wait4 )*"
+    yield _fixed(*kill, Call("wait4", "-1, __WALL", when=left), form=form)
+    yield _fixed(Call("getrusage", "RUSAGE_CHILDREN"), Call("sendmsg", "status and usage", "unix(7)"), Call("exit_group", "0"))
+
+
+_KILL_BY_PROC: Final = (
+    ("pidfd_send_signal", "the command, SIGKILL"),
+    ("openat", '"thread-self/children" and each "PID"'),
+    ("read", "their numbers"),
+    ("close", ""),
+)
+
+
+def sections(steps: Sequence[Step]) -> Iterator[Section]:
+    """Return what each process of a launch does, in the order of their birth; the calling thread first."""
+    parts: dict[str, list[tuple[int | None, Explained]]] = {"first": [], "inside": [], "command": []}
+    stage = "first"
+    waits = helped = False
+    end = steps[-1]
+    for number, step in enumerate(steps):
+        parts[stage].append((number, explain_step(step)))
+        waits |= step.kind == "CLONE" and step.value != 0
+        helped |= step.kind == "MAP_HELPER"
+        if step.kind == "GO":
+            stage = "inside"
+        elif step.kind == "SUPERVISE":
+            stage, end = "command", step
+    yield Section("host", (_HOST,))
+    yield Section("middle", (_MIDDLE,))
+    yield Section("stage 1", (*_START, *parts["first"]))
+    if helped:
+        yield Section("helper", (_HELPER,))
+    yield Section("inside", (*([_WAIT] if waits else []), *parts["inside"]))
+    if parts["command"]:
+        yield Section("command", (_COMMAND, *parts["command"]))
+    yield Section("supervisor", tuple(_supervisor(end.kind, is_init=end.flags != 0, deadline=end.value != 0)))
