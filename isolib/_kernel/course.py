@@ -120,15 +120,16 @@ def _supervisor(kind: str, *, is_init: bool, deadline: bool) -> Iterator[tuple[N
         kill, form = [Call("kill", "-1, SIGKILL", when=left)], "(?:kill wait4 )*"
     else:
         kill = [Call(name, what, when=left) for name, what in _KILL_BY_PROC]
-        form = "(?:(?:pidfd_send_signal |openat |read |close )+wait4 )*"
+        form = "(?:(?:openat |read |getdents64 |pidfd_send_signal |close )+wait4 )*"
     yield _fixed(*kill, Call("wait4", "-1, __WALL", when=left), form=form)
     yield _fixed(Call("getrusage", "RUSAGE_CHILDREN"), Call("sendmsg", "status and usage", "unix(7)"), Call("exit_group", "0"))
 
 
 _KILL_BY_PROC: Final = (
-    ("pidfd_send_signal", "the command, SIGKILL"),
-    ("openat", '"thread-self/children" and each "PID"'),
-    ("read", "their numbers"),
+    ("openat", '"thread-self/children", "PID", "PID/task", "PID/task/TID/children"'),
+    ("read", "the numbers of children"),
+    ("getdents64", "the threads of a process"),
+    ("pidfd_send_signal", "SIGSTOP, then SIGKILL"),
     ("close", ""),
 )
 

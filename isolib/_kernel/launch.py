@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
 from isolib._kernel.hints import hint
-from isolib.errors import SetupFailed, from_errno
+from isolib.errors import SetupFailed, Unsupported, from_errno
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,7 @@ _INHERITED: Final = (calls.STDIO_INHERIT,) * 3
 class _Ground:
     """What every launch of this process stands on, opened once: the sealed launcher, this process's pidfd, a real procfs."""
 
-    __slots__ = ("host", "image", "image_path", "owner", "proc")
+    __slots__ = ("host", "image", "image_path", "is_own_proc", "owner", "proc")
 
     def __init__(self) -> None:
         self.owner = os.getpid()
@@ -41,6 +41,7 @@ class _Ground:
             fds.append(self.host)
             self.proc = _open_proc()
             fds.append(self.proc)
+            self.is_own_proc = _is_own(self.proc)
             self.image = _seal()
         except BaseException:
             calls.close_all(fds)
@@ -57,6 +58,14 @@ def _open_proc() -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _is_own(proc: int) -> bool:
+    """Return whether a procfs numbers processes as this process does: it may be that of a pid namespace around."""
+    try:
+        return os.readlink("self", dir_fd=proc) == str(os.getpid())
+    except OSError:
+        return False
 
 
 def _above_stdio(fd: int) -> int:
@@ -211,6 +220,12 @@ def _wanted(
     premises: tuple[bytes, int] | None = None,
 ) -> calls.Launch:
     base = ground()
+    if not base.is_own_proc and any(step.kind in {"MAP", "MAP_HELPER"} for step in plan.steps):
+        raise Unsupported(
+            "a new user namespace",
+            "/proc, which is that of another pid namespace",
+            "mount -t proc proc /proc, in a new mount namespace",
+        )
     return calls.Launch(base.image, base.image_path, plan.encode(), fds, keep, stdio, base.host, base.proc, premises)
 
 

@@ -293,6 +293,7 @@ static const struct {
                   CALL(fsmount),
                   CALL(fsopen),
                   CALL(getcwd),
+                  CALL(getdents64),
                   CALL(getresgid),
                   CALL(getresuid),
                   CALL(getrusage),
