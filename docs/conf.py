@@ -22,6 +22,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!isolib\b).*"),
     (r"py:.*", r"isolib\.confine(\..*)?"),  # a part to come
     (r"py:.*", r"isolib\._kernel\..*"),  # private: shown where a signature says so, described in the sources
+    (r"py:class", r"isolib\.(namespaces\.handle\.NamespaceT|spec\.SandboxFields)"),  # a type variable, keyword arguments
 ]
 
 autodoc_member_order = "bysource"
