@@ -368,8 +368,9 @@ def test_no_circles() -> None:
 def run_at_import(tree: ast.Module) -> str:
     """Return the source of what runs when a module is imported: no function bodies, nothing for type checkers only."""
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or (
-            isinstance(node, ast.If) and dotted(node.test).endswith("TYPE_CHECKING")
-        ):
-            node.body = ast.parse("...").body
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                node.body = ast.parse("...").body
+            case ast.If() if dotted(node.test).endswith("TYPE_CHECKING"):
+                node.body = ast.parse("...").body
     return ast.unparse(tree)
