@@ -124,6 +124,8 @@ class Guest(Slot):
     @classmethod
     def begin(cls, builder: Builder, scene: Scene, room: int = ROOM) -> Guest:
         """Begin a root: makes the scratch; `make_skeleton` or `take_tree` comes next."""
+        if "mnt" not in scene.new:
+            raise PlanError("root= needs a mount namespace of its own: new={'mnt', ...}; one that is joined has other users")
         guest = cls(builder, scene)
         scratch = guest.new_fs("tmpfs", {"size": str(room), "nr_inodes": str(inodes_for(room))}, SAFE)
         # Lookups go on from the process's own root, which is below this mount, not on it.

@@ -89,7 +89,7 @@ class Proc:
         """Add the steps that attach it."""
         guest = Guest.of(builder, root, scene)
         target = os.fsdecode(self.target)
-        bound = "pid" not in scene.new
+        bound = "pid" not in scene.new | scene.joined
         if bound:
             proc = guest.host_tree("/proc", _ATTRIBUTES, recursive=True, phase=INSIDE)
         else:
