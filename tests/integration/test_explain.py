@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import select
 import signal
 import sys
 from contextlib import ExitStack, contextmanager
@@ -285,7 +286,15 @@ def test_helpers_that_write_maps(user_namespaces: None) -> None:
     builder.clone_flags = calls.CLONE_NEWUSER
     builder.map_helper("/bin/true", ["0", "100000", "65536"])  # strace takes the privileges from a set-user-id program
     plan = builder.build(HOLD)
-    trace = check(plan, lambda: launch(plan).close())
+
+    def run() -> None:
+        held = launch(plan)
+        gone = os.dup(held.pidfd)
+        held.close()
+        select.select([gone], [], [])
+        os.close(gone)
+
+    trace = check(plan, run)
     (helper,) = (pid for pid in trace.pids() if names_of(trace, pid)[:2] == ["openat", "dup3"])
     (section,) = (one for one in plan.sections() if one.title == "helper")
     assert_told(section, up_to_exec(trace, helper), plan.explain())
