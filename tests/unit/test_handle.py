@@ -440,8 +440,16 @@ class TestForks:
         assert (result.stdout, result.stderr) == ("1 True\n1 False\n", "")
 
 
-@pytest.mark.parametrize("thread", ["", "threading.Thread(target=threading.Event().wait, daemon=True).start()"])
-def test_end_of_the_interpreter_is_quiet(thread: str) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [
+        "pass",
+        "sys.modules['elsewhere'] = loop",
+        "sys.kept = thing",
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()",
+    ],
+)
+def test_end_of_the_interpreter_is_quiet(more: str) -> None:
     """Handles that are left at the end of the program make no noise, wherever they hang, and undo nothing so late."""
     result = run_python(f"""
         import os, sys, threading
@@ -454,12 +462,10 @@ def test_end_of_the_interpreter_is_quiet(thread: str) -> None:
         thing = Thing._make(os.open("/", os.O_PATH))
         loop = Thing._make(os.open("/", os.O_PATH))
         loop.self = loop
-        sys.modules["elsewhere"] = loop
-        sys.keep = Thing._make(os.open("/", os.O_PATH))
         fd = Fd(os.open("/", os.O_PATH))
         undo = Rollback()
         undo.push(print, "undone")
-        {thread}
+        {more}
     """)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
