@@ -373,12 +373,11 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
 
         Raises
         ------
-        FileExistsError
-            There is something.
+        SyscallError
+            Something is there already (EEXIST); the directory is not (ENOENT); a mount namespace cannot be pinned in itself,
+            nor in an older one (ELOOP).
         PermissionDenied
             Mounting needs CAP_SYS_ADMIN over the calling thread's mount namespace.
-        SyscallError
-            The kernel refused: a mount namespace cannot be pinned in itself, or in an older one (EINVAL).
         PlanError
             This cannot be a path.
 

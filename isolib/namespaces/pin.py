@@ -64,7 +64,8 @@ def attach(fd: int, label: str, place: str) -> None:
             try:
                 calls.move_mount(tree.fileno(), target.fileno(), "", place)
             except SyscallError as error:
-                raise from_errno("move_mount", f"{label} on {place}", error.errno) from None
+                hint = "a mount namespace cannot be pinned in itself, nor in an older one" if label.startswith("mnt:") else None
+                raise from_errno("move_mount", f"{label} on {place}", error.errno, hint) from None
             undo_file.dismiss()
 
 

@@ -224,14 +224,16 @@ class _Scan:
 
     def ask_for_owners(self) -> None:
         for number, kind in list(self.kinds.items()):
-            self.pids[number].sort()
             # The lowest may have ended by now, and its pid may even be somebody else's.
-            for pid in self.pids[number]:
-                fd = _open_namespace(pid, kind, number)
-                if fd is not None:
-                    with fd:
-                        self._ask(fd, number)
-                    break
+            pids = sorted(self.pids[number])
+            opened = ((pid, _open_namespace(pid, kind, number)) for pid in pids)
+            pid, fd = next(((pid, fd) for pid, fd in opened if fd is not None), (0, None))
+            if fd is None:  # it went with the last of them
+                del self.kinds[number], self.pids[number]
+                continue
+            with fd:
+                self.pids[number] = pids[pids.index(pid) :]
+                self._ask(fd, number)
 
     def _ask(self, fd: Fd, number: int) -> None:
         kind = self.kinds[number]
