@@ -275,7 +275,6 @@ def _add_role(builder: Builder, scene: Scene) -> None:
         builder.supervise_flags = 1
     else:
         builder.add(INSIDE, Step("PRCTL", flags=_PR_SET_CHILD_SUBREAPER, value=1, what="PR_SET_CHILD_SUBREAPER"))
-    builder.add(INSIDE, Step("KEYRING", ignore=ENOSYS, what="session keyring"))
     if "cgroup" in scene.new:
         builder.add(INSIDE, Step("UNSHARE", flags=calls.CLONE_NEWCGROUP, what="cgroup namespace"))
     if "time" in scene.new:
@@ -332,11 +331,15 @@ def add_command(
     identity: Identity | None = None,
     rights: Rights | None = None,
     cwd: str | None = None,
+    own_keyring: bool = False,
 ) -> None:
     """Add what the command's own process does before its exec: privileges go after all that needs them."""
     rights = rights or Rights()
     mask = rights.capabilities
     builder.add(COMMAND, Step("SETSID", what="command"))
+    if own_keyring:
+        # Not the supervisor: its keyring would count against the user's quota until init has reaped it.
+        builder.add(COMMAND, Step("KEYRING", ignore=ENOSYS, what="session keyring"))
     if terminal is not None:
         builder.add(COMMAND, Step("STDIO", fd=terminal, flags=1, what="terminal"))
     for resource, (soft, hard) in (rlimits or {}).items():

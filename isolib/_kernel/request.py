@@ -116,6 +116,7 @@ class Request:
             identity=identity,
             rights=rights if confine is None else confine.rights(),
             cwd=where,
+            own_keyring=bool(kinds | joins.kinds),
         )
         self.builder = builder
         self.scene = scene
