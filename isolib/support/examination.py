@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import ExitStack
+from errno import ENOENT
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from isolib._kernel.plan import INSIDE
-from isolib.errors import SyscallError, from_errno
+from isolib.errors import SetupFailed, SyscallError, from_errno
 from isolib.support import refusals
 from isolib.support.attempts import own_room, resident
 from isolib.support.refusals import NOTHING, Refusal, Refused, said
@@ -40,6 +41,12 @@ class Examination:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
+
+    def require_proc(self) -> None:
+        """Raise `Refused` where the facts could not be read."""
+        if not self.facts.namespaces:
+            by = refusals.shortage("open", "/proc", ENOENT)
+            raise Refused("/proc does not tell", by or _UNEXPECTED)
 
     def remember(self, launched: Launched) -> None:
         """Keep the identity of a process and of its parent, to ask later whether that has reaped it."""
@@ -126,13 +133,26 @@ class Probe(NamedTuple):
             feature = Feature(self.name, available=True, reason=self.function(exam))
         except Refused as refused:
             feature = _refused(self.name, refused.reason, refused.refusal)
-        except SyscallError as error:
+        except OSError as caught:
+            error = caught if isinstance(caught, SyscallError) else _as_syscall_error(caught)
             reason = said(error.op, error.target, error.errno)
-            feature = _refused(self.name, reason, self.explain(error, self.need, exam.facts))
+            feature = _refused(self.name, reason, self._refusal(error, exam.facts))
         except Exception as error:  # noqa: BLE001 - a probe that breaks must not hide what the others found
             feature = _refused(self.name, f"{type(error).__name__}: {error}", _UNEXPECTED)
         exam.found[self.name] = feature
         return feature
+
+    def _refusal(self, error: SyscallError, facts: Facts) -> Refusal:
+        short = refusals.shortage(error.op, error.target, error.errno)
+        if short is not None:
+            return short
+        if isinstance(error, SetupFailed) and error.step.startswith("start of the launcher"):
+            return refusals.call(error.op, error.errno, NOTHING, facts)  # nothing of the feature was tried
+        return self.explain(error, self.need, facts)
+
+
+def _as_syscall_error(error: OSError) -> SyscallError:
+    return from_errno("a system call", error.filename and str(error.filename), error.errno or 0)
 
 
 _UNEXPECTED = Refusal("an error that the probe did not expect", "report it, with the reason")

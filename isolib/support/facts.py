@@ -228,14 +228,15 @@ def gather() -> Facts:
     links = _links()
     last = read("/proc/sys/kernel/cap_last_cap") or ""
     # Not os.geteuid: the thread may have credentials of its own (setresuid(2), C library/kernel differences).
-    ids = status.get("Uid", "0 0").split(), status.get("Gid", "0 0").split()
+    uid = int(status["Uid"].split()[1]) if "Uid" in status else os.geteuid()
+    gid = int(status["Gid"].split()[1]) if "Gid" in status else os.getegid()
     profile = read("/proc/thread-self/attr/apparmor/current") or ""
     return Facts(
         release=system.release,
         machine=system.machine,
-        user=_user_name(int(ids[0][1])),
-        uid=int(ids[0][1]),
-        gid=int(ids[1][1]),
+        user=_user_name(uid),
+        uid=uid,
+        gid=gid,
         capabilities=int(status.get("CapEff", "0"), 16),
         last_capability=int(last) if last.isdigit() else 40,
         no_new_privs=status.get("NoNewPrivs") == "1",

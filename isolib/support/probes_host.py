@@ -92,6 +92,8 @@ def container_of(evidence: Mapping[str, str], *, nested: bool) -> str:
 
 
 def _container(exam: Examination) -> str:
+    if not exam.facts.namespaces:
+        return "unknown: /proc does not tell"
     evidence = {"environ": _first_environment("container")}
     for path in ("/run/systemd/container", "/run/.containerenv", "/proc/version"):
         content = read(path)
@@ -132,6 +134,7 @@ def _security_modules(exam: Examination) -> str:
 
 
 def _unconfined(exam: Examination) -> str:
+    exam.require_proc()
     facts = exam.facts
     if facts.seccomp:
         raise Refused(
@@ -164,7 +167,8 @@ def _ptrace(exam: Examination) -> str:
 def _orphans(exam: Examination) -> str:
     """Look whether the first process that was started, long ended by now, was reaped by who became its parent."""
     if exam.orphan is None:
-        raise Refused("no process could be started", Refusal("the same as the launcher", "see launcher"))
+        launcher = exam.found["launcher"]
+        raise Refused("no process could be started", Refusal(launcher.refused_by, launcher.remedy))
     pidfd, parent = exam.orphan
     who = _process_name(parent)
     if not _is_gone(pidfd):

@@ -165,6 +165,7 @@ def _explain_core(error: SyscallError, need: Need, facts: Facts) -> Refusal:
 
 
 def _capabilities(exam: Examination) -> str:
+    exam.require_proc()
     facts = exam.facts
     everything = (2 << facts.last_capability) - 1
     have = facts.capabilities & everything
@@ -182,6 +183,7 @@ def _capabilities(exam: Examination) -> str:
 
 
 def _capability(name: str, exam: Examination) -> str:
+    exam.require_proc()
     if not exam.facts.has(name):
         raise Refused("not in the effective set", refusals.lacks(name, exam.facts, f"root; it is for {_PURPOSE[name]}"))
     return _PURPOSE[name]

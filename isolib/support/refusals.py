@@ -6,10 +6,14 @@ from dataclasses import dataclass, replace
 from errno import (
     EACCES,
     EAFNOSUPPORT,
+    EAGAIN,
     EDQUOT,
     EINVAL,
+    EMFILE,
+    ENFILE,
     ENODEV,
     ENOENT,
+    ENOMEM,
     ENOSPC,
     ENOSYS,
     ENOTTY,
@@ -154,6 +158,21 @@ def _not_there(need: Need, facts: Facts) -> Refusal:
     return without(need, facts)
 
 
+def shortage(op: str, target: str | None, errno: int) -> Refusal | None:
+    """Return what a failure was for want of, whatever was tried: descriptors, processes, memory, /proc; else None."""
+    if op == "open" and target == "/proc":
+        return Refusal("nobody: procfs is not mounted at /proc", "mount -t proc proc /proc")
+    return _SHORTAGES.get(errno)
+
+
+_SHORTAGES: Final = {
+    EMFILE: Refusal("RLIMIT_NOFILE of the caller: all descriptors are in use", "close some, or raise it (ulimit -n)"),
+    ENFILE: Refusal("fs.file-max: the host has too many files open", "sysctl -w fs.file-max=..."),
+    EAGAIN: Refusal("RLIMIT_NPROC, pids.max of a cgroup, or kernel.pid_max", "end some processes, or raise it"),
+    ENOMEM: Refusal("memory: there is none left, on the host or in the cgroup", "free some, or raise memory.max"),
+}
+
+
 def _denied(op: str, need: Need, facts: Facts) -> Refusal:
     if need.capability and not facts.has(need.capability):
         return lacks(need.capability, facts)
@@ -171,18 +190,21 @@ def namespace(kinds: Collection[str], op: str, errno: int, facts: Facts) -> Refu
     """Say who refused new namespaces of these kinds (or, with ``op`` "write", the id maps of a new user namespace)."""
     if errno in (ENOSPC, EUSERS):
         return _used_up(kinds, facts)
-    absent = [kind for kind in kinds if kind not in facts.namespaces]
-    if errno in (EINVAL, ENOSYS):
-        if absent:
-            return without(Need(option=_NAMESPACE_OPTION[absent[0]]), facts)
-        return call(op, errno, Need(since="5.3"), facts)
     if errno in (EPERM, EACCES):
-        if "user" in kinds:
-            return _no_user_namespace(op, facts)
-        if not facts.has("CAP_SYS_ADMIN"):
-            others = ", ".join(repr(kind) for kind in kinds)
-            return lacks("CAP_SYS_ADMIN", facts, f"a user namespace as well: new={{{others}, 'user'}}")
-    return call(op, errno, Need(capability="CAP_SYS_ADMIN"), facts)
+        return _no_namespace(kinds, op, facts)
+    absent = [kind for kind in kinds if kind not in facts.namespaces]
+    if errno in (EINVAL, ENOSYS) and absent:
+        return without(Need(option=_NAMESPACE_OPTION[absent[0]]), facts)
+    return shortage(op, None, errno) or call(op, errno, Need(since="5.3" if op == "clone3" else ""), facts)
+
+
+def _no_namespace(kinds: Collection[str], op: str, facts: Facts) -> Refusal:
+    if "user" in kinds:
+        return _no_user_namespace(op, facts)
+    if facts.has("CAP_SYS_ADMIN"):
+        return _denied(op, NOTHING, facts)
+    others = ", ".join(repr(kind) for kind in kinds)
+    return lacks("CAP_SYS_ADMIN", facts, f"a user namespace as well: new={{{others}, 'user'}}")
 
 
 def _used_up(kinds: Collection[str], facts: Facts) -> Refusal:

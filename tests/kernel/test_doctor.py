@@ -86,7 +86,7 @@ needs_user_namespace = pytest.mark.usefixtures("user_namespaces")
 
 def examined(*prefix: str, before: str = "", **options: object) -> dict[str, Feature]:
     """Return what doctor() finds in a process of its own, started by a prefix, after some code."""
-    argv = [*prefix, sys.executable, "-c", before + SCRIPT, PACKAGE]
+    argv = [*prefix, sys.executable, "-c", f"import sys; sys.path.insert(0, sys.argv[1])\n{before}{SCRIPT}", PACKAGE]
     env = {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(argv, check=True, stdout=subprocess.PIPE, env=env, **options)  # type: ignore[call-overload]
     return {values[0]: Feature(*values) for values in json.loads(done.stdout)}
@@ -470,6 +470,26 @@ def test_covered_proc_is_named() -> None:
     assert not found["procfs"]
     assert "/proc/version" in found["procfs"].refused_by
     assert "EPERM" in found["procfs"].reason
+
+
+@needs_user_namespace
+def test_host_without_proc_is_told() -> None:
+    """Where procfs is not mounted nothing can be launched or known of the caller, and that is why."""
+    found = inside("mount -t tmpfs tmpfs /proc", "--mount")
+    for name in ("launcher", "user namespace", "veth", "capabilities", "unconfined caller", "kernel"):
+        assert not found[name]
+        assert found[name].refused_by == "nobody: procfs is not mounted at /proc", found[name]
+    assert found["clone3"]
+
+
+@pytest.mark.parametrize("limit", [8, 11, 14, 20])
+def test_want_of_descriptors_is_told(limit: int) -> None:
+    """With too few descriptors nothing is raised, and features that could not be tried say so."""
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))\n"
+    found = examined(before=f"from isolib.support import doctor\n{code}")
+    refusals = {feature.refused_by for feature in found.values()}
+    assert "RLIMIT_NOFILE of the caller: all descriptors are in use" in refusals
+    assert not any("did not expect" in refusal for refusal in refusals)
 
 
 @needs_user_namespace

@@ -146,6 +146,18 @@ def test_every_error_number_has_an_answer(op: str, number: int, facts: Facts, ne
         assert "\n" not in refusal.refused_by + refusal.remedy
 
 
+@pytest.mark.parametrize(
+    ("number", "who"),
+    [(errno.EMFILE, "RLIMIT_NOFILE"), (errno.ENFILE, "fs.file-max"), (errno.EAGAIN, "RLIMIT_NPROC"), (errno.ENOMEM, "memory")],
+)
+def test_want_is_told_whatever_was_tried(number: int, who: str) -> None:
+    """A limit on descriptors, processes or memory says nothing about a feature."""
+    for refusal in (refusals.shortage("socket", None, number), refusals.namespace(("net",), "clone3", number, USER)):
+        assert refusal is not None
+        assert who in refusal.refused_by
+    assert refusals.shortage("socket", None, errno.EPERM) is None
+
+
 def test_who_refused_a_mount() -> None:
     """Outside of a user namespace it is the capability; inside, the kernel's age or AppArmor."""
     overlay = Need("5.11")
