@@ -24,8 +24,9 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PRINTS = re.compile(r"#.*\bprints (.+)$", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 PATH = re.compile(r"`((?:tests|docs|isolib|benchmarks|\.ci)/[\w./*-]*)`")
+# The examples of namespaces have threads enter them, which takes root.
 MODULES = [
-    name
+    pytest.param(name, marks=[pytest.mark.root] if name.startswith("isolib.namespaces") else [])
     for _, name, _ in pkgutil.walk_packages(isolib.__path__, "isolib.")
     if not name.startswith("isolib._kernel.native") and name != "isolib._kernel._ext"
 ]
