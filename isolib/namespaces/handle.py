@@ -337,12 +337,13 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
         PermissionDenied
             That lies outside of the caller's own user namespace (and so does the parent of the first one).
         ClosedError
-            This handle is closed, and its owner was not asked for before.
+            This handle is closed.
 
         Notes
         -----
         Kernel: ioctl_nsfs(2), NS_GET_USERNS. No privileges.
         """
+        self._check_open()
         if self._owner is None:
             fd = Fd.take(self._ask_for_owner)
             with self._guard():

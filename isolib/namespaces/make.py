@@ -384,7 +384,7 @@ def _make(cls: type[N], *, lo: bool = False, hostname: str | None = None, domain
 def _hold(cls: type[N], builder: Builder, *, owned: bool | None = None, stay: bool = False) -> N:
     """Make a namespace by a process that holds it, owned by a new user namespace of the caller when he has no privileges."""
     if owned is None:
-        owned = not assembly.is_privileged()
+        owned = not assembly.may_administer()
     if owned:
         builder.clone_flags |= calls.CLONE_NEWUSER
         assembly.add_maps(builder, resolve("root", "root"))

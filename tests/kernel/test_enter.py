@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import ctypes
 import gc
 import os
 import random
@@ -16,8 +15,7 @@ import threading
 import warnings
 from contextlib import closing
 from errno import ENOMEM, EPERM
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -25,41 +23,16 @@ from isolib import IsolibError, PermissionDenied, SyscallError, ThreadStranded
 from isolib import namespaces as ns
 from isolib._kernel import calls
 from isolib.namespaces import enter
-from tests.seccomp import Denied, deny
+from tests.kernel.threads import give_privileges_up, here, in_a_thread, restrict_thread
+from tests.seccomp import Denied
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
     from types import FrameType
 
-    T = TypeVar("T")
-
 pytestmark = pytest.mark.root
 
 KINDS = ("net", "uts", "ipc", "cgroup")
-
-
-def here(kind: str = "net") -> int:
-    """Return the number of the calling thread's namespace."""
-    return os.stat(f"/proc/thread-self/ns/{kind}").st_ino
-
-
-def in_a_thread(function: Callable[[], T]) -> T:
-    """Call a function on a thread of its own, and return or raise what it does."""
-    outcome: SimpleQueue[tuple[bool, object]] = SimpleQueue()
-
-    def body() -> None:
-        try:
-            outcome.put((True, function()))
-        except BaseException as error:  # noqa: BLE001 -- the caller's
-            outcome.put((False, error))
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    returned, value = outcome.get()
-    if isinstance(value, BaseException) and not returned:
-        raise value
-    return value  # type: ignore[return-value]
 
 
 @pytest.fixture
@@ -447,7 +420,7 @@ def test_thread_that_cannot_come_back(one: ns.NetNS) -> None:
         messages = []
         stay = one.entered()
         stay.__enter__()
-        _give_privileges_up()
+        give_privileges_up()
         for use in (
             lambda: stay.__exit__(None, None, None),
             one.entered().__enter__,
@@ -466,26 +439,6 @@ def test_thread_that_cannot_come_back(one: ns.NetNS) -> None:
     assert one.run(here) == one.id
 
 
-def _give_privileges_up() -> None:
-    """Drop every capability of the calling thread, and of no other (capset(2))."""
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    data = (ctypes.c_uint32 * 6)()
-    assert ctypes.CDLL(None, use_errno=True).capset(header, data) == 0
-
-
-def _filter(*denied: Denied) -> None:
-    """Make system calls of the calling thread fail, for the rest of its life (seccomp(2))."""
-    program = deny(*denied)
-    code = ctypes.create_string_buffer(program, len(program))
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    class Program(ctypes.Structure):
-        _fields_ = (("size", ctypes.c_ushort), ("code", ctypes.c_void_p))
-
-    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
-    assert libc.prctl(22, 2, ctypes.byref(Program(len(program) // 8, ctypes.addressof(code)))) == 0  # PR_SET_SECCOMP
-
-
 @pytest.mark.parametrize(
     ("denied", "op"),
     [("unshare", "unshare"), ("socket", "ioctl SIOCSIFFLAGS"), ("ioctl", "ioctl SIOCSIFFLAGS"), ("sethostname", "sethostname")],
@@ -495,7 +448,7 @@ def test_half_made_namespace_is_undone(denied: str, op: str) -> None:
 
     def worker() -> None:
         before = here(), here("uts")
-        _filter(Denied(denied, ENOMEM))
+        restrict_thread(Denied(denied, ENOMEM))
         with pytest.raises(SyscallError, match="ENOMEM") as caught:
             ns.new_utsns(hostname="x") if denied == "sethostname" else ns.new_netns()
         assert caught.value.op == op
@@ -510,7 +463,7 @@ def test_thread_without_privileges(one: ns.NetNS) -> None:
 
     def worker() -> None:
         before = here()
-        _give_privileges_up()
+        give_privileges_up()
         for _ in range(2):
             with pytest.raises(PermissionDenied, match=r"spawn\(\)") as caught:
                 one.entered().__enter__()
@@ -525,7 +478,7 @@ def test_thread_that_is_stranded_while_it_makes_one() -> None:
     """When the way back from a new namespace fails, the thread is stranded, and the descriptor of the new one is closed."""
 
     def worker() -> None:
-        _filter(Denied("setns", EPERM))
+        restrict_thread(Denied("setns", EPERM))
         with pytest.raises(ThreadStranded, match="new net namespace"):
             ns.new_netns()
         with pytest.raises(ThreadStranded):

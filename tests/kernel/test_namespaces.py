@@ -11,6 +11,7 @@ import sys
 import threading
 from contextlib import ExitStack, closing
 from datetime import timedelta
+from errno import ENOTTY
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ import isolib
 from isolib import PIPE, ClosedError, GoneError, IdMap, PermissionDenied, PlanError, SetupFailed, SyscallError, Unsupported
 from isolib import namespaces as ns
 from isolib._kernel import calls
+from tests.kernel.threads import here, in_a_thread, restrict_thread
+from tests.seccomp import Denied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -47,11 +50,6 @@ OPEN: Mapping[str, Callable[..., ns.Namespace]] = {
 }
 ENTERED_BY_THREADS = ("net", "uts", "ipc", "cgroup")
 every_kind = pytest.mark.parametrize("kind", NEW)
-
-
-def here(kind: str) -> int:
-    """Return the number of the calling thread's namespace."""
-    return os.stat(f"/proc/thread-self/ns/{kind}").st_ino
 
 
 def output(namespace: ns.Namespace, *argv: str, **options: object) -> str:
@@ -86,11 +84,9 @@ def test_program_is_spawned_inside(kind: str) -> None:
 
 
 @every_kind
-def test_program_joins_several_namespaces(kind: str) -> None:
+def test_program_joins_several_namespaces(needs_root: None, kind: str) -> None:
     """Further namespaces are joined by join=, and one that is named twice is joined once."""
     other = "uts" if kind == "net" else "net"
-    if os.geteuid():
-        pytest.skip("namespaces that an ordinary user makes belong to different user namespaces")
     with closing(NEW[kind]()) as one, closing(NEW[other]()) as two:
         links = output(one, "readlink", f"/proc/self/ns/{kind}", f"/proc/self/ns/{other}", join=[two, one])
         assert links.split() == [f"{kind}:[{one.id}]", f"{other}:[{two.id}]"]
@@ -398,7 +394,7 @@ def test_forgotten_handle_is_closed_and_complains() -> None:
 def test_namespace_of_a_process(kind: str) -> None:
     """By pid, the namespace is that of the process."""
     with closing(NEW[kind]()) as namespace, namespace.spawn(["sleep", "1000"]) as process:
-        with OPEN[kind](pid=process.pid) as opened:
+        with closing(OPEN[kind](pid=process.pid)) as opened:
             assert opened == namespace
         with ns.of(process.pid) as every:
             assert every[kind] == namespace
@@ -407,7 +403,7 @@ def test_namespace_of_a_process(kind: str) -> None:
 @every_kind
 def test_adopted_namespace_outlives_its_handle(kind: str) -> None:
     """Closing a handle that adopted a namespace takes nothing away from who is inside."""
-    with OPEN[kind](pid=os.getpid()) as opened:
+    with closing(OPEN[kind](pid=os.getpid())) as opened:
         assert opened.id == here(kind)
     assert here(kind) == opened.id
 
@@ -428,7 +424,7 @@ def test_namespace_of_a_thread() -> None:
     thread = threading.Thread(target=end.wait)
     thread.start()
     try:
-        with ns.open_netns(pid=thread.native_id) as opened:
+        with closing(ns.open_netns(pid=thread.native_id)) as opened:
             assert opened.id == here("net")
     finally:
         end.set()
@@ -455,6 +451,22 @@ def test_process_that_has_ended() -> None:
         ns.open_netns(pid=child.pid)
     with pytest.raises(GoneError):
         ns.of(child.pid)
+
+
+def test_without_the_calls_of_newer_kernels(needs_root: None) -> None:
+    """Before Linux 6.11, where a pidfd does not know the namespaces, /proc does."""
+
+    def worker() -> None:
+        for kind, number in calls.PIDFD_NAMESPACE.items():
+            restrict_thread(Denied("ioctl", ENOTTY, ((1, 0xFF00 | number),)))
+            if kind in NEW:
+                with closing(OPEN[kind](pid=os.getpid())) as opened:
+                    assert opened.id == here(kind)
+        for new in NEW.values():
+            with closing(new()) as made:
+                assert made.id != here(made.kind)
+
+    in_a_thread(worker)
 
 
 @pytest.mark.unprivileged

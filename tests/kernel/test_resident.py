@@ -23,7 +23,7 @@ import pytest
 from isolib import ClosedError, IsolibError, PermissionDenied, ThreadStranded
 from isolib import namespaces as ns
 from isolib._kernel import calls
-from tests.kernel.test_enter import _give_privileges_up, here, in_a_thread
+from tests.kernel.threads import give_privileges_up, here, in_a_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -315,7 +315,7 @@ def test_thread_that_does_not_come_back_is_replaced(one: ns.NetNS, two: ns.NetNS
     def strand() -> None:
         stay = two.entered()
         stay.__enter__()
-        _give_privileges_up()
+        give_privileges_up()
         with pytest.raises(ThreadStranded):
             stay.__exit__(None, None, None)
 
@@ -339,7 +339,7 @@ def test_thread_without_privileges_gets_a_reason(one: ns.NetNS) -> None:
     """When the thread may not enter, the caller gets the reason, and nothing is left of it."""
 
     def worker() -> None:
-        _give_privileges_up()
+        give_privileges_up()
         for _ in range(2):
             with pytest.raises(PermissionDenied, match=r"spawn\(\)"):
                 one.run(here)
