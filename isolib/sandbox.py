@@ -47,13 +47,14 @@ _NAMESPACES: Final = frozenset({"pid", "net", "ipc", "mnt", "uts", "user", "cgro
 class _Setting:
     """What a spec means on this host, for this caller, now."""
 
-    __slots__ = ("cwd", "env", "identity", "kinds", "mounts", "root", "spec")
+    __slots__ = ("cwd", "env", "identity", "kinds", "many_ids", "mounts", "root", "spec")
 
     def __init__(self, spec: SandboxSpec) -> None:
         self.spec = spec
         on_host = spec.root is None
         self.kinds = _NAMESPACES - {"net"} if spec.network == "host" else _NAMESPACES
-        self.identity = _identity(spec)
+        self.many_ids = assembly.is_host_root()
+        self.identity = _identity(spec, many_ids=self.many_ids)
         self.cwd = _working_directory(spec, on_host=on_host)
         self.root: RootValue = Root.host() if spec.root is None else spec.root
         self.mounts: tuple[MountValue, ...] = spec.mounts
@@ -64,7 +65,7 @@ class _Setting:
     @property
     def id_map(self) -> str | list[IdMap]:
         """Root inside is nobody outside; an ordinary user has but the own id to map, and maps it to who runs inside."""
-        if assembly.is_privileged():
+        if self.many_ids:
             return "auto"
         if self.identity is None or self.identity.uid == 0:
             return "root"
@@ -86,12 +87,12 @@ class _Setting:
         )
 
 
-def _identity(spec: SandboxSpec) -> Identity | None:
+def _identity(spec: SandboxSpec, *, many_ids: bool) -> Identity | None:
     if spec.user is None:
         return None
     uid, gid = user_ids(spec.user)
     # An ordinary user maps one id of each kind, with setgroups denied.
-    return Identity(uid, gid if assembly.is_privileged() else uid, (gid,) if assembly.is_privileged() else None)
+    return Identity(uid, gid, (gid,)) if many_ids else Identity(uid, uid, None)
 
 
 def _working_directory(spec: SandboxSpec, *, on_host: bool) -> str:
@@ -350,7 +351,7 @@ class Sandbox:
             raise ClosedError(f"{self!r} is not open: use it in `with`")
         if pty not in self._requests:
             setting = self._setting
-            root_inside = setting.identity or Identity(0, 0, () if assembly.is_privileged() else None)
+            root_inside = setting.identity or Identity(0, 0, () if setting.many_ids else None)
             self._requests[pty] = Request(
                 join=tuple(cast("Iterable[HasFileno]", self._namespaces.values())),
                 identity=root_inside,

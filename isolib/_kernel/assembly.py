@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from isolib._kernel import calls
 from isolib._kernel.launch import launch
 from isolib._kernel.plan import COMMAND, HOLD, HOST, INSIDE, Builder, Slot, Step, encode_text
+from isolib._kernel.procfs import parse_status
 from isolib.errors import PlanError
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ _BY_CLONE: Final = KINDS - {"cgroup", "time"}
 
 #: Nobody needs a privilege for port 80 of a network that is his alone (ip(7), since Linux 4.11).
 _LOW_PORTS: Final = b"/proc/sys/net/ipv4/ip_unprivileged_port_start"
+
+_CAP_SYS_ADMIN: Final = 21
+#: The only line of the first user namespace's uid_map (user_namespaces(7)).
+_ALL_IDS: Final = [b"0", b"0", b"4294967295"]
 
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_KEEPCAPS: Final = 8
@@ -93,9 +98,23 @@ class Rights:
     seccomp: bytes | None = None
 
 
+def may_administer() -> bool:
+    """Return whether the calling thread has CAP_SYS_ADMIN over its own user namespace, be that the host's or another."""
+    with open("/proc/thread-self/status", "rb") as file:
+        return bool(int(parse_status(file.read())["CapEff"], 16) >> _CAP_SYS_ADMIN & 1)
+
+
+def is_host_root() -> bool:
+    """Return whether the calling thread is root of the whole host: user id 0 in the first user namespace, which has all ids."""
+    if os.geteuid() != 0:
+        return False
+    with open("/proc/thread-self/uid_map", "rb") as file:
+        return file.read().split() == _ALL_IDS
+
+
 def is_privileged() -> bool:
-    """Return whether the calling thread is root with CAP_SYS_ADMIN, as far as its own user namespace goes."""
-    return os.geteuid() == 0
+    """Return whether the calling thread may do what only the host's administrator may: id-mapped mounts, for one."""
+    return is_host_root() and may_administer()
 
 
 def check_kinds(new: Iterable[str]) -> frozenset[str]:
@@ -396,14 +415,16 @@ __all__ = [
     "Scene",
     "add_birth",
     "add_command",
-    "plan_joins",
     "add_maps",
     "add_names",
     "add_private_propagation",
     "add_pty",
     "check_kinds",
     "exec_candidates",
+    "is_host_root",
     "is_privileged",
     "maps_id",
+    "may_administer",
+    "plan_joins",
     "userns_fd",
 ]

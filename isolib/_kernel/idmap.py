@@ -119,6 +119,7 @@ class Caller:
     gid: Side
     user: str | None
     taken: tuple[Range, ...]
+    setgroups_denied: bool = False
 
 
 def resolve(uid_map: Form, gid_map: Form, caller: Caller | None = None) -> IdMapPlan:
@@ -148,7 +149,7 @@ def resolve(uid_map: Form, gid_map: Form, caller: Caller | None = None) -> IdMap
         uid=uid,
         gid=gid,
         # Else a group that is denied something could be dropped to get it: user_namespaces(7), CVE-2014-8989.
-        setgroups_deny=not caller.gid.privileged and _is_own(gid, caller.gid),
+        setgroups_deny=caller.setgroups_denied or (not caller.gid.privileged and _is_own(gid, caller.gid)),
         helper=any(not side.privileged and not _is_own(ids, side) for ids, side in ((uid, caller.uid), (gid, caller.gid))),
     )
 
@@ -340,6 +341,8 @@ def read_caller(*, names: bool = True) -> Caller:
         gid=Side("gid", gid, may_gid, _mapped("gid"), granted["gid"]),
         user=user,
         taken=taken,
+        # Denied in a user namespace, it is denied in all that are made in there.
+        setgroups_denied=_read("/proc/thread-self/setgroups", b"").strip() == b"deny",
     )
 
 
