@@ -59,10 +59,10 @@ class Place:
     Attributes
     ----------
     kind
-        A directory or file that the plan made (or the root of a file system that it made), a symbolic link, or "foreign": the
-        root of a mount whose content is not known.
+        A directory that the plan made (or the root of a file system that it made), a file, a symbolic link, or "foreign": a
+        directory that is the root of a mount whose content is not known.
     base, name
-        For what the plan made: where it is, as a slot and a path below that without symbolic links.
+        Where it is: a slot, and for what the plan made a path below that, without symbolic links.
     writable
         For foreign content: whether a mount point that is absent may be made in it.
     source
@@ -354,8 +354,8 @@ class Guest(Slot):
 
     def private(self, target: str, mode: int, *, plain: bool = False) -> Slot:
         """Attach a fresh, writable directory of the scratch; returns its mount."""
-        place, _ = self.look(target)
-        if self.skeleton and place.base is self and place.kind == "directory":
+        place, rest = self.look(target)
+        if self.skeleton and rest and place.base is self and place.kind == "directory":
             place = self.make(target, mode=mode)
             content = self.clone_of(self.private_space, f"root/{place.name}")
         else:

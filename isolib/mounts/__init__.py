@@ -16,12 +16,13 @@ from isolib.mounts.values import Bind as Bind
 from isolib.mounts.values import Dir as Dir
 from isolib.mounts.values import File as File
 from isolib.mounts.values import Mask as Mask
+from isolib.mounts.values import Mount as Mount
 from isolib.mounts.values import ReadOnly as ReadOnly
 from isolib.mounts.values import Symlink as Symlink
 from isolib.mounts.values import Tmpfs as Tmpfs
 
-__all__ = ["Bind", "Dev", "Dir", "File", "Mask", "Overlay", "Proc", "ReadOnly", "Root", "Symlink", "Tmpfs"]
+__all__ = ["Bind", "Dev", "Dir", "File", "Mask", "Mount", "Overlay", "Proc", "ReadOnly", "Root", "Symlink", "Tmpfs"]
 
-for _public in (Bind, Dev, Dir, File, Mask, Overlay, Proc, ReadOnly, Root, Symlink, Tmpfs, WorkTree):
+for _public in (Bind, Dev, Dir, File, Mask, Mount, Overlay, Proc, ReadOnly, Root, Symlink, Tmpfs, WorkTree):
     # Tracebacks and pickles name the place that users import from.
     _public.__module__ = "isolib.mounts"

@@ -42,10 +42,10 @@ def check_source(value: AnyPath, what: str, *, of: str) -> str:
     return path
 
 
-def check_mode(value: object, what: str, *, of: str) -> int:
+def check_mode(value: object, what: str, *, of: str, most: int = MODES) -> int:
     """Return permission bits."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MODES:
-        raise PlanError(f"{of}: {what}={value!r}: permission bits are a number from 0 to 0o7777")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise PlanError(f"{of}: {what}={value!r}: permission bits are a number from 0 to {most:#o}")
     return value
 
 

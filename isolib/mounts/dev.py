@@ -10,7 +10,7 @@ from isolib._kernel import calls
 from isolib._kernel.guest import SAFE, Guest, Place
 from isolib._kernel.plan import INSIDE
 from isolib.mounts.checks import check_target
-from isolib.mounts.values import freeze
+from isolib.mounts.values import Mount, freeze
 
 if TYPE_CHECKING:
     from isolib._kernel.assembly import Scene
@@ -34,7 +34,7 @@ _QUIET: Final = calls.MOUNT_ATTR_NOSUID | calls.MOUNT_ATTR_NOEXEC
 
 
 @dataclass(frozen=True, slots=True)
-class Dev:
+class Dev(Mount):
     """A directory of devices: null zero full random urandom tty, an own devpts (ptmx, pts), shm, fd stdin stdout stderr.
 
     With a new ipc namespace it has mqueue too.  Devices are the host's own, bound, each verified by its number; the directory

@@ -16,19 +16,20 @@ from typing import TYPE_CHECKING, Final
 from isolib._kernel import calls
 from isolib._kernel.guest import SAFE, Guest, Place, inodes_for
 from isolib._kernel.mountapi import takes_id_map
-from isolib._kernel.plan import INSIDE, Step
+from isolib._kernel.plan import HOST, INSIDE, Step
 from isolib._kernel.procfs import parse_mountinfo
 from isolib.errors import PlanError, Unsupported
 from isolib.mounts.checks import check_source, check_target
-from isolib.mounts.idmap import work_userns
-from isolib.mounts.values import TMPFS_SIZE, freeze
+from isolib.mounts.idmap import mount_userns, work_userns
+from isolib.mounts.values import TMPFS_SIZE, Mount, freeze
+from isolib.types import check_id_map
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from isolib._kernel.assembly import Scene
     from isolib._kernel.plan import Builder, Slot
-    from isolib.types import AnyPath
+    from isolib.types import AnyPath, IdMap
 
 __all__ = ["MAX_LOWERS", "Overlay", "WorkTree", "mounts_below"]
 
@@ -39,7 +40,7 @@ _MAX_VALUE: Final = 255  # bytes of one fsconfig(2) value
 
 
 @dataclass(frozen=True, slots=True)
-class Overlay:
+class Overlay(Mount):
     """Directories of the host laid over one another, and a place above them for what is written.
 
     Parameters
@@ -52,6 +53,8 @@ class Overlay:
         A directory of the host that takes what is written.  None: a place in memory that vanishes with the process.
     work
         With ``upper``: an empty directory on the same file system, for the kernel's own use.
+    id_map
+        Of every layer, as of `Bind`.  Only for root on the host.
 
     Raises
     ------
@@ -60,8 +63,10 @@ class Overlay:
 
     Notes
     -----
-    The layers are opened as the new process's root, and files keep their owners.  In a user namespace a file whose owner has no
-    id there can be read but not changed: copying it up would need that id (EOVERFLOW).
+    Files keep their owners, unless ids are mapped.  In a user namespace a file whose owner has no id there can be read, as far
+    as its permissions let anybody, but not changed: its copy in the upper layer would need that id (EOVERFLOW).  Before Linux
+    6.6, whose tmpfs has no user.* attributes, a directory that comes from a lower layer cannot be removed or renamed where the
+    upper one is in memory (EIO, EXDEV).
 
     Source: Documentation/filesystems/overlayfs.rst.
 
@@ -76,6 +81,7 @@ class Overlay:
     _: KW_ONLY
     upper: AnyPath | None = None
     work: AnyPath | None = None
+    id_map: Sequence[IdMap] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.lowers, (str, bytes)) or not hasattr(self.lowers, "__iter__"):
@@ -92,15 +98,17 @@ class Overlay:
         if twice:
             raise PlanError(f"Overlay: one directory, two layers: {', '.join(sorted(twice))}")
         target = check_target(self.target, "target", of="Overlay")
-        freeze(self, target=target, lowers=lowers, upper=upper, work=work)
+        id_map = None if self.id_map is None else check_id_map(self.id_map, "Overlay: id_map")
+        freeze(self, target=target, lowers=lowers, upper=upper, work=work, id_map=id_map)
 
     def add_steps(self, builder: Builder, root: Slot | None, scene: Scene) -> None:
         """Add the steps that attach it."""
         guest = Guest.of(builder, root, scene)
         target = os.fsdecode(self.target)
-        layers = _Layers(guest, target)
+        userns = None if self.id_map is None else mount_userns(guest, self.id_map)
+        layers = _Layers(guest, target, userns)
         for lower in self.lowers:
-            layers.link(os.fsdecode(lower))
+            layers.add_lower(os.fsdecode(lower))
         if self.upper is None or self.work is None:
             layers.new_upper(0o755)
         else:
@@ -111,9 +119,12 @@ class Overlay:
 class _Layers:
     """The layers of one overlay, as names in a hidden directory."""
 
-    def __init__(self, guest: Guest, target: str) -> None:
+    def __init__(self, guest: Guest, target: str, userns: Slot | None) -> None:
         self.guest = guest
         self.target = target
+        self.userns = userns
+        #: Layers that the new process could not open itself, or not as they are to be seen, are cloned and attached.
+        self.clones = userns is not None or guest.source_phase == HOST
         self.lowers: list[str] = []
         self.upper = ""
         self.work = ""
@@ -131,17 +142,19 @@ class _Layers:
         # Short: the names of all lowers together fit into one value, as kernels before 6.8 want them.
         return f"{self.prefix}{kind}"
 
-    def link(self, path: str) -> None:
-        """Add a directory of the host as the next lower layer."""
-        name = self._name(f"l{len(self.lowers):x}")
-        self.guest.add("SYMLINK", fd=self.space, text=name, text2=path, what=path)
-        self.lowers.append(name)
-
-    def mount(self, tree: Slot, path: str) -> None:
-        """Add a detached mount as the next lower layer."""
-        name = self._name(f"l{len(self.lowers):x}")
+    def _place(self, name: str, path: str, attributes: int) -> None:
+        """Give a directory of the host a name."""
+        if not self.clones:
+            self.guest.add("SYMLINK", fd=self.space, text=name, text2=path, what=path)
+            return
+        tree = self.guest.host_tree(path, attributes, recursive=False, userns=self.userns)
         self.guest.add("MKDIR", fd=self.space, text=name, value=0o700, what=path)
         self.guest.attach_onto(tree, self.space, name, path)
+
+    def add_lower(self, path: str) -> None:
+        """Add a directory of the host as the next lower layer."""
+        name = self._name(f"l{len(self.lowers):x}")
+        self._place(name, path, calls.MOUNT_ATTR_RDONLY)
         self.lowers.append(name)
 
     def new_upper(self, mode: int) -> None:
@@ -152,10 +165,15 @@ class _Layers:
         self.guest.add("MKDIR", fd=self.space, text=self.work, value=0o700, what=f"{self.target} (work)")
 
     def take_upper(self, upper: str, work: str) -> None:
-        """Use directories of the host as upper and work; they must be below one mount, so they are not cloned."""
+        """Use directories of the host as upper and work; for the kernel they must be below one mount."""
         self.upper, self.work = self._name("u"), self._name("w")
-        self.guest.add("SYMLINK", fd=self.space, text=self.upper, text2=upper, what=upper)
-        self.guest.add("SYMLINK", fd=self.space, text=self.work, text2=work, what=work)
+        above = ""
+        if self.clones:
+            above = os.path.commonpath([upper, work])
+            self._place(self._name("b"), above, 0)
+        for name, path in ((self.upper, upper), (self.work, work)):
+            to = f"{self._name('b')}/{os.path.relpath(path, above)}" if above else path
+            self.guest.add("SYMLINK", fd=self.space, text=name, text2=to, what=path)
 
     def attach(self, *, volatile: bool) -> None:
         """Make the overlay, and attach it."""
@@ -200,7 +218,7 @@ def mounts_below(path: str) -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkTree:
+class WorkTree(Mount):
     """A working directory of the host's, at the same path inside: files of the caller belong to the command's user.
 
     Parameters
@@ -268,11 +286,8 @@ class WorkTree:
                 f"{path}: {below[0][0]} is mounted below it, and an overlay in a user namespace would uncover what that hides: "
                 "writable='keep' or 'none', or another cwd="
             )
-        layers = _Layers(guest, path)
-        if userns is None:
-            layers.link(path)
-        else:
-            layers.mount(guest.host_tree(path, calls.MOUNT_ATTR_RDONLY, recursive=False, userns=userns), path)
+        layers = _Layers(guest, path, userns)
+        layers.add_lower(path)
         layers.new_upper(_mode_of(path))
         layers.attach(volatile=True)
         covered = ""

@@ -11,7 +11,7 @@ from isolib._kernel import calls
 from isolib._kernel.guest import Guest, Place
 from isolib._kernel.plan import INSIDE
 from isolib.mounts.checks import check_target
-from isolib.mounts.values import freeze
+from isolib.mounts.values import Mount, freeze
 
 if TYPE_CHECKING:
     from isolib._kernel.assembly import Scene
@@ -49,7 +49,7 @@ def _present() -> frozenset[tuple[str, bool]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Proc:
+class Proc(Mount):
     """A procfs that shows the processes of the new pid namespace, and no others.
 
     Masked where the kernel has them: acpi, asound, interrupts, kcore, keys, latency_stats, sched_debug, scsi, sysrq-trigger,

@@ -205,8 +205,10 @@ class HostRoot(Root):
             guest.note(path, Place("link", guest, entry.name))
             return
         mount = guest.host_tree(path, 0, recursive=True, phase="inside")
-        then = Place("foreign", mount, writable=self.writable, source=path)
-        guest.attach(mount, path, then, directory=entry.kind == "directory")
+        if entry.kind == "directory":
+            guest.attach(mount, path, Place("foreign", mount, writable=self.writable, source=path))
+        else:
+            guest.attach(mount, path, Place("file", mount), directory=False)
 
     def _show_interpreter(self, guest: Guest) -> None:
         scene = guest.scene

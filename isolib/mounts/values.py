@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from isolib._kernel.plan import Builder, Slot
     from isolib.types import AnyPath, IdMap
 
-__all__ = ["TMPFS_SIZE", "Bind", "Dir", "File", "Mask", "ReadOnly", "Symlink", "Tmpfs"]
+__all__ = ["TMPFS_SIZE", "Bind", "Dir", "File", "Mask", "Mount", "ReadOnly", "Symlink", "Tmpfs"]
 
 TMPFS_SIZE: Final = 256 << 20
 """The size of a `Tmpfs` that is given none, in bytes."""
@@ -37,8 +37,18 @@ def freeze(value: object, **fields: object) -> None:
         object.__setattr__(value, name, content)
 
 
+class Mount:
+    """What every value for ``mounts=`` is."""
+
+    __slots__ = ()
+
+    def add_steps(self, builder: Builder, root: Slot | None, scene: Scene) -> None:
+        """Add the steps that attach it beneath a root; None: that of the process's creator."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
-class Bind:
+class Bind(Mount):
     """A file or directory of the host, shown at a path inside.
 
     Devices and set-user-id bits have no effect in it, whatever the host's own mount allows (nosuid, nodev).  Flags of the
@@ -99,12 +109,10 @@ class Bind:
         attributes = SAFE | (calls.MOUNT_ATTR_RDONLY if self.readonly else 0)
         userns = None if self.id_map is None else mount_userns(guest, self.id_map)
         mount = guest.host_tree(source, attributes, recursive=self.recursive, userns=userns)
-        guest.attach(
-            mount,
-            target,
-            Place("foreign", mount, writable=not self.readonly, source=source),
-            directory=_is_directory(source),
-        )
+        if _is_directory(source):
+            guest.attach(mount, target, Place("foreign", mount, writable=not self.readonly, source=source))
+        else:
+            guest.attach(mount, target, Place("file", mount), directory=False)
 
 
 def _is_directory(path: str) -> bool:
@@ -116,7 +124,7 @@ def _is_directory(path: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Tmpfs:
+class Tmpfs(Mount):
     """A file system in memory, empty at first, that vanishes with its process.  It belongs to the command's user.
 
     Parameters
@@ -169,7 +177,7 @@ class Tmpfs:
 
 
 @dataclass(frozen=True, slots=True)
-class Mask:
+class Mask(Mount):
     """Something that is to be hidden: a file reads as empty, a directory is empty and read-only.
 
     Parameters
@@ -214,15 +222,15 @@ class Mask:
 def _leads_to_directory(guest: Guest, path: str) -> bool:
     """Return what lies at a path of the guest, as far as can be told beforehand; the mount fails if it is the other thing."""
     place, rest = guest.look(path)
-    if place.kind == "foreign" and place.source is not None:
+    if rest and place.source is not None:
         if guest.host_view and path == os.path.join(place.source, *rest):
             return _is_directory(path)
         return kind_in_root(place.source, "/".join(rest)) == stat.S_IFDIR
-    return place.kind == "directory" and not rest
+    return place.kind in {"directory", "foreign"} and not rest
 
 
 @dataclass(frozen=True, slots=True)
-class ReadOnly:
+class ReadOnly(Mount):
     """Something that is to be made read-only, with every mount below it.
 
     Parameters
@@ -265,7 +273,7 @@ class ReadOnly:
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class File(Mount):
     r"""A file with this content, which belongs to the command's user and vanishes with the process.
 
     In a directory that the plan makes, or a file system in memory, it is written there; elsewhere it covers a file that exists.
@@ -277,7 +285,7 @@ class File:
     data
         The content, at most 8 MiB; a str is written as UTF-8.
     mode
-        Its permission bits.
+        Its permission bits, without the set-user-id bit and its like.
 
     Raises
     ------
@@ -308,7 +316,7 @@ class File:
         if len(content) > MAX_FILE:
             raise PlanError(f"File: data: {len(content)} bytes; {MAX_FILE} is the most: put it into a file and bind that")
         target = check_target(self.target, "target", of="File")
-        freeze(self, target=target, data=content, mode=check_mode(self.mode, "mode", of="File"))
+        freeze(self, target=target, data=content, mode=check_mode(self.mode, "mode", of="File", most=0o777))
 
     def add_steps(self, builder: Builder, root: Slot | None, scene: Scene) -> None:
         """Add the steps that write or attach it."""
@@ -332,7 +340,7 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Dir:
+class Dir(Mount):
     """A directory, made with its parents where it is absent; then it belongs to the command's user.
 
     Parameters
@@ -376,7 +384,7 @@ class Dir:
 
 
 @dataclass(frozen=True, slots=True)
-class Symlink:
+class Symlink(Mount):
     """A symbolic link.
 
     Parameters
