@@ -25,6 +25,7 @@ from isolib._kernel.abi import (
     PIDFD_NAMESPACE,
 )
 from isolib._kernel.handle import Fd
+from isolib._kernel.hints import hint
 from isolib.errors import ThreadStranded, from_errno
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def step_kinds() -> dict[str, int]:
 
 def _checked(op: str, target: str | None, result: int) -> int:
     if result < 0:
-        raise from_errno(op, target, ffi.errno)
+        errno = ffi.errno
+        raise from_errno(op, target, errno, hint(op, errno, target))
     return result
 
 

@@ -162,10 +162,20 @@ def test_host_network_is_only_there_when_asked_for() -> None:
     assert inside("readlink /proc/self/ns/ipc", network="host").strip() != os.readlink("/proc/self/ns/ipc")
 
 
+INTERRUPTED = """
+import isolib
+isolib.run(["true"])
+print("up", flush=True)
+try:
+    isolib.run(["sh", "-c", "sleep 1000"])
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
 def test_sandbox_dies_with_an_interrupt() -> None:
     """Ctrl-C in the host ends the sandbox and raises KeyboardInterrupt there."""
-    program = "import isolib\ntry:\n    isolib.run(['sh', '-c', 'sleep 1000'])\nexcept KeyboardInterrupt:\n    print('interrupted')\n"
-    with isolib.spawn([sys.executable, "-c", f"print('up', flush=True)\n{program}"], stdout=isolib.PIPE) as host:
+    with isolib.spawn([sys.executable, "-c", INTERRUPTED], stdout=isolib.PIPE) as host:
         assert host.stdout is not None
         assert host.stdout.readline() == b"up\n"
         settle = subprocess.run(["sleep", "1"], check=True)

@@ -29,7 +29,8 @@ BODIES = {
         process.stdout.readline()
 """,
     "namespaces": """
-    with isolib.spawn(["sh", "-c", script], new={"user", "pid", "mnt", "net", "uts", "ipc", "cgroup"}, stdout=isolib.PIPE) as process:
+    kinds = ["user", "pid", "mnt", "net", "uts", "ipc", "cgroup"]
+    with isolib.spawn(["sh", "-c", script], new=kinds, stdout=isolib.PIPE) as process:
         process.stdout.readline()
 """,
     "run": """

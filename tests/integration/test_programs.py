@@ -72,16 +72,15 @@ def test_postgresql(work: Path) -> None:
     if not versions:
         pytest.skip("PostgreSQL is not installed; .ci/run installs it")
     programs = str(versions[-1].parent)
-    script = f"""
+    script = """
         set -e
-        PATH={programs}:$PATH
         initdb -D /tmp/data -A trust -U postgres > /dev/null
-        pg_ctl -D /tmp/data -w -o "-k /tmp -c listen_addresses=127.0.0.1" -l /tmp/log start > /dev/null || {{ cat /tmp/log; exit 1; }}
+        pg_ctl -D /tmp/data -w -o "-k /tmp -c listen_addresses=127.0.0.1" -l /tmp/log start > /dev/null || cat /tmp/log
         psql -h /tmp -U postgres -Atc "create table t as select generate_series(1, 1000) as n"
         psql -h 127.0.0.1 -U postgres -Atc "select sum(n) from t"
         pg_ctl -D /tmp/data -w stop > /dev/null
     """
-    with Sandbox(user=(1000, 1000)) as box:
+    with Sandbox(user=(1000, 1000), env={"PATH": f"{programs}:/usr/bin:/bin"}) as box:
         done = box.run(["sh", "-c", textwrap.dedent(script)], timeout=120)
     assert (done.returncode, done.stdout) == (0, b"SELECT 1000\n500500\n"), done.stderr.decode()
 
@@ -128,11 +127,18 @@ def test_state_lives_as_long_as_the_block(work: Path) -> None:
     assert not Path("/tmp/isolib-state").exists()
 
 
+SERVER = """
+import socket
+server = socket.create_server(("127.0.0.1", 80))
+print("up", flush=True)
+server.accept()[0].send(b"hi")
+"""
+
+
 def test_background_process_lives_on_in_the_block() -> None:
     """popen() starts a server that further commands talk to; the block's end ends it."""
     with Sandbox() as box:
-        program = "import socket; s = socket.create_server(('127.0.0.1', 80)); print('up', flush=True); c, _ = s.accept(); c.send(b'hi')"
-        server = box.popen(["python3", "-c", program])
+        server = box.popen(["python3", "-c", SERVER])
         assert server.stdout is not None
         assert server.stdout.readline() == b"up\n"
         client = "import socket; print(socket.create_connection(('127.0.0.1', 80)).recv(10))"

@@ -1,4 +1,4 @@
-"""Many spawns at once in a host that is busy, in an event loop, in a kernel of Jupyter, beside other reapers: no hang, no leak."""
+"""Many spawns at once, in a busy host, in an event loop, in a kernel of Jupyter, beside other reapers: no hang, no leak."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def census() -> dict[str, int]:
 
 
 def assert_unchanged(before: dict[str, int]) -> None:
-    """Fail unless the counts come back to what they were: init reaps orphans, and the kernel ends threads, in their own time."""
+    """Fail unless the counts come back: init reaps orphans, and the kernel ends threads, in their own time."""
     settled = threading.Event()
     for _ in range(500):
         if census() == before:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import isolib
-from isolib import DEVNULL, PIPE, STDOUT, PlanError, Reason, SandboxTimeout, SetupFailed, spawn
+from isolib import PIPE, STDOUT, PlanError, Reason, SandboxTimeout, SetupFailed, spawn
 
 USER_AND_PID = {"user", "pid"}
 
@@ -86,10 +86,7 @@ def test_only_declared_descriptors_survive(tmp_path: Path) -> None:
 
 def test_standard_streams_may_be_exchanged() -> None:
     """stdout=2 and stderr=1 change places, though each has the other's number."""
-    program = (
-        "import isolib\n"
-        "with isolib.spawn(['sh', '-c', 'echo out; echo err >&2'], stdout=2, stderr=1) as p: p.wait(60)\n"
-    )
+    program = "import isolib\nwith isolib.spawn(['sh', '-c', 'echo out; echo err >&2'], stdout=2, stderr=1) as p: p.wait(60)\n"
     with spawn([sys.executable, "-c", program], stdout=PIPE, stderr=PIPE) as process:
         out, err = process.communicate(timeout=60)
     assert (out, err) == (b"err\n", b"out\n")
@@ -176,10 +173,11 @@ def test_what_a_file_has_read_ahead_is_not_lost() -> None:
 
 
 def test_kill_ends_the_whole_tree() -> None:
-    """Killing ends what the command has started too, daemons in sessions of their own included, with a pid namespace or without."""
+    """Killing ends what the command has started too, daemons in sessions of their own, with a pid namespace or without."""
     for new in (set(), USER_AND_PID):
         script = "setsid sleep 1000 & (setsid setsid sh -c 'sleep 1000 & sleep 1000' &) ; echo ready; sleep 1000"
-        with spawn(["sh", "-c", script], new=new, stdout=PIPE, env={"PATH": os.environ["PATH"], "MARK": "kill-tree"}) as process:
+        env = {"PATH": os.environ["PATH"], "MARK": "kill-tree"}
+        with spawn(["sh", "-c", script], new=new, stdout=PIPE, env=env) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
             process.kill()
@@ -307,7 +305,8 @@ def test_host_is_left_as_found() -> None:
 
     def state() -> tuple[object, ...]:
         status = Path("/proc/thread-self/status").read_text(encoding="ascii")
-        wanted = tuple(line for line in status.splitlines() if line.startswith(("Umask", "SigB", "SigI", "SigC", "Cap", "NoNewPrivs", "Seccomp")))
+        fields = ("Umask", "SigB", "SigI", "SigC", "Cap", "NoNewPrivs", "Seccomp")
+        wanted = tuple(line for line in status.splitlines() if line.startswith(fields))
         return (Path.cwd(), wanted, Path("/proc/self/environ").stat().st_uid)
 
     before = state()
@@ -372,10 +371,12 @@ def test_absent_working_directory_is_an_error_of_the_step() -> None:
 
 def test_pty_is_the_controlling_terminal() -> None:
     """The streams are a terminal, which is the session's, has a size, and ends with EIO."""
-    with spawn(["sh", "-c", "tty; test -t 0 && test -t 1 && test -t 2 && stty size < /dev/tty; sleep 0.2; stty size"], pty=True) as process:
-        process.resize(33, 99)
-        text = b""
+    script = "tty; test -t 0 && test -t 1 && test -t 2 && stty size < /dev/tty; read x; stty size"
+    with spawn(["sh", "-c", script], pty=True) as process:
         assert process.terminal is not None
+        process.resize(33, 99)
+        process.terminal.write(b"go\n")
+        text = b""
         try:
             while chunk := process.terminal.read(1000):
                 text += chunk
