@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PRIVATE", "Entry", "entries", "foreign_homes", "interpreter", "is_closed", "is_hidden", "kernel_mounts", "programs"]
 
-PRIVATE: Final = {"/tmp": 0o1777, "/run": 0o755, "/root": 0o700, "/home": 0o755}
+PRIVATE: Final = {"/tmp": 0o1777, "/run": 0o755, "/root": 0o755, "/home": 0o755}
 """What is private and writable at the top level, with its permission bits."""
 
 _NOT_BOUND: Final = frozenset({"proc", "dev", "sys", "tmp", "run", "root", "home", "lost+found"})

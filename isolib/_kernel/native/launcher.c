@@ -49,7 +49,7 @@ static void report(struct launcher *l, uint32_t step, long error) {
 }
 
 void fail(struct launcher *l, long error) {
-    if (l->stage == ISOLIB_STAGE_COMMAND) { /* the supervisor, which shares this memory, reports */
+    if (l->stage == ISOLIB_STAGE_COMMAND && !l->alone) { /* the supervisor, which shares this memory, reports */
         l->failed_at = l->at;
         l->failed = (int32_t)-error;
     } else {
@@ -180,6 +180,17 @@ static int command_main(void *argument) {
     return 127;
 }
 
+/* Before 6.3 a process that is about to enter another time namespace may not share memory with one that stays (fork.c).  What it
+ * has of its own it reports by itself; the supervisor then finds it dead. */
+static long clone_alone(struct launcher *l) {
+    long pid = SYS5(clone, ISO_CLONE_VFORK | ISO_CLONE_PIDFD | ISO_SIGCHLD, 0, &l->command_pidfd, 0, 0);
+    if (pid == 0) {
+        l->alone = 1;
+        leave(command_main(l));
+    }
+    return pid;
+}
+
 static void step_supervise(struct launcher *l, const struct isolib_step *step) {
     long pid = open_signals(l);
     if (pid < 0)
@@ -187,6 +198,8 @@ static void step_supervise(struct launcher *l, const struct isolib_step *step) {
     l->at++;
     pid = isolib_clone_run(ISO_CLONE_VM | ISO_CLONE_VFORK | ISO_CLONE_PIDFD | ISO_SIGCHLD, command_stack + COMMAND_STACK,
                            &l->command_pidfd, command_main, l);
+    if (pid == -EINVAL)
+        pid = clone_alone(l);
     l->stage = ISOLIB_STAGE_INSIDE;
     if (pid < 0) {
         l->at = (uint32_t)(step - l->steps);
