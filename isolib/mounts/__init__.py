@@ -3,6 +3,10 @@
 A value says what is wanted, and does nothing: `isolib.spawn` and `isolib.Sandbox` turn it into steps of the launch.  Mounts
 are made in the order given, so a later one may lie in an earlier one; every path inside is resolved within the root; nothing
 that is mounted reaches the host.
+
+A process that is given CAP_SYS_ADMIN in its user namespace is master of the mounts in it, and can undo masks and read-only
+flags that are not the host's own.  What a sandbox runs has no capability; what `isolib.spawn` runs as root in a new user
+namespace has all.
 """
 
 from __future__ import annotations

@@ -224,7 +224,7 @@ class WorkTree(Mount):
     Parameters
     ----------
     path
-        The directory, absolute.
+        The directory, absolute.  One that the host does not have is not shown: a mount may bring it, or entering it fails.
     mode
         "discard": what is written goes to memory and vanishes.  What is mounted below the directory is read-only.
         "keep": what is written is written to the host.
@@ -262,6 +262,8 @@ class WorkTree(Mount):
         """Add the steps that attach it."""
         guest = Guest.of(builder, root, scene)
         path = os.fsdecode(self.path)
+        if not os.path.isdir(path):
+            return
         userns = work_userns(guest)
         if userns is not None and not takes_id_map(path, scene_userns_fd(guest), recursive=self.mode != "discard"):
             if self.mode != "none":

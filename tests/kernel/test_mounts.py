@@ -64,7 +64,7 @@ def on_skeleton(script: str, *mounts: MountValue) -> str:
 
 def in_own_host(setup: str, code: str) -> str:
     """Prepare mounts of a "host" in a shell, then run Python code with a helper `inside` there."""
-    options = ["--propagation", "private"] if IS_ROOT else ["--user", "--map-current-user"]
+    options = ["--propagation", "private"] if IS_ROOT else ["--user", "--map-current-user", "--keep-caps"]
     helper = f"""
         import sys
         sys.path[:0] = {[path for path in sys.path if path]!r}
@@ -175,12 +175,21 @@ class TestBind:
         """A bind asked for as writable of what the host has read-only and noexec is neither writable nor executable."""
         out = in_own_host(
             f"mount -t tmpfs -o mode=777 none {tmp_path}; cp /bin/true {tmp_path}; mount -o remount,bind,ro,noexec {tmp_path}",
-            f"print(here.on_skeleton('/data/true; echo > /data/new; mount -o remount,bind,rw /data; echo > /data/new',"
-            f" Bind({str(tmp_path)!r}, '/data', readonly=False)))",
+            f"print(here.on_skeleton('/data/true; echo > /data/new', Bind({str(tmp_path)!r}, '/data', readonly=False)))",
         )
         assert "Permission denied" in out
         assert "Read-only file system" in out
-        assert not os.listdir(tmp_path)
+
+    @pytest.mark.unprivileged
+    def test_flags_of_the_host_are_locked(self, tmp_path: Path) -> None:
+        """Not even with every capability in its user namespace can a process undo what the host has set."""
+        out = in_own_host(
+            f"mount -t tmpfs -o mode=777 none {tmp_path}; mount -o remount,bind,ro {tmp_path}",
+            f"print(here.on_skeleton('mount -o remount,bind,rw /data; echo > /data/new',"
+            f" Bind({str(tmp_path)!r}, '/data', readonly=False)))",
+        )
+        assert "permission denied" in out
+        assert "Read-only file system" in out
 
     @pytest.mark.root
     def test_id_map(self, tmp_path: Path) -> None:
