@@ -16,7 +16,7 @@ from isolib.mounts.overlay import mounts_below
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["PRIVATE", "Entry", "entries", "foreign_homes", "interpreter", "is_closed", "is_hidden", "kernel_mounts", "programs"]
+__all__ = ["PRIVATE", "Entry", "entries", "interpreter", "is_closed", "is_hidden", "kernel_mounts", "private", "programs"]
 
 PRIVATE: Final = {"/tmp": 0o1777, "/run": 0o755, "/root": 0o755, "/home": 0o755}
 """What is private and writable at the top level, with its permission bits."""
@@ -83,10 +83,17 @@ def _entries(_: int) -> tuple[Entry, ...]:
     return tuple(sorted(found, key=lambda one: one.name))
 
 
+def private() -> dict[str, int]:
+    """Return all that is private and writable, with its permission bits: /var/tmp and hidden homes too."""
+    found = dict(PRIVATE)
+    if os.path.isdir("/var/tmp") and not os.path.islink("/var/tmp") and not os.path.islink("/var"):
+        found["/var/tmp"] = 0o1777
+    return found | dict.fromkeys(_homes(), 0o755)
+
+
 def is_hidden(path: str) -> bool:
     """Return whether a path of the host lies where the guest has a directory of its own."""
-    first = path.split("/")[1]
-    return first in _NOT_BOUND or (path + "/").startswith("/var/tmp/")
+    return path.split("/")[1] in _NOT_BOUND or (path + "/").startswith(tuple(place + "/" for place in private()))
 
 
 def is_closed(path: str) -> bool:
@@ -113,15 +120,15 @@ def kernel_mounts(visible: Iterable[str]) -> Iterator[str]:
             yield point
 
 
-def foreign_homes() -> list[str]:
-    """Return the caller's home and the real places of /home and /root, where these are visible at another path."""
+def _homes() -> list[str]:
+    """Return the caller's home and the real places of /home and /root, where these would be visible at another path."""
     homes = {os.path.realpath(one) for one in ("/home", "/root")}
     with suppress(KeyError):  # a user without an entry has no home that could be known
         homes.add(os.path.realpath(pwd.getpwuid(os.geteuid()).pw_dir))
     return sorted(
         home
         for home in homes
-        if not is_hidden(home)
+        if home.split("/")[1] not in _NOT_BOUND
         and home not in _SYSTEM_EXACTLY
         and not any((home + "/").startswith(system + "/") for system in _SYSTEM)
         and os.path.isdir(home)

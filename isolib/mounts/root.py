@@ -14,7 +14,7 @@ from isolib.errors import PlanError
 from isolib.mounts import host
 from isolib.mounts.checks import check_room, check_source
 from isolib.mounts.dev import Dev
-from isolib.mounts.idmap import tree_userns
+from isolib.mounts.idmap import tree_userns, work_userns
 from isolib.mounts.proc import Proc
 from isolib.mounts.values import freeze
 
@@ -50,8 +50,8 @@ class Root:
           itself, read-only, where they would not be seen, because they lie in a private place or are closed to others.  Started
           by root they are id-mapped: files that only root can read are readable in these directories, and in no others.
 
-        Hidden with a private empty directory are also the caller's home where it lies elsewhere (/var/lib/jenkins), and what
-        the host has mounted below the visible of proc, sysfs, cgroup and the like.  File permissions hold as ever: started by
+        Private is also the caller's home where it lies elsewhere (/var/lib/jenkins); hidden is what the host has mounted below
+        the visible of proc, sysfs, cgroup and the like.  File permissions hold as ever: started by
         root, the process is nobody on the host; started by a user, it is that user, and reads what the user can read.  Unix
         sockets that lie outside the private places can be connected to, if their permissions allow it.
 
@@ -186,7 +186,7 @@ class HostRoot(Root):
             guest.set_attributes(guest, 0, clear=_READ_ONLY, what="/")
         for path in _covered():
             guest.attach(guest.nothing(), path, Place("foreign", guest), existing=True)
-        for path, mode in _private().items():
+        for path, mode in host.private().items():
             guest.private(path, mode)
         guest.make("/run/lock", mode=0o1777)
         guest.make("/sys")
@@ -212,7 +212,7 @@ class HostRoot(Root):
 
     def _show_interpreter(self, guest: Guest) -> None:
         scene = guest.scene
-        userns = scene.userns if scene.privileged else None
+        userns = work_userns(guest)
         for path in host.interpreter():
             if not (host.is_hidden(path) or (userns is not None and host.is_closed(path))):
                 continue
@@ -230,7 +230,7 @@ class HostRoot(Root):
         lines = [
             *(f"/{one.name}: {f'a link to {one.to}' if one.kind == 'link' else access}" for one in host.entries()),
             *(f"{path}: hidden" for path in covered),
-            *(f"{path}: private, writable, in memory" for path in _private()),
+            *(f"{path}: private, writable, in memory" for path in host.private()),
             "/proc: private",
             "/dev: private",
             "/sys: empty",
@@ -243,16 +243,9 @@ class HostRoot(Root):
         return sorted(lines)
 
 
-def _private() -> dict[str, int]:
-    private = dict(host.PRIVATE)
-    if os.path.isdir("/var/tmp") and not os.path.islink("/var/tmp") and not os.path.islink("/var"):
-        private["/var/tmp"] = 0o1777
-    return private
-
-
 def _covered() -> list[str]:
     shown = [f"/{one.name}" for one in host.entries() if one.kind == "directory"]
-    return sorted({*host.foreign_homes(), *host.kernel_mounts(shown)})
+    return sorted(host.kernel_mounts(shown))
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,6 +181,32 @@ print(done.stdout.decode(), done.stderr.decode())
         assert done.stdout.count("Read-only file system") == 2
 
     @pytest.mark.root
+    def test_interpreter_of_another_user(self) -> None:
+        """It can be used by whatever user the command is."""
+        code = "import os, sys; print(os.getuid(), sys.prefix)"
+        out = inside("", Root.host(), argv=[sys.executable, "-I", "-c", code], user=(1000, 1000))
+        assert out.split() == ["1000", sys.prefix]
+
+    @pytest.mark.root
+    def test_home_elsewhere(self, tmp_path: Path) -> None:
+        """The home of an account that has it in a visible place is private, but for a working directory in it."""
+        place = "/srv/isolib-test-home"
+        try:
+            for name in ("work", "secret"):
+                os.makedirs(f"{place}/{name}")
+            (tmp_path / "passwd").write_text(f"root:x:0:0::{place}:/bin/sh\n")
+            code = "import isolib; print(isolib.run(['sh', '-c', 'ls ..; touch new; ls; touch ../x']))"
+            script = f'mount --bind {tmp_path}/passwd /etc/passwd; exec "$0" -c "$1"'
+            env = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PATH": os.environ["PATH"]}
+            argv = ["unshare", "--mount", "sh", "-ec", script, sys.executable, code]
+            done = subprocess.run(argv, cwd=f"{place}/work", env=env, capture_output=True, text=True, check=True)
+            assert "stdout=b'work\\nnew\\n'" in done.stdout
+            assert "returncode=0" in done.stdout
+            assert os.listdir(f"{place}/work") == []
+        finally:
+            subprocess.run(["rm", "-rf", place], check=True)
+
+    @pytest.mark.root
     def test_closed_place(self) -> None:
         """A directory above that is closed to others is covered, so that what is needed can be reached, and nothing else."""
         place = Path("/srv/isolib-test")
