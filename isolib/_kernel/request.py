@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 _MAX_ID: Final = 2**32 - 2
 _INFINITY: Final = 2**64 - 1
+_MAX_DEADLINE: Final = (2**31 - 1) // 1000
 _RLIMITS: Final = 16  # RLIM_NLIMITS of asm-generic/resource.h
 
 
@@ -98,7 +99,7 @@ class Request:
         scene = replace(_scene(builder, kinds, maps, identity, where), joined=joins.kinds)
         if cgroup is not None:
             builder.cgroup = builder.declare(cgroup.fileno(), "cgroup")
-        builder.deadline_ms = max(1, round(deadline * 1000)) if deadline else 0
+        builder.deadline_ms = _deadline_ms(deadline)
         assembly.add_birth(builder, scene, maps, joins, dumpable=dumpable)
         assembly.add_names(builder, hostname if hostname is None else check_hostname(hostname, "hostname"), domainname)
         if "mnt" in kinds:
@@ -156,6 +157,14 @@ class Request:
         """Start a resident process without a program, which keeps the namespaces and mounts alive."""
         null = calls.STDIO_NULL
         return launch(self.builder.build(assembly.HOLD), self.builder.fds, stdio=(null, null, null))
+
+
+def _deadline_ms(seconds: float) -> int:
+    if not seconds:
+        return 0
+    if seconds > _MAX_DEADLINE:
+        raise PlanError(f"a wall limit of {seconds:g} s: {_MAX_DEADLINE} s (24 days) is the most; None means no limit")
+    return max(1, round(seconds * 1000))
 
 
 def _is_whole(value: object, low: int, high: int) -> bool:

@@ -256,6 +256,7 @@ int isolib_say(int status, int word);
 /* how far isolib_namespace_new came */
 enum isolib_new {
     ISOLIB_NEW_OPEN = 1,
+    ISOLIB_NEW_WAY_BACK,
     ISOLIB_NEW_UNSHARE,
     ISOLIB_NEW_LINK_UP,
     ISOLIB_NEW_HOSTNAME,
@@ -269,7 +270,8 @@ struct isolib_stay {
     int32_t kind;
     int32_t before; /* -1: it is not away */
 };
-/* -1: `file`, the thread's namespace in /proc, could not be opened; -2: setns failed; in both cases nothing has changed */
+/* Nothing has changed when it fails.  -1: `file`, the thread's own in /proc, cannot be opened; -2: no way back; -3: no way in.
+ */
 int isolib_stay_begin(struct isolib_stay *stay, int fd, const char *file);
 int isolib_stay_end(struct isolib_stay *stay);
 void isolib_stay_forget(struct isolib_stay *stay);

@@ -180,8 +180,8 @@ static int command_main(void *argument) {
     return 127;
 }
 
-/* Before 6.3 a process that is about to enter another time namespace may not share memory with one that stays (fork.c).  What it
- * has of its own it reports by itself; the supervisor then finds it dead. */
+/* Before 6.3 a process that is about to enter another time namespace may not share memory with one that stays (fork.c).  What
+ * it has of its own it reports by itself; the supervisor then finds it dead. */
 static long clone_alone(struct launcher *l) {
     long pid = SYS5(clone, ISO_CLONE_VFORK | ISO_CLONE_PIDFD | ISO_SIGCHLD, 0, &l->command_pidfd, 0, 0);
     if (pid == 0) {
@@ -299,6 +299,9 @@ void launcher_main(long *block) {
     long result;
     for (; *number >= '0' && *number <= '9' && fd < 100000000; number++)
         fd = fd * 10 + *number - '0';
+#ifdef ISOLIB_HOSTED
+    launcher = (struct launcher){0}; /* there it is entered again and again */
+#endif
     launcher.status = launcher.go = launcher.signals = launcher.command_pidfd = launcher.umask = -1;
     launcher.stage = ISOLIB_STAGE_FIRST;
     reset_signals();

@@ -63,6 +63,8 @@ struct area {
     uint32_t slots;
 };
 
+enum { MAX_DEADLINE_MS = 0x7fffffff }; /* 24 days; as nanoseconds far below what overflows */
+
 static int slot_fits(const struct area *area, int32_t index, int needed, int allowed) {
     if (index == ISOLIB_NO_SLOT)
         return !needed;
@@ -109,6 +111,8 @@ static int step_fits(const struct area *area, const struct isolib_step *step) {
         return 0;
     if (!(use & (BLOB2 | SIZES)) && step->size2)
         return 0;
+    if (step->kind == STEP_SUPERVISE || step->kind == STEP_HOLD)
+        return step->value <= MAX_DEADLINE_MS;
     if (step->kind == STEP_EXEC)
         return exec_fits(area, step);
     if (step->kind == STEP_MAP_HELPER)

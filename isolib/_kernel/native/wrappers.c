@@ -62,7 +62,10 @@ int isolib_link_up(const char *name) {
     return result;
 }
 
-static int set_up_namespace(int lo, const char *hostname, const char *domainname, int32_t *stage) {
+static int make_namespace(int kind, const char *file, int lo, const char *hostname, const char *domainname, int32_t *stage) {
+    *stage = ISOLIB_NEW_UNSHARE;
+    if (unshare(kind) < 0)
+        return -1;
     *stage = ISOLIB_NEW_LINK_UP;
     if (lo && isolib_link_up("lo") < 0)
         return -1;
@@ -70,7 +73,10 @@ static int set_up_namespace(int lo, const char *hostname, const char *domainname
     if (hostname && sethostname(hostname, strlen(hostname)) < 0)
         return -1;
     *stage = ISOLIB_NEW_DOMAINNAME;
-    return domainname ? setdomainname(domainname, strlen(domainname)) : 0;
+    if (domainname && setdomainname(domainname, strlen(domainname)) < 0)
+        return -1;
+    *stage = ISOLIB_NEW_REOPEN;
+    return open(file, O_RDONLY | O_CLOEXEC);
 }
 
 /*
@@ -83,28 +89,23 @@ int isolib_namespace_new(int kind, const char *file, int lo, const char *hostnam
     before = open(file, O_RDONLY | O_CLOEXEC);
     if (before < 0)
         return -1;
-    *stage = ISOLIB_NEW_UNSHARE;
-    if (unshare(kind) < 0) {
+    /* Root of a user namespace may leave a namespace of the host's, but not come back: so that is tried first. */
+    *stage = ISOLIB_NEW_WAY_BACK;
+    if (setns(before, kind) < 0) {
         error = errno;
     } else {
-        if (set_up_namespace(lo, hostname, domainname, stage) == 0) {
-            *stage = ISOLIB_NEW_REOPEN;
-            made = open(file, O_RDONLY | O_CLOEXEC);
-        }
-        if (made < 0)
-            error = errno;
+        made = make_namespace(kind, file, lo, hostname, domainname, stage);
+        error = made < 0 ? errno : 0;
         if (setns(before, kind) < 0) {
             *stage = ISOLIB_NEW_RETURN;
             error = errno;
         }
     }
     close(before);
-    if (!error)
-        return made;
-    if (made >= 0)
+    if (error && made >= 0)
         close(made);
     errno = error;
-    return -1;
+    return error ? -1 : made;
 }
 
 void isolib_stay_forget(struct isolib_stay *stay) {
@@ -114,16 +115,20 @@ void isolib_stay_forget(struct isolib_stay *stay) {
 }
 
 int isolib_stay_begin(struct isolib_stay *stay, int fd, const char *file) {
-    int error;
+    int error, result = -1;
     stay->before = open(file, O_RDONLY | O_CLOEXEC);
     if (stay->before < 0)
         return -1;
-    if (setns(fd, stay->kind) == 0)
+    if (setns(stay->before, stay->kind) < 0)
+        result = -2;
+    else if (setns(fd, stay->kind) < 0)
+        result = -3;
+    else
         return 0;
     error = errno;
     isolib_stay_forget(stay);
     errno = error;
-    return -2;
+    return result;
 }
 
 int isolib_stay_end(struct isolib_stay *stay) {

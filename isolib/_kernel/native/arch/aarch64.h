@@ -15,8 +15,8 @@ static inline long sys6(long number, long a, long b, long c, long d, long e, lon
 }
 
 /* The kernel enters with the argument block on the stack. */
-#define ISOLIB_DEFINE_START(entry)                                                                                            \
-    __asm__(".text\n.globl _start\n.type _start,%function\n_start:\n"                                                         \
+#define ISOLIB_DEFINE_START(entry)                                    \
+    __asm__(".text\n.globl _start\n.type _start,%function\n_start:\n" \
             "  mov x29, xzr\n  mov x30, xzr\n  mov x0, sp\n  and sp, x0, #-16\n  bl " #entry "\n  brk #0\n")
 
 /* long isolib_clone_run(unsigned long flags, void *stack_top, int *parent_tid, int (*function)(void *), void *argument) */

@@ -15,8 +15,8 @@ static inline long sys6(long number, long a, long b, long c, long d, long e, lon
 }
 
 /* The kernel enters with the argument block on the stack and no return address. */
-#define ISOLIB_DEFINE_START(entry)                                                                                            \
-    __asm__(".text\n.globl _start\n.type _start,@function\n_start:\n"                                                         \
+#define ISOLIB_DEFINE_START(entry)                                    \
+    __asm__(".text\n.globl _start\n.type _start,@function\n_start:\n" \
             "  xorl %ebp, %ebp\n  movq %rsp, %rdi\n  andq $-16, %rsp\n  call " #entry "\n  hlt\n")
 
 /* long isolib_clone_run(unsigned long flags, void *stack_top, int *parent_tid, int (*function)(void *), void *argument)

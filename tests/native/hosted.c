@@ -1,0 +1,307 @@
+/* launcher-hosted [COUNT]: the whole launcher on sound and on mutated plans, with system calls that answer from here: they
+ * touch all the memory that they are given, as the kernel would, so that AddressSanitizer sees what is wrong with it, and they
+ * fail at random, so that every way out is taken. */
+#include "plans.h"
+#include <linux/stat.h>
+#include <setjmp.h>
+#include <stdio.h>
+
+enum { BOOT_FD = 1000, DEPTH = 4 };
+
+static jmp_buf ends[DEPTH];
+static int depth;
+static uint8_t *boot;
+static size_t boot_size;
+static int failures; /* one call in so many fails; 0: none */
+static uint32_t ids[2][3];
+static uint32_t capabilities[6];
+static long calls, executed;
+static void *mapped[64];
+static int mapped_count;
+static volatile uint64_t sum;
+
+static void touch(const void *data, size_t size) {
+    for (size_t i = 0; i < size; i++)
+        sum += ((const uint8_t *)data)[i];
+}
+
+static void touch_text(long text) {
+    if (text)
+        touch((const void *)text, strlen((const char *)text) + 1);
+}
+
+static void touch_list(long list) {
+    for (const char **at = (const char **)list; at && *at; at++)
+        touch_text((long)*at);
+}
+
+static long new_fd(void) {
+    return 3 + (long)below(200);
+}
+
+static long allocate(size_t size) {
+    void *memory = calloc(1, size);
+    if (mapped_count == 64)
+        return -ENOMEM;
+    mapped[mapped_count++] = memory;
+    return (long)memory;
+}
+
+static long answer_message(const struct iso_msghdr *header) {
+    touch(header, sizeof(*header));
+    for (size_t i = 0; i < header->part_count; i++)
+        touch(header->parts[i].base, header->parts[i].size);
+    if (header->control)
+        touch(header->control, header->control_size);
+    return (long)header->parts[0].size;
+}
+
+static long answer_clone(long pidfd) {
+    if (pidfd)
+        *(int32_t *)pidfd = (int32_t)new_fd();
+    return below(2) ? 0 : 4242;
+}
+
+static long fill(long target, size_t size) {
+    if (target)
+        memset((void *)target, 0, size);
+    return 0;
+}
+
+static long get_ids(const uint32_t *from, long a, long b, long c) {
+    *(uint32_t *)a = from[0];
+    *(uint32_t *)b = from[1];
+    *(uint32_t *)c = from[2];
+    return 0;
+}
+
+static long set_ids(uint32_t *to, long a, long b, long c) {
+    to[0] = (uint32_t)a;
+    to[1] = (uint32_t)b;
+    to[2] = (uint32_t)c;
+    return 0;
+}
+
+static long set_capabilities(long data, int read) {
+    if (read)
+        memcpy((void *)data, capabilities, sizeof(capabilities));
+    else
+        memcpy(capabilities, (void *)data, sizeof(capabilities));
+    return 0;
+}
+
+/* Calls by the shape of their arguments: which of them are texts, what they return. */
+static long answer_file(long nr, long b, long c, long d) {
+    switch (nr) {
+    case __NR_openat:
+        touch_text(b);
+        return new_fd();
+    case __NR_openat2:
+        touch_text(b);
+        touch((void *)c, sizeof(struct iso_open_how));
+        return new_fd();
+    case __NR_open_tree:
+    case __NR_mkdirat:
+    case __NR_mknodat:
+        touch_text(b);
+        return nr == __NR_open_tree ? new_fd() : 0;
+    case __NR_move_mount:
+        touch_text(b);
+        touch_text(d);
+        return 0;
+    case __NR_mount_setattr:
+        touch_text(b);
+        touch((void *)d, sizeof(struct iso_mount_attr));
+        return 0;
+    case __NR_fsconfig:
+        touch_text(c);
+        touch_text(d);
+        return 0;
+    case __NR_symlinkat:
+        touch_text(c);
+        return 0;
+    case __NR_write:
+        touch((void *)b, (size_t)c);
+        return c;
+    default:
+        return -ENOSYS;
+    }
+}
+
+static long answer_read(long a, long b, long c) {
+    (void)a;
+    if (c >= 128) { /* a signalfd, or a list of children */
+        memset((void *)b, 0, (size_t)c);
+        *(uint32_t *)b = below(2) ? 17 : 15;
+        return c == 128 ? 128 : 0;
+    }
+    return c;
+}
+
+static long answer_wait(long status, long options) {
+    if (status)
+        *(int *)status = (int)below(256) << 8;
+    return below(3) ? -ECHILD : options & 1 ? 0 : 43;
+}
+
+static long answer_poll(struct iso_pollfd *polled, long count) {
+    touch(polled, sizeof(*polled) * (size_t)count);
+    for (long i = 0; i < count; i++)
+        polled[i].revents = below(3) == 0;
+    return below(20) ? 1 : 0;
+}
+
+long sys6(long nr, long a, long b, long c, long d, long e, long f) {
+    (void)f;
+    calls++;
+    if (nr == __NR_exit_group || nr == __NR_exit)
+        longjmp(ends[depth], 1);
+    if (failures && below((uint64_t)failures) == 0)
+        return -(long)(1 + below(120));
+    switch (nr) {
+    case __NR_mmap:
+        return e == BOOT_FD ? (long)boot : allocate((size_t)b);
+    case __NR_lseek:
+        return (long)boot_size;
+    case __NR_clone3:
+        return answer_clone(((const long *)a)[1]);
+    case __NR_clone:
+        return answer_clone(c);
+    case __NR_pipe2:
+        ((int32_t *)a)[0] = (int32_t)new_fd();
+        ((int32_t *)a)[1] = (int32_t)new_fd();
+        return 0;
+    case __NR_sendmsg:
+        return answer_message((const struct iso_msghdr *)b);
+    case __NR_read:
+        return answer_read(a, b, c);
+    case __NR_recvfrom:
+        *(char *)b = below(2) ? 'h' : 'e';
+        return 1;
+    case __NR_wait4:
+        return answer_wait(b, c);
+    case __NR_ppoll:
+        return answer_poll((struct iso_pollfd *)a, b);
+    case __NR_getrusage:
+        return fill(b, 18 * sizeof(long));
+    case __NR_clock_gettime:
+        return fill(b, sizeof(struct iso_timespec));
+    case __NR_statx:
+        touch_text(b);
+        fill(e, sizeof(struct statx));
+        ((struct statx *)e)->stx_mode = 0020000;
+        return 0;
+    case __NR_getcwd:
+        strcpy((char *)a, below(8) ? "/" : "(unreachable)/");
+        return 2;
+    case __NR_getdents64:
+        return 0;
+    case __NR_setresuid:
+        return set_ids(ids[0], a, b, c);
+    case __NR_setresgid:
+        return set_ids(ids[1], a, b, c);
+    case __NR_getresuid:
+        return get_ids(ids[0], a, b, c);
+    case __NR_getresgid:
+        return get_ids(ids[1], a, b, c);
+    case __NR_capset:
+        return set_capabilities(b, 0);
+    case __NR_capget:
+        return set_capabilities(b, 1);
+    case __NR_execve:
+        touch_text(a);
+        touch_list(b);
+        touch_list(c);
+        executed++;
+        longjmp(ends[depth], 1);
+    case __NR_fsopen:
+    case __NR_chdir:
+    case __NR_umount2:
+        touch_text(a);
+        return nr == __NR_fsopen ? new_fd() : 0;
+    case __NR_pivot_root:
+        touch_text(a);
+        touch_text(b);
+        return 0;
+    case __NR_sethostname:
+    case __NR_setdomainname:
+        touch((void *)a, (size_t)b);
+        return 0;
+    case __NR_setgroups:
+        touch((void *)b, (size_t)a * 4);
+        return 0;
+    case __NR_sched_setaffinity:
+        touch((void *)c, (size_t)b);
+        return 0;
+    case __NR_fsmount:
+    case __NR_socket:
+    case __NR_signalfd4:
+    case __NR_fcntl:
+        return new_fd();
+    case __NR_kill:
+        return below(2) ? -ESRCH : 0;
+    case __NR_openat:
+    case __NR_openat2:
+    case __NR_open_tree:
+    case __NR_mkdirat:
+    case __NR_mknodat:
+    case __NR_move_mount:
+    case __NR_mount_setattr:
+    case __NR_fsconfig:
+    case __NR_symlinkat:
+    case __NR_write:
+        return answer_file(nr, b, c, d);
+    default:
+        return 0;
+    }
+}
+
+long isolib_clone_run(unsigned long flags, void *stack_top, int *parent_tid, int (*function)(void *), void *argument) {
+    (void)flags, (void)stack_top;
+    if (failures && below((uint64_t)failures) == 0)
+        return -EAGAIN;
+    if (parent_tid)
+        *parent_tid = (int)new_fd();
+    if (depth + 1 < DEPTH) {
+        depth++;
+        if (!setjmp(ends[depth]))
+            function(argument);
+        depth--;
+    }
+    return 43;
+}
+
+static void launch(const uint8_t *plan, size_t size) {
+    char *argv[] = {"isolib-init", "1000"};
+    long block[4] = {2, (long)argv[0], (long)argv[1], 0};
+    struct isolib_boot head = {ISOLIB_PLAN_MAGIC, 0, 3, 48, (uint32_t)size, 10, 11, 12};
+    static const int32_t keep[3] = {0, 1, 2};
+    boot_size = 48 + size;
+    boot = calloc(1, boot_size);
+    memcpy(boot, &head, sizeof(head));
+    memcpy(boot + sizeof(head), keep, sizeof(keep));
+    memcpy(boot + 48, plan, size);
+    depth = 0;
+    if (!setjmp(ends[0]))
+        launcher_main(block);
+    free(boot);
+    while (mapped_count)
+        free(mapped[--mapped_count]);
+}
+
+int main(int argc, char **argv) {
+    static uint8_t plan[ROOM], mutated[ROOM], scratch[ROOM];
+    long count = argc > 1 ? atol(argv[1]) : 100000;
+    for (long i = 0; i < count; i++) {
+        size_t size = random_plan(plan, scratch);
+        failures = 0;
+        launch(plan, size);
+        failures = 1 + (int)below(60);
+        launch(plan, size);
+        memcpy(mutated, plan, size);
+        mutate(mutated, &size);
+        launch(mutated, size);
+    }
+    printf("%ld plans, sound, failing and mutated: %ld system calls, %ld programs executed\n", count, calls, executed);
+    return calls > count && executed > 0 ? 0 : 1;
+}
