@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
+    from isolib._kernel.handle import Fd
     from isolib._kernel.launch import Launched
     from isolib._kernel.request import MountValue, RootValue
     from isolib.spec import SandboxFields
@@ -248,18 +249,6 @@ def _complete(
 # ---- many commands ----
 
 
-class _Ns:
-    """A namespace of a sandbox, held by its descriptor."""
-
-    __slots__ = ("fd",)
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def fileno(self) -> int:
-        return self.fd
-
-
 class Sandbox:
     r"""A sandbox that lives for a ``with`` block, in which many commands run, beside and after one another.
 
@@ -285,7 +274,7 @@ class Sandbox:
         self.spec = SandboxSpec.of(spec, fields)
         self._setting: _Setting | None = None
         self._resident: Launched | None = None
-        self._namespaces: dict[str, _Ns] = {}
+        self._namespaces: dict[str, Fd] = {}
         self._requests: dict[bool, Request] = {}
         self._processes: list[Process] = []
         self._closed = False
@@ -315,36 +304,37 @@ class Sandbox:
             raise ClosedError(f"{self!r} cannot be opened again")
         if self._resident is not None:
             return
-        setting = _Setting(self.spec)
-        resident = setting.request(dumpable=True).hold()
+        self._setting = _Setting(self.spec)
         try:
-            for kind in sorted(setting.kinds):
-                self._namespaces[kind] = _Ns(_namespace_fd(resident, kind))
-            calls.say(resident.status, hide=True)
+            self._resident = self._setting.request(dumpable=True).hold()
+            for kind in sorted(self._setting.kinds):
+                self._namespaces[kind] = self._resident.namespace(kind)
+            calls.say(self._resident.status, hide=True)
         except BaseException:
-            self._close_namespaces()
-            resident.close()
+            self._end()
             raise
-        self._setting, self._resident = setting, resident
 
     def close(self) -> None:
         """End everything in the sandbox and give everything back."""
         self._closed = True
-        resident, self._resident = self._resident, None
-        if resident is None:
-            return
+        try:
+            self._end()
+        except KeyboardInterrupt:  # it is raised when all is released
+            self._end()
+            raise
+
+    def _end(self) -> None:
         try:
             for process in self._processes:
                 process.close()
-            Process(["sandbox"], resident).close()
         finally:
+            if self._resident is not None:
+                Process(["sandbox"], self._resident).close()
+            for namespace in self._namespaces.values():
+                namespace.close()
             self._processes.clear()
-            self._close_namespaces()
-            resident.close()
-
-    def _close_namespaces(self) -> None:
-        calls.close_all([one.fd for one in self._namespaces.values()])
-        self._namespaces.clear()
+            self._namespaces.clear()
+            self._resident = None
 
     def _live(self, *, pty: bool = False) -> Request:
         if self._resident is None or self._setting is None:
@@ -414,10 +404,3 @@ class Sandbox:
 
         with self.popen(["sleep", "60"]) as process:
             return audit(process.pid, self._setting.kinds if self._setting else frozenset())
-
-
-def _namespace_fd(resident: Launched, kind: str) -> int:
-    try:
-        return calls.pidfd_namespace(resident.pidfd, kind)
-    except OSError:  # before 6.11
-        return os.open(f"/proc/{resident.supervisor_pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)

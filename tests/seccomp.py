@@ -36,6 +36,7 @@ NUMBERS = {
     "lseek": (8, 62),
     "memfd_create": (319, 279),
     "mkdirat": (258, 34),
+    "mknodat": (259, 33),
     "mmap": (9, 222),
     "mount_setattr": (442, 442),
     "move_mount": (429, 429),

@@ -251,7 +251,7 @@ def _make_userns(uid_map: tuple[IdMap, ...], gid_map: tuple[IdMap, ...]) -> int:
         except OSError:  # before 6.11
             return os.open(f"/proc/{process.supervisor_pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
-        process.close()
+        process.end()
 
 
 # ---- the process itself ----

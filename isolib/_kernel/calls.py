@@ -121,6 +121,14 @@ def pidfd_namespace(pidfd: int, kind: str) -> int:
     )
 
 
+def take_namespace(pidfd: int, kind: str) -> Fd:
+    """As `pidfd_namespace`, owned from the first moment on."""
+    made = Fd.take(lib.isolib_pidfd_namespace, pidfd, PIDFD_NAMESPACE[kind])
+    if made is None:
+        raise from_errno(f"ioctl PIDFD_GET_{kind.upper()}_NAMESPACE", "pidfd", ffi.errno)
+    return made
+
+
 # Of the calling thread: /proc/self would be the main thread.
 _OWN_FILES: Final = {kind: f"/proc/thread-self/ns/{kind}".encode() for kind in NAMESPACE_FLAGS}
 
@@ -335,6 +343,11 @@ def launch_stream(request: LaunchRequest, stream: int) -> int:
 def close_stream(request: LaunchRequest, stream: int) -> None:
     """Close one of the pipes of a launch, 0 to 2, or its terminal, 3; again is nothing."""
     lib.isolib_launch_close(request, stream)
+
+
+def abort_launch(request: LaunchRequest) -> None:
+    """End what a launch has started, wait for its end, reap it where that is this process's part, and close everything."""
+    lib.isolib_launch_abort(request)
 
 
 def forget_launch(request: LaunchRequest) -> None:

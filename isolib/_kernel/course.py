@@ -79,6 +79,7 @@ _START: Final = (
         Call("fcntl", "F_SETFD, 0", when="for each descriptor that the launcher needs"),
         Call("execveat", "isolib-launcher, AT_EMPTY_PATH"),
         Call("execve", '"isolib-launcher"', when="where a memory file cannot be executed"),
+        Call("prctl", 'PR_SET_NAME, "isolib-init"'),
         Call("rt_sigaction", "SIG_DFL", times=_SIGNALS),
         Call("lseek", "the plan, SEEK_END"),
         Call("mmap", "the plan"),

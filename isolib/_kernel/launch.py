@@ -13,6 +13,7 @@ from errno import ESTALE
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
+from isolib._kernel.handle import Fd
 from isolib._kernel.hints import hint
 from isolib.errors import SetupFailed, Unsupported, from_errno
 
@@ -161,10 +162,23 @@ class Launched:
         """When it was launched, on CLOCK_MONOTONIC."""
         return int(self._request.started_ns)
 
+    def namespace(self, kind: str) -> Fd:
+        """Take one of the supervisor's namespaces."""
+        try:
+            return calls.take_namespace(self.pidfd, kind)
+        except OSError:  # before 6.11
+            found = Fd.take(os.open, f"/proc/{self.supervisor_pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+            assert found is not None  # noqa: S101 - os.open raises
+            return found
+
     @property
     def request(self) -> calls.LaunchRequest:
         """The C structure."""
         return self._request
+
+    def end(self) -> None:
+        """End it and all that it has started, wait for that, and close everything."""
+        calls.abort_launch(self._request)
 
     def close(self) -> None:
         """Close every descriptor still owned.  The supervisor sees its socket close, and ends all that still runs."""

@@ -139,9 +139,11 @@ struct isolib_message {
     uint32_t type;
     int32_t step;
     int32_t error;
-    int32_t value; /* the pid, or the status as wait4 gives it, or the number of the call that failed, 0: the step's own */
+    int32_t value; /* the pid, or the status as wait4 gives it; of a failure in stage 1, the pid of stage 2 or 0 */
     int32_t stage;
     int32_t ending;
+    int32_t call; /* the number of the system call that failed, 0: the step's own */
+    int32_t padding;
     int64_t cpu_user_us;
     int64_t cpu_system_us;
     int64_t memory_peak;

@@ -3,7 +3,7 @@
 
 static long allocate(size_t size) {
     enum { READ_WRITE = 3, PRIVATE_ANONYMOUS = 0x22 };
-    return sys6(__NR_mmap, 0, (long)size, READ_WRITE, PRIVATE_ANONYMOUS, -1, 0);
+    return iso_noted(__NR_mmap, sys6(__NR_mmap, 0, (long)size, READ_WRITE, PRIVATE_ANONYMOUS, -1, 0));
 }
 
 static const char *point_to(const char **list, uint64_t count, const char *strings) {

@@ -335,6 +335,9 @@ static int give_up(struct isolib_launch *launch, int error, int step, int stage)
         while (poll(&gone, 1, -1) < 0 && errno == EINTR)
             ;
         isolib_reap(launch->pidfd);
+    } else if (launch->supervisor_pid > 0) { /* its descriptor has not come; as a child of ours it has that number still */
+        siginfo_t info;
+        waitid(P_PID, (id_t)launch->supervisor_pid, &info, WEXITED | __WALL);
     }
     close_results(launch);
     launch->error = error;
@@ -369,7 +372,9 @@ static void heed(struct isolib_launch *launch, const struct isolib_message *mess
         launch->error = message->type == ISOLIB_FAILED ? message->error : EPROTO;
         launch->step = message->step;
         launch->stage = message->stage;
-        launch->call = message->value;
+        launch->call = message->call;
+        if (message->stage == ISOLIB_STAGE_FIRST) /* it may be all that is ever told of stage 2 */
+            launch->supervisor_pid = message->value;
     }
 }
 
@@ -399,8 +404,9 @@ int isolib_launch_wait(struct isolib_launch *launch) {
         heed(launch, &message, fds, sender);
         if (truncated && !launch->error) { /* this process could not take the descriptors: it has as many as it may */
             fail_here(launch, EMFILE, ISOLIB_STAGE_HOST);
-            isolib_say(launch->status, ISOLIB_SAY_END);
         }
+        if (launch->error) /* whoever still listens, let him end */
+            isolib_say(launch->status, ISOLIB_SAY_END);
     }
     return 0;
 }

@@ -43,8 +43,9 @@ static void report(struct launcher *l, uint32_t step, long error) {
     message.type = ISOLIB_FAILED;
     message.step = (int32_t)step;
     message.error = (int32_t)-error;
-    message.value = iso_failed_call;
+    message.value = l->child;
     message.stage = l->stage;
+    message.call = iso_failed_call;
     send_message(l, &message, -1, -1);
 }
 
@@ -54,7 +55,7 @@ void fail(struct launcher *l, long error) {
         l->failed = (int32_t)-error;
     } else {
         report(l, l->at, error);
-        if (l->stage == ISOLIB_STAGE_FIRST && l->child > 0)
+        if (l->go >= 0 && l->stage == ISOLIB_STAGE_FIRST) /* it waits; one that runs is ended by the host's word */
             SYS4(pidfd_send_signal, l->command_pidfd, ISO_SIGKILL, 0, 0);
     }
     leave(127);
@@ -295,6 +296,7 @@ static long read_boot(struct launcher *l, int fd) {
 
 void launcher_main(long *block) {
     const char *number = block[0] == 2 ? (const char *)block[2] : "";
+    enum { SET_NAME = 15 };
     int fd = 0;
     long result;
     for (; *number >= '0' && *number <= '9' && fd < 100000000; number++)
@@ -304,6 +306,7 @@ void launcher_main(long *block) {
 #endif
     launcher.status = launcher.go = launcher.signals = launcher.command_pidfd = launcher.umask = -1;
     launcher.stage = ISOLIB_STAGE_FIRST;
+    SYS5(prctl, SET_NAME, "isolib-init", 0, 0, 0); /* else a number, or that of the memory file */
     reset_signals();
     result = read_boot(&launcher, fd);
     if (result < 0) {

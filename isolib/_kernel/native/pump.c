@@ -23,14 +23,13 @@ int64_t isolib_monotonic_ns(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* Where the host is PID 1 or a child subreaper the process became its child: then it is reaped here; else there is nothing. */
+/*
+ * Where the host is PID 1 or a child subreaper the process became its child: then it is reaped here; else there is nothing.
+ * It has ended, so this waits for nobody but a debugger, who may look at it first; a signal is not kept waiting for that.
+ */
 int isolib_reap(int pidfd) {
     siginfo_t info;
-    int result;
-    do
-        result = waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED | WNOHANG | __WALL);
-    while (result < 0 && errno == EINTR);
-    return result;
+    return waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED | __WALL);
 }
 
 static int make_room(struct isolib_stream *stream) {
