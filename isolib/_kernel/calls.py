@@ -134,6 +134,7 @@ _OWN_FILES: Final = {kind: f"/proc/thread-self/ns/{kind}".encode() for kind in N
 
 _NEW_STAGES: Final = {
     lib.ISOLIB_NEW_OPEN: "open",
+    lib.ISOLIB_NEW_WAY_BACK: "setns",
     lib.ISOLIB_NEW_UNSHARE: "unshare",
     lib.ISOLIB_NEW_LINK_UP: "ioctl SIOCSIFFLAGS",
     lib.ISOLIB_NEW_HOSTNAME: "sethostname",
@@ -168,10 +169,12 @@ def new_stay(kind: str) -> Stay:
 
 
 def begin_stay(stay: Stay, fd: int, kind: str, target: str) -> None:
-    """Move the calling thread into a namespace; the stay knows the way back from before that on."""
+    """Move the calling thread into a namespace that it can come back from; the stay knows the way back from before that on."""
     result = lib.isolib_stay_begin(stay, fd, _OWN_FILES[kind])
     if result < 0:
-        raise from_errno("open" if result == -1 else "setns", target, ffi.errno)
+        errno = ffi.errno
+        where = f"{target}, the way back" if result == -2 else target  # noqa: PLR2004 -- as cdef.h says
+        raise from_errno("open" if result == -1 else "setns", where, errno)
 
 
 def end_stay(stay: Stay, target: str) -> None:

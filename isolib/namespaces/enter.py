@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["Stays", "check_usable", "is_inside", "move", "open_own", "outside", "strand"]
 
 _HINT: Final = (
-    "a thread needs CAP_SYS_ADMIN over the namespace and over its own user namespace; start a program inside with spawn(), or "
-    "run this one in a user namespace (unshare --map-root-user)"
+    "entering takes CAP_SYS_ADMIN over the namespace, and coming back over the one that the thread is in: spawn() starts a "
+    "program inside, run() may do without the way back, and all works when this program was started in namespaces of its own "
+    "(unshare --map-root-user --net --uts --ipc --cgroup)"
 )
 
 _COROUTINE: Final = 0x80 | 0x100 | 0x200  # inspect.CO_COROUTINE, CO_ITERABLE_COROUTINE, CO_ASYNC_GENERATOR

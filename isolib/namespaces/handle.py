@@ -6,7 +6,7 @@ import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, ClassVar, Generic, ParamSpec, TypeVar
 
-from isolib._kernel import calls, seam
+from isolib._kernel import assembly, calls, seam
 from isolib._kernel.handle import Fd, Handle, Rollback
 from isolib.errors import GoneError, PermissionDenied, PlanError, SyscallError, Unsupported, from_errno
 from isolib.namespaces import pin
@@ -311,7 +311,7 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
 
     def _with_owner(self) -> tuple[Namespace, ...]:
         """Return what a program has to join to get here, in order."""
-        if self.kind == "user" or os.geteuid() == 0:
+        if self.kind == "user" or assembly.may_administer():
             return (self,)
         try:
             owner = self.owner
@@ -356,7 +356,7 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
         try:
             return calls.namespace_owner(self.fileno())
         except SyscallError as error:
-            hint = "its owner lies outside of your own user namespace" if isinstance(error, PermissionDenied) else None
+            hint = "its owner lies outside of your own user namespace" if isinstance(error, PermissionDenied) else error.hint
             raise from_errno(error.op, self._label, error.errno, hint) from None
 
     # ---- names ----

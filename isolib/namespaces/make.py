@@ -364,7 +364,7 @@ def _make(cls: type[N], *, lo: bool = False, hostname: str | None = None, domain
         enter.strand(f"{error}: {error.__cause__}")
         raise
     except SyscallError as error:
-        if error.op != "unshare" or error.errno not in (EINVAL, EPERM):
+        if error.op not in ("setns", "unshare") or error.errno not in (EINVAL, EPERM):
             raise from_errno(error.op, error.target, error.errno, hint(error.op, error.errno, error.target)) from None
         if error.errno == EINVAL:
             raise _unsupported(cls.kind) from None
@@ -378,13 +378,12 @@ def _make(cls: type[N], *, lo: bool = False, hostname: str | None = None, domain
     if lo:
         builder.add(INSIDE, Step("LINK_UP", text=b"lo", what="lo"))
     assembly.add_names(builder, hostname, domainname)
-    return _hold(cls, builder, owned=True)
+    return _hold(cls, builder)
 
 
-def _hold(cls: type[N], builder: Builder, *, owned: bool | None = None, stay: bool = False) -> N:
+def _hold(cls: type[N], builder: Builder, *, stay: bool = False) -> N:
     """Make a namespace by a process that holds it, owned by a new user namespace of the caller when he has no privileges."""
-    if owned is None:
-        owned = not assembly.may_administer()
+    owned = not assembly.may_administer()
     if owned:
         builder.clone_flags |= calls.CLONE_NEWUSER
         assembly.add_maps(builder, resolve("root", "root"))
@@ -396,10 +395,7 @@ def _hold(cls: type[N], builder: Builder, *, owned: bool | None = None, stay: bo
         if error.errno == ERANGE:
             text = "the clock would be negative in there, or more than 146 years from its beginning"
             raise SetupFailed(error.step, error.op, error.target, error.errno, text) from None
-        if error.errno != EPERM or owned:
-            raise
-        # Root, but without CAP_SYS_ADMIN, as in a container.
-        return _hold(cls, builder, owned=True, stay=stay)
+        raise
     return _take(cls, held, owned=owned, stay=stay)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 from contextlib import suppress
-from errno import EEXIST, EINVAL, ENOENT
+from errno import EEXIST, EINVAL, ELOOP, ENOENT
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -64,7 +64,9 @@ def attach(fd: int, label: str, place: str) -> None:
             try:
                 calls.move_mount(tree.fileno(), target.fileno(), "", place)
             except SyscallError as error:
-                hint = "a mount namespace cannot be pinned in itself, nor in an older one" if label.startswith("mnt:") else None
+                hint = error.hint
+                if label.startswith("mnt:") and error.errno in (EINVAL, ELOOP):
+                    hint = "a mount namespace cannot be pinned in itself, nor in an older one"
                 raise from_errno("move_mount", f"{label} on {place}", error.errno, hint) from None
             undo_file.dismiss()
 
@@ -91,7 +93,7 @@ def _open(place: str, function: Callable[..., int], *args: object) -> Fd:
     try:
         fd = Fd.take(function, *args)
     except SyscallError as error:
-        raise from_errno(error.op, place, error.errno, _hint(error.errno)) from None
+        raise from_errno(error.op, place, error.errno, _hint(error.errno) or error.hint) from None
     except OSError as error:
         raise from_errno("open", place, error.errno or 0, _hint(error.errno)) from None
     assert fd is not None  # noqa: S101 -- all these raise

@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from contextlib import closing
-from errno import ENOMEM, EPERM
+from errno import ENOMEM
 from typing import TYPE_CHECKING
 
 import pytest
@@ -329,7 +329,7 @@ def test_task_that_enters_while_another_one_is_inside(one: ns.NetNS, two: ns.Net
         first, _ = await asyncio.gather(patient(), intruder())
         assert first == one.id
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 60))
     assert here() == before
 
 
@@ -387,7 +387,7 @@ def test_overlapping_tasks_are_noticed(one: ns.NetNS, two: ns.NetNS) -> None:
         events[3].set()
         return [*result, *await asyncio.gather(second, return_exceptions=True)]
 
-    first, second = asyncio.run(main())
+    first, second = asyncio.run(asyncio.wait_for(main(), 60))
     assert isinstance(first, IsolibError)
     assert isinstance(second, IsolibError)
     assert here() == before
@@ -474,17 +474,44 @@ def test_thread_without_privileges(one: ns.NetNS) -> None:
     in_a_thread(worker)
 
 
-def test_thread_that_is_stranded_while_it_makes_one() -> None:
-    """When the way back from a new namespace fails, the thread is stranded, and the descriptor of the new one is closed."""
+ROOT_OF_A_USER_NAMESPACE = """
+import os
+import isolib.namespaces as ns
+from isolib import PermissionDenied
+here = lambda: os.stat("/proc/thread-self/ns/net").st_ino
+before = here()
+namespace = ns.new_netns()
+assert here() == before
+assert namespace.owner.id == os.stat("/proc/self/ns/user").st_ino
+try:
+    with namespace.entered():
+        print("inside", here() == namespace.id)
+except PermissionDenied as error:
+    print(error)
+assert here() == before
+assert namespace.run(here) == namespace.id
+with namespace.spawn(["true"]) as process:
+    assert process.wait(10).code == 0
+namespace.close()
+"""
 
-    def worker() -> None:
-        restrict_thread(Denied("setns", EPERM))
-        with pytest.raises(ThreadStranded, match="new net namespace"):
-            ns.new_netns()
-        with pytest.raises(ThreadStranded):
-            ns.new_utsns()
 
-    in_a_thread(worker)
+@pytest.mark.parametrize("options", [("--net",), ()])
+def test_root_of_a_user_namespace(options: tuple[str, ...]) -> None:
+    """Who could not come back to a namespace of the host's is not let out of it; from one of his own he is."""
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", *options, sys.executable, "-c", ROOT_OF_A_USER_NAMESPACE],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    if options:
+        assert done.stdout == "inside True\n"
+    else:
+        assert "the way back" in done.stdout
+        assert "run() may do without" in done.stdout
 
 
 # ---- nothing is left ----
