@@ -19,6 +19,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+import hypothesis
 import psutil
 import pytest
 
@@ -32,6 +33,11 @@ PATIENCE = 10.0
 
 Things: TypeAlias = "dict[str, str]"
 """What there is of one kind: its identity, and a description."""
+
+
+# A deadline would be a test of this machine's speed.
+hypothesis.settings.register_profile("isolib", deadline=None)
+hypothesis.settings.load_profile("isolib")
 
 
 # ---- who runs what ----
