@@ -1,12 +1,13 @@
 """Probes of control groups: which hierarchies there are, and what the caller may do in its own group of each.
 
-No group is made where one can be looked at: a directory outlives the process that made it.
+A directory outlives the process that made it, so one is made only for what cannot be seen otherwise, and for a moment.
 """
 
 from __future__ import annotations
 
 import os
 import pwd
+import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import EACCES, ECHILD, EPERM
@@ -219,15 +220,22 @@ def _any_group(exam: Examination, file: str) -> Iterator[str]:
     if with_file or known:
         yield with_file or known[0]
         return
-    made = f"{group.path}/isolib-doctor-{os.getpid()}"
-    try:
-        os.mkdir(made)
-    except OSError as error:
-        raise Refused(said("mkdir", made, error.errno or 0), _write_refusal(group, exam.facts)) from error
-    try:
+    with _new_group(group, exam.facts) as made:
         yield made
+
+
+@contextmanager
+def _new_group(parent: Group, facts: Facts) -> Iterator[str]:
+    """Make a group for the length of the block."""
+    path = f"{parent.path}/isolib-doctor-{os.getpid()}-{threading.get_native_id()}"
+    try:
+        os.mkdir(path)
+    except OSError as error:
+        raise Refused(said("mkdir", path, error.errno or 0), _write_refusal(parent, facts)) from error
+    try:
+        yield path
     finally:
-        os.rmdir(made)
+        os.rmdir(path)
 
 
 def _groups(group: Group) -> list[str]:
@@ -288,27 +296,60 @@ def _pressure_refusal(need: Need, facts: Facts) -> Refusal:
 # ---- birth ----
 
 
-def _clone_into(exam: Examination) -> str:
-    """Be born in the caller's own group, so that none is needed."""
-    group = _unified_group(exam)
-    fd = os.open(group.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _be_born(path: str, exam: Examination) -> None:
+    """Start a process that is born in a group."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         builder = Builder()
-        builder.cgroup = builder.declare(fd, "own cgroup")
+        builder.cgroup = builder.declare(fd, "cgroup")
         attempt(exam.facts, builder)
+    finally:
+        os.close(fd)
+
+
+def _clone_into(exam: Examination) -> str:
+    """Be born in the caller's own group, and in a new one below it where one can be made."""
+    group = _unified_group(exam)
+    place = group.path
+    try:
+        _be_born(place, exam)
+        if _may_write(group.path):
+            with _new_group(group, exam.facts) as place:
+                _be_born(place, exam)
     except SyscallError as error:
-        reason = said(error.op, group.path, error.errno)
+        reason = said(error.op, place, error.errno)
         if error.errno == ECHILD:
-            by = Refusal(
-                f"the kernel: {group.path} was killed once (cgroup.kill), who is born there dies", "start in another group"
+            by = (
+                f"the kernel: the caller's group was killed once ({group.path}/cgroup.kill), and who it clones into others dies"
             )
-            raise Refused(reason, by) from error
+            raise Refused(reason, Refusal(by, "start in a group that was never killed")) from error
         if error.errno in (EACCES, EPERM) and not _may_write(f"{group.path}/cgroup.procs"):
             raise Refused(reason, _write_refusal(group, exam.facts)) from error
         raise
-    finally:
-        os.close(fd)
     return group.path
+
+
+def _clone_into_killed(exam: Examination) -> str:
+    """Be born in a group to which cgroup.kill was written once, when nobody was in it.
+
+    Some kernels compare how often that happened to the target with how often it happened to the group of the caller.
+    """
+    if not exam.found["CLONE_INTO_CGROUP"] or not exam.found["cgroup.kill"]:
+        needed = next(exam.found[name] for name in ("CLONE_INTO_CGROUP", "cgroup.kill") if not exam.found[name])
+        raise Refused(f"{needed.name}: {needed.reason}", Refusal(needed.refused_by, needed.remedy))
+    with _new_group(_unified_group(exam), exam.facts) as path:
+        with open(f"{path}/cgroup.kill", "wb", buffering=0) as file:
+            file.write(b"1")
+        try:
+            _be_born(path, exam)
+        except SyscallError as error:
+            if error.errno != ECHILD:
+                raise
+            by = Refusal(
+                "the kernel: who is cloned into a group that was killed once dies", "a new group after each cgroup.kill"
+            )
+            raise Refused("the process was killed at its birth", by) from error
+    return ""
 
 
 CGROUPS: Final = (
@@ -329,4 +370,5 @@ CGROUPS: Final = (
     Probe("memory.peak", _memory_peak),
     Probe("pressure (PSI)", _pressure),
     Probe("CLONE_INTO_CGROUP", _clone_into, Need(since="5.7")),
+    Probe("birth after cgroup.kill", _clone_into_killed, Need(since="5.14")),
 )

@@ -250,6 +250,26 @@ def test_read_only_cgroups_are_named(report: Report) -> None:
     assert found["cgroup v2"]
 
 
+@pytest.mark.root
+def test_caller_in_a_group_that_was_killed_is_told(report: Report) -> None:
+    """Some kernels kill at birth whom a member of a once killed group clones into another; others do not."""
+    if not report["CLONE_INTO_CGROUP"] or not report["cgroup.kill"]:
+        pytest.skip("no cgroup v2 to be born in, or none that can be killed")
+    group = Path(report["CLONE_INTO_CGROUP"].reason, f"isolib-test-{os.getpid()}")
+    group.mkdir()
+    try:
+        (group / "cgroup.kill").write_text("1")
+        found = examined("sh", "-ec", f'echo $$ >{group}/cgroup.procs; exec "$@"', "sh")
+    finally:
+        group.rmdir()
+    feature = found["CLONE_INTO_CGROUP"]
+    assert feature.available == report["birth after cgroup.kill"].available
+    if not feature:
+        assert str(group) in feature.refused_by
+        assert "ECHILD" in feature.reason
+    assert found["launcher"]
+
+
 def mounts_of(fs_type: str) -> Iterator[str]:
     """Give the lines of mountinfo about a file system."""
     return (line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" - {fs_type} " in line)
