@@ -34,8 +34,8 @@ def doctor() -> Report:
 
     Every feature is used for real, in short-lived processes and namespaces that end with it.  The caller is left as it was: no
     change of its namespaces, mounts, credentials, signals, children or descriptors.  What the kernel loads for a feature (the
-    module of a device or of a file system), it loads here as on first use.  Below the caller's cgroup, where that can be written, a
-    group is made for a moment.
+    module of a device or of a file system), it loads here as on first use.  Below the caller's cgroup, where that can be
+    written, a group is made for a moment.
 
     No privileges are needed: the report is about the user who asks.  It takes some tenths of a second.
 
