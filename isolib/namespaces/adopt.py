@@ -68,6 +68,8 @@ def open_netns(
     ------
     PlanError
         None or several arguments; no such pid can exist; what is there is something else, which the message names.
+    Unsupported
+        The kernel does not have this kind.
     GoneError
         There is no process of this pid.
     PermissionDenied
@@ -301,10 +303,10 @@ def _of_process(pid: int, kind: str) -> Fd:
     except PermissionDenied as error:
         raise PermissionDenied(error.op, label, error.errno, _PTRACE_HINT) from None
     except SyscallError as error:
-        if error.errno == EOPNOTSUPP:
-            raise Unsupported(f"{kind} namespaces", "this kernel", "a kernel that was configured with them") from None
-        if error.errno == ENOENT and not os.path.exists(f"/proc/{pid}"):
-            raise GoneError(error.op, label) from None
+        if error.errno in (ENOENT, EOPNOTSUPP):
+            if not os.path.exists(f"/proc/self/ns/{kind}"):
+                raise Unsupported(f"{kind} namespaces", "this kernel", "a kernel that was configured with them") from None
+            raise GoneError(error.op, label) from None  # a process that waits to be reaped has no namespaces any more
         raise type(error)(error.op, label, error.errno, error.hint) from None
 
 

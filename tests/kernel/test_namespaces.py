@@ -49,7 +49,10 @@ OPEN: Mapping[str, Callable[..., ns.Namespace]] = {
     "time": ns.open_timens,
 }
 ENTERED_BY_THREADS = ("net", "uts", "ipc", "cgroup")
-every_kind = pytest.mark.parametrize("kind", NEW)
+HAS_TIME = os.path.exists("/proc/self/ns/time")
+KINDS = [kind for kind in NEW if kind != "time" or HAS_TIME]
+every_kind = pytest.mark.parametrize("kind", KINDS)
+needs_time = pytest.mark.skipif(not HAS_TIME, reason="this kernel has no time namespaces")
 
 
 def output(namespace: ns.Namespace, *argv: str, **options: object) -> str:
@@ -248,6 +251,7 @@ def test_dead_pid_namespace_says_so(needs_root: None) -> None:
             namespace.spawn(["true"])
 
 
+@needs_time
 @pytest.mark.parametrize(
     ("offset", "expected"),
     [
@@ -271,6 +275,7 @@ def test_clocks_are_shifted(offset: float, expected: tuple[str, str]) -> None:
     assert lines == [["monotonic", "0", "0"], ["boottime", *expected]]
 
 
+@needs_time
 def test_each_clock_has_its_own_offset() -> None:
     """Monotonic and boottime are shifted independently, and the host's clocks are not."""
     code = "import time; print(time.clock_gettime(time.CLOCK_MONOTONIC), time.clock_gettime(time.CLOCK_BOOTTIME))"
@@ -286,6 +291,7 @@ def test_impossible_offsets_are_refused(offset: float) -> None:
         ns.new_timens(boottime=offset)
 
 
+@needs_time
 def test_clock_before_its_beginning_is_refused() -> None:
     """The kernel refuses an offset by which a clock would be negative, and the message says why."""
     with pytest.raises(SetupFailed, match="negative") as caught:
@@ -459,11 +465,11 @@ def test_without_the_calls_of_newer_kernels(needs_root: None) -> None:
     def worker() -> None:
         for kind, number in calls.PIDFD_NAMESPACE.items():
             restrict_thread(Denied("ioctl", ENOTTY, ((1, 0xFF00 | number),)))
-            if kind in NEW:
+            if kind in KINDS:
                 with closing(OPEN[kind](pid=os.getpid())) as opened:
                     assert opened.id == here(kind)
-        for new in NEW.values():
-            with closing(new()) as made:
+        for kind in KINDS:
+            with closing(NEW[kind]()) as made:
                 assert made.id != here(made.kind)
 
     in_a_thread(worker)
@@ -556,8 +562,8 @@ def test_name_that_is_not_there() -> None:
 def test_all_namespaces_of_this_thread() -> None:
     """`of` has all eight kinds of the calling thread, and closes them together."""
     with ns.of() as every:
-        assert {kind: handle.id for kind, handle in every.items()} == {kind: here(kind) for kind in NEW}
-        assert len(every) == 8
+        assert {kind: handle.id for kind, handle in every.items()} == {kind: here(kind) for kind in KINDS}
+        assert len(every) == len(KINDS)
         assert every["net"].kind == "net"
     assert all(handle.closed for handle in every.values())
 
@@ -596,7 +602,16 @@ def test_names_are_at_the_top() -> None:
         assert getattr(isolib, f"open_{kind}ns") is OPEN[kind]
 
 
-@pytest.mark.parametrize("kind", ["mnt", "pid", "user", "time"])
+@pytest.mark.skipif(HAS_TIME, reason="this kernel has time namespaces")
+def test_kernel_without_time_namespaces() -> None:
+    """Where the kernel does not have a kind, making and adopting it is Unsupported."""
+    with pytest.raises(Unsupported, match="CONFIG_TIME_NS"):
+        ns.new_timens()
+    with pytest.raises(Unsupported, match="time"):
+        ns.open_timens(pid=os.getpid())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ENTERED_BY_THREADS])
 def test_kinds_that_threads_do_not_enter(kind: str) -> None:
     """For kinds that no thread can enter and leave, entering raises Unsupported with a way that works."""
     with closing(NEW[kind]()) as namespace:

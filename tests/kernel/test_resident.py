@@ -365,7 +365,7 @@ def test_server_inside_and_client_outside(one: ns.NetNS) -> None:
     """A socket that was opened inside works outside, and belongs to the namespace."""
     with one.run(socket.create_server, ("127.0.0.1", 80)) as server:
         assert one.run(_connect, server) == ("127.0.0.1", 80)
-        with socket.socket() as client, pytest.raises(OSError, match="refused|unreachable"):
+        with socket.socket() as client, pytest.raises(OSError, match=r"refused|unreachable"):
             client.connect(("127.0.0.1", 80))
 
 
