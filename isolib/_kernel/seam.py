@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from isolib.process import Process
+    from isolib.process import Process as Process  # noqa: PLC0414 -- for the signatures of those who call
 
 __all__ = ["spawn"]
 

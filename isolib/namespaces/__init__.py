@@ -6,8 +6,8 @@
     >>> isolib.namespaces.tree().roots[0].kind
     'user'
 
-The modules: `make` (new_*), `adopt` (open_*, of), `handle` (the classes), `enter` (threads that come and go), `thread`
-(threads that stay), `held` (processes that hold), `pin` (names), `tree`.
+The modules: `make` (new_*), `adopt` (open_*, of), `handle` and `kinds` (the classes), `enter` (threads that come and go),
+`thread` (threads that stay), `held` (processes that hold), `pin` (names), `tree`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from isolib.namespaces.adopt import open_pidns as open_pidns
 from isolib.namespaces.adopt import open_timens as open_timens
 from isolib.namespaces.adopt import open_userns as open_userns
 from isolib.namespaces.adopt import open_utsns as open_utsns
-from isolib.namespaces.handle import CgroupNS as CgroupNS
 from isolib.namespaces.handle import Entered as Entered
-from isolib.namespaces.handle import IpcNS as IpcNS
-from isolib.namespaces.handle import MntNS as MntNS
 from isolib.namespaces.handle import Namespace as Namespace
-from isolib.namespaces.handle import NetNS as NetNS
-from isolib.namespaces.handle import PidNS as PidNS
-from isolib.namespaces.handle import TimeNS as TimeNS
-from isolib.namespaces.handle import UserNS as UserNS
-from isolib.namespaces.handle import UtsNS as UtsNS
+from isolib.namespaces.kinds import CgroupNS as CgroupNS
+from isolib.namespaces.kinds import IpcNS as IpcNS
+from isolib.namespaces.kinds import MntNS as MntNS
+from isolib.namespaces.kinds import NetNS as NetNS
+from isolib.namespaces.kinds import PidNS as PidNS
+from isolib.namespaces.kinds import TimeNS as TimeNS
+from isolib.namespaces.kinds import UserNS as UserNS
+from isolib.namespaces.kinds import UtsNS as UtsNS
 from isolib.namespaces.make import new_cgroupns as new_cgroupns
 from isolib.namespaces.make import new_ipcns as new_ipcns
 from isolib.namespaces.make import new_mntns as new_mntns

@@ -13,7 +13,8 @@ from isolib._kernel.handle import Fd, Rollback
 from isolib.errors import GoneError, IsolibError, PermissionDenied, PlanError, SyscallError, Unsupported, from_errno
 from isolib.namespaces import held, pin
 from isolib.namespaces.enter import open_own
-from isolib.namespaces.handle import CLASSES, CgroupNS, IpcNS, MntNS, Namespace, NetNS, PidNS, TimeNS, UserNS, UtsNS
+from isolib.namespaces.handle import CLASSES, Namespace
+from isolib.namespaces.kinds import CgroupNS, IpcNS, MntNS, NetNS, PidNS, TimeNS, UserNS, UtsNS
 from isolib.types import check_path
 
 if TYPE_CHECKING:

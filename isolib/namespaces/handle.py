@@ -1,10 +1,10 @@
-"""The handles: one class for each kind of namespace, and what can be done with all of them."""
+"""What can be done with every namespace; `kinds` has the class of each kind."""
 
 from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, ClassVar, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, Generic, ParamSpec, TypeVar, cast
 
 from isolib._kernel import assembly, calls, seam
 from isolib._kernel.handle import Fd, Handle, Rollback
@@ -20,26 +20,19 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from isolib._kernel.seam import Process
     from isolib.namespaces.held import Held
-    from isolib.process import Process
+    from isolib.namespaces.kinds import UserNS
 
-__all__ = [
-    "CLASSES",
-    "CgroupNS",
-    "Entered",
-    "IpcNS",
-    "MntNS",
-    "Namespace",
-    "NetNS",
-    "PidNS",
-    "TimeNS",
-    "UserNS",
-    "UtsNS",
-]
+__all__ = ["CLASSES", "Entered", "Namespace"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 NamespaceT = TypeVar("NamespaceT", bound="Namespace")
+
+
+CLASSES: Final[dict[str, type[Namespace]]] = {}
+"""By kind."""
 
 
 class Entered(Generic[NamespaceT]):
@@ -86,6 +79,10 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
     _entry_refused_by: ClassVar[str] = ""
     _life_refused_by: ClassVar[str] = ""
     _instead: ClassVar[str] = "spawn() starts a program inside"
+
+    def __init_subclass__(cls, *, made_by: str = "") -> None:
+        super().__init_subclass__(made_by=made_by)
+        CLASSES[cls.kind] = cls
 
     def __init__(self, fd: Fd, *, owner: UserNS | None = None, process: Held | None = None, place: str | None = None) -> None:
         super().__init__(fd)
@@ -349,7 +346,7 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
             with self._guard():
                 self._check_open()
                 if self._owner is None:
-                    self._owner = UserNS._make(fd)
+                    self._owner = cast("UserNS", CLASSES["user"]._make(fd))
         return self._owner
 
     def _ask_for_owner(self) -> int:
@@ -435,68 +432,3 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
 
 def _unique(handles: Iterable[object]) -> tuple[object, ...]:
     return tuple(dict.fromkeys(handles))
-
-
-_FOR_GOOD = "the kernel: a thread with its own mount namespace keeps a root, working directory and umask of its own for good"
-
-
-class NetNS(Namespace, made_by="isolib.new_netns() or isolib.open_netns()"):
-    """A network namespace: interfaces, addresses, routes, ports, firewall rules (network_namespaces(7))."""
-
-    kind = "net"
-
-
-class UtsNS(Namespace, made_by="isolib.new_utsns() or isolib.open_utsns()"):
-    """A UTS namespace: host name and NIS domain name (uts_namespaces(7))."""
-
-    kind = "uts"
-
-
-class IpcNS(Namespace, made_by="isolib.new_ipcns() or isolib.open_ipcns()"):
-    """An IPC namespace: System V shared memory, semaphores, queues, and POSIX message queues (ipc_namespaces(7))."""
-
-    kind = "ipc"
-
-
-class CgroupNS(Namespace, made_by="isolib.new_cgroupns() or isolib.open_cgroupns()"):
-    """A cgroup namespace: which cgroup is shown as the root (cgroup_namespaces(7))."""
-
-    kind = "cgroup"
-
-
-class MntNS(Namespace, made_by="isolib.new_mntns() or isolib.open_mntns()"):
-    """A mount namespace (mount_namespaces(7)). `run` and `spawn` go inside; `with` is its lifetime only."""
-
-    kind = "mnt"
-    _entry_refused_by = _FOR_GOOD
-    _instead = "run() calls a function on a thread of its own, spawn() starts a program inside"
-
-
-class PidNS(Namespace, made_by="isolib.new_pidns() or isolib.open_pidns()"):
-    """A pid namespace (pid_namespaces(7)). `spawn` goes inside; `with` is its lifetime.
-
-    One that isolib made has a PID 1 that reaps, for as long as the handle is open. Closing the handle ends PID 1, and with it
-    everything inside.
-    """
-
-    kind = "pid"
-    _entry_refused_by = _life_refused_by = "the kernel: a thread stays in the pid namespace in which it was born"
-
-
-class UserNS(Namespace, made_by="isolib.new_userns() or isolib.open_userns()"):
-    """A user namespace: user and group ids, capabilities (user_namespaces(7)). `spawn` goes inside; `with` is its lifetime."""
-
-    kind = "user"
-    _entry_refused_by = _life_refused_by = "the kernel: a process with several threads stays in its user namespace"
-
-
-class TimeNS(Namespace, made_by="isolib.new_timens() or isolib.open_timens()"):
-    """A time namespace: offsets of the monotonic clocks (time_namespaces(7)). `spawn` goes inside; `with` is its lifetime."""
-
-    kind = "time"
-    _entry_refused_by = _life_refused_by = "the kernel: a process with several threads stays in its time namespace"
-
-
-CLASSES: dict[str, type[Namespace]] = {
-    each.kind: each for each in (NetNS, UtsNS, IpcNS, CgroupNS, MntNS, PidNS, UserNS, TimeNS)
-}

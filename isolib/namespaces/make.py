@@ -22,8 +22,9 @@ from isolib._kernel.launch import ground
 from isolib._kernel.plan import INSIDE, Builder, Step
 from isolib.errors import SetupFailed, SyscallError, ThreadStranded, Unsupported, from_errno
 from isolib.namespaces import enter
-from isolib.namespaces.handle import CgroupNS, IpcNS, MntNS, Namespace, NetNS, PidNS, TimeNS, UserNS, UtsNS
+from isolib.namespaces.handle import Namespace
 from isolib.namespaces.held import Held
+from isolib.namespaces.kinds import CgroupNS, IpcNS, MntNS, NetNS, PidNS, TimeNS, UserNS, UtsNS
 from isolib.types import check_hostname, check_id_map, parse_duration
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from isolib import IsolibError, PermissionDenied, SyscallError, ThreadStranded
 from isolib import namespaces as ns
 from isolib._kernel import calls
 from isolib.namespaces import enter
-from tests.kernel.threads import give_privileges_up, here, in_a_thread, restrict_thread
 from tests.seccomp import Denied
+from tests.threads import give_privileges_up, here, in_a_thread, restrict_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator

@@ -21,8 +21,8 @@ import isolib
 from isolib import PIPE, ClosedError, GoneError, IdMap, PermissionDenied, PlanError, SetupFailed, SyscallError, Unsupported
 from isolib import namespaces as ns
 from isolib._kernel import calls
-from tests.kernel.threads import here, in_a_thread, restrict_thread
 from tests.seccomp import Denied
+from tests.threads import here, in_a_thread, restrict_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -236,6 +236,28 @@ def test_closing_a_pid_namespace_kills_what_is_inside() -> None:
     namespace.close()
     assert process.wait(10).signal == 9
     process.close()
+
+
+HOST = """
+import isolib, time
+namespace = isolib.new_pidns()
+process = namespace.spawn(["sleep", "1000"])
+print(process.pid, flush=True)
+time.sleep(1000)
+"""
+
+
+def test_killed_host_leaves_nothing_inside() -> None:
+    """When the host is killed, its pid namespaces end, and everything in them."""
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", HOST], stdout=subprocess.PIPE, env=environment) as host:
+        assert host.stdout
+        pidfd = os.pidfd_open(int(host.stdout.readline()))
+        host.kill()
+        try:
+            assert select.select([pidfd], [], [], 10)[0] == [pidfd]
+        finally:
+            os.close(pidfd)
 
 
 def test_dead_pid_namespace_says_so(needs_root: None) -> None:

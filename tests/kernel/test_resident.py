@@ -23,7 +23,7 @@ import pytest
 from isolib import ClosedError, IsolibError, PermissionDenied, ThreadStranded
 from isolib import namespaces as ns
 from isolib._kernel import calls
-from tests.kernel.threads import give_privileges_up, here, in_a_thread
+from tests.threads import give_privileges_up, here, in_a_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,0 +1,66 @@
+"""The eight kinds of namespaces, a class for each: what they isolate, and what threads can do with them."""
+
+from __future__ import annotations
+
+from isolib.namespaces.handle import Namespace
+
+__all__ = ["CgroupNS", "IpcNS", "MntNS", "NetNS", "PidNS", "TimeNS", "UserNS", "UtsNS"]
+
+_FOR_GOOD = "the kernel: a thread with its own mount namespace keeps a root, working directory and umask of its own for good"
+
+
+class NetNS(Namespace, made_by="isolib.new_netns() or isolib.open_netns()"):
+    """A network namespace: interfaces, addresses, routes, ports, firewall rules (network_namespaces(7))."""
+
+    kind = "net"
+
+
+class UtsNS(Namespace, made_by="isolib.new_utsns() or isolib.open_utsns()"):
+    """A UTS namespace: host name and NIS domain name (uts_namespaces(7))."""
+
+    kind = "uts"
+
+
+class IpcNS(Namespace, made_by="isolib.new_ipcns() or isolib.open_ipcns()"):
+    """An IPC namespace: System V shared memory, semaphores, queues, and POSIX message queues (ipc_namespaces(7))."""
+
+    kind = "ipc"
+
+
+class CgroupNS(Namespace, made_by="isolib.new_cgroupns() or isolib.open_cgroupns()"):
+    """A cgroup namespace: which cgroup is shown as the root (cgroup_namespaces(7))."""
+
+    kind = "cgroup"
+
+
+class MntNS(Namespace, made_by="isolib.new_mntns() or isolib.open_mntns()"):
+    """A mount namespace (mount_namespaces(7)). `run` and `spawn` go inside; `with` is its lifetime only."""
+
+    kind = "mnt"
+    _entry_refused_by = _FOR_GOOD
+    _instead = "run() calls a function on a thread of its own, spawn() starts a program inside"
+
+
+class PidNS(Namespace, made_by="isolib.new_pidns() or isolib.open_pidns()"):
+    """A pid namespace (pid_namespaces(7)). `spawn` goes inside; `with` is its lifetime.
+
+    One that isolib made has a PID 1 that reaps, for as long as the handle is open. Closing the handle ends PID 1, and with it
+    everything inside.
+    """
+
+    kind = "pid"
+    _entry_refused_by = _life_refused_by = "the kernel: a thread stays in the pid namespace in which it was born"
+
+
+class UserNS(Namespace, made_by="isolib.new_userns() or isolib.open_userns()"):
+    """A user namespace: user and group ids, capabilities (user_namespaces(7)). `spawn` goes inside; `with` is its lifetime."""
+
+    kind = "user"
+    _entry_refused_by = _life_refused_by = "the kernel: a process with several threads stays in its user namespace"
+
+
+class TimeNS(Namespace, made_by="isolib.new_timens() or isolib.open_timens()"):
+    """A time namespace: offsets of the monotonic clocks (time_namespaces(7)). `spawn` goes inside; `with` is its lifetime."""
+
+    kind = "time"
+    _entry_refused_by = _life_refused_by = "the kernel: a process with several threads stays in its time namespace"
