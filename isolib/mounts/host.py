@@ -16,7 +16,18 @@ from isolib.mounts.overlay import mounts_below
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["PRIVATE", "Entry", "entries", "interpreter", "is_closed", "is_hidden", "kernel_mounts", "private", "programs"]
+__all__ = [
+    "PRIVATE",
+    "Entry",
+    "entries",
+    "interpreter",
+    "is_closed",
+    "is_hidden",
+    "kernel_mounts",
+    "linked_files",
+    "private",
+    "programs",
+]
 
 PRIVATE: Final = {"/tmp": 0o1777, "/run": 0o755, "/root": 0o755, "/home": 0o755}
 """What is private and writable at the top level, with its permission bits."""
@@ -107,6 +118,12 @@ def is_closed(path: str) -> bool:
     except OSError:
         return True
     return False
+
+
+def linked_files() -> list[str]:
+    """Return the files in private places that links of the system's lead to, which would lead nowhere inside."""
+    real = os.path.realpath("/etc/resolv.conf")  # of systemd-resolved and others, below /run
+    return [real] if is_hidden(real) and os.path.isfile(real) else []
 
 
 def kernel_mounts(visible: Iterable[str]) -> Iterator[str]:

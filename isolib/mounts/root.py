@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from isolib._kernel import assembly, calls
 from isolib._kernel.guest import ROOM, SAFE, Guest, Place
 from isolib._kernel.mountapi import takes_id_map
+from isolib._kernel.plan import INSIDE
 from isolib.errors import PlanError
 from isolib.mounts import host
 from isolib.mounts.checks import check_room, check_source
@@ -45,6 +46,7 @@ class Root:
         - every directory, file and symbolic link at the host's top level, with all that is mounted below, read-only, without
           devices and set-user-id bits; but not /proc, /dev, /sys, /tmp, /run, /root, /home and /lost+found;
         - /tmp, /var/tmp, /run, /root, /home: empty, private, writable, in memory, and gone with the process;
+        - in /run the file that /etc/resolv.conf is a link to, if it is one;
         - /proc and /dev as of `Proc` and `Dev`; /sys: an empty directory, for sysfs shows the machine's hardware;
         - the interpreter: `sys.prefix`, `sys.base_prefix`, the user's site-packages if enabled, and the directory of isolib
           itself, read-only, where they would not be seen, because they lie in a private place or are closed to others.  Started
@@ -176,6 +178,17 @@ class HostRoot(Root):
         guest = Guest.begin(builder, scene, self.room)
         guest.make_skeleton()
         guest.host_view = True
+        self._show_host(guest)
+        self._make_private(guest)
+        Proc().add_steps(builder, guest, scene)
+        Dev().add_steps(builder, guest, scene)
+        self._show_interpreter(guest)
+        for mount in mounts:
+            mount.add_steps(builder, guest, scene)
+        guest.set_attributes(guest, _READ_ONLY, what="/")
+        guest.enter()
+
+    def _show_host(self, guest: Guest) -> None:
         for entry in host.entries():
             self._show(guest, entry)
         if self.writable:
@@ -185,18 +198,8 @@ class HostRoot(Root):
             guest.set_attributes(guest, SAFE | _READ_ONLY, recursive=True, what="/")
             guest.set_attributes(guest, 0, clear=_READ_ONLY, what="/")
         for path in _covered():
-            guest.attach(guest.nothing(), path, Place("foreign", guest), existing=True)
-        for path, mode in host.private().items():
-            guest.private(path, mode)
-        guest.make("/run/lock", mode=0o1777)
-        guest.make("/sys")
-        Proc().add_steps(builder, guest, scene)
-        Dev().add_steps(builder, guest, scene)
-        self._show_interpreter(guest)
-        for mount in mounts:
-            mount.add_steps(builder, guest, scene)
-        guest.set_attributes(guest, _READ_ONLY, what="/")
-        guest.enter()
+            cover = guest.nothing()
+            guest.attach(cover, path, Place("foreign", cover), existing=True)
 
     def _show(self, guest: Guest, entry: host.Entry) -> None:
         path = "/" + entry.name
@@ -204,11 +207,21 @@ class HostRoot(Root):
             guest.add("SYMLINK", fd=guest, text=entry.name, text2=entry.to, what=path)
             guest.note(path, Place("link", guest, entry.name))
             return
-        mount = guest.host_tree(path, 0, recursive=True, phase="inside")
+        tree = guest.host_tree(path, 0, recursive=True, phase=INSIDE)
         if entry.kind == "directory":
-            guest.attach(mount, path, Place("foreign", mount, writable=self.writable, source=path))
+            guest.attach(tree, path, Place("foreign", tree, writable=self.writable, source=path))
         else:
-            guest.attach(mount, path, Place("file", mount), directory=False)
+            guest.attach(tree, path, Place("file", tree), directory=False)
+
+    @staticmethod
+    def _make_private(guest: Guest) -> None:
+        for path, mode in host.private().items():
+            guest.private(path, mode)
+        guest.make("/run/lock", mode=0o1777)
+        guest.make("/sys")
+        for path in host.linked_files():
+            file = guest.host_tree(path, SAFE | _READ_ONLY, recursive=False)
+            guest.attach(file, path, Place("file", file), directory=False)
 
     def _show_interpreter(self, guest: Guest) -> None:
         scene = guest.scene
@@ -231,6 +244,7 @@ class HostRoot(Root):
             *(f"/{one.name}: {f'a link to {one.to}' if one.kind == 'link' else access}" for one in host.entries()),
             *(f"{path}: hidden" for path in covered),
             *(f"{path}: private, writable, in memory" for path in host.private()),
+            *(f"{path}: the host's, read-only" for path in host.linked_files()),
             "/proc: private",
             "/dev: private",
             "/sys: empty",

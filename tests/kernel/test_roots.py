@@ -181,6 +181,27 @@ print(done.stdout.decode(), done.stderr.decode())
         assert "secret" not in done.stdout
         assert done.stdout.count("Read-only file system") == 2
 
+    def test_names_of_servers(self, tmp_path: Path) -> None:
+        """Where /etc/resolv.conf is a link into /run, as with systemd, what it leads to is there, and nothing beside it."""
+        (tmp_path / "etc").mkdir()
+        (tmp_path / "run" / "resolve").mkdir(parents=True)
+        for name in ("servers", "secret"):
+            (tmp_path / "run" / "resolve" / name).write_text("nameserver 192.0.2.1\n")
+        (tmp_path / "etc" / "resolv.conf").symlink_to("../run/resolve/servers")
+        for path in (tmp_path, *tmp_path.iterdir()):
+            path.chmod(0o755)
+        options = ["--propagation", "private"] if IS_ROOT else ["--user", "--map-current-user", "--keep-caps"]
+        script = f'mount --bind {tmp_path}/run /run; mount --bind {tmp_path}/etc /etc; cd /tmp; exec "$0" -c "$1"'
+        code = (
+            "import isolib; print(isolib.run(['sh', '-c', 'cat /etc/resolv.conf; ls /run/resolve; echo > /etc/resolv.conf']))"
+        )
+        env = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PATH": os.environ["PATH"]}
+        argv = ["unshare", "--mount", *options, "sh", "-ec", script, sys.executable, code]
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "stdout=b'nameserver 192.0.2.1\\nservers\\n'" in done.stdout
+        assert "Read-only file system" in done.stdout
+
     @pytest.mark.root
     def test_interpreter_of_another_user(self) -> None:
         """It can be used by whatever user the command is."""
