@@ -307,7 +307,9 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
         return seam.spawn(argv, join=_unique((*self._with_owner(), *join)), **options)
 
     def _with_owner(self) -> tuple[Namespace, ...]:
-        """Return what a program has to join to get here, in order."""
+        """Return what a program has to join to get here, in order; nothing where it is born here anyway."""
+        if self._is_own():  # the kernel refuses that, to ordinary users and for user namespaces
+            return ()
         if self.kind == "user" or assembly.may_administer():
             return (self,)
         try:
@@ -317,8 +319,9 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
         return (self,) if owner._is_own() else (owner, self)  # noqa: SLF001 -- of the same class
 
     def _is_own(self) -> bool:
-        """Return whether the calling thread is in this namespace."""
-        status = os.stat(f"/proc/thread-self/ns/{self.kind}")
+        """Return whether what the calling thread starts is in this namespace."""
+        file = f"{self.kind}_for_children" if self.kind in ("pid", "time") else self.kind
+        status = os.stat(f"/proc/thread-self/ns/{file}")
         return self._identity == (status.st_dev, status.st_ino)
 
     # ---- what it is ----

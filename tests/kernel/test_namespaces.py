@@ -87,6 +87,13 @@ def test_program_is_spawned_inside(kind: str) -> None:
 
 
 @every_kind
+def test_program_is_spawned_where_the_caller_is(kind: str) -> None:
+    """The caller's own namespaces need not be joined, which the kernel would refuse to ordinary users."""
+    with closing(OPEN[kind](pid=os.getpid())) as namespace:
+        assert output(namespace, "readlink", f"/proc/self/ns/{kind}") == f"{kind}:[{namespace.id}]"
+
+
+@every_kind
 def test_program_joins_several_namespaces(needs_root: None, kind: str) -> None:
     """Further namespaces are joined by join=, and one that is named twice is joined once."""
     other = "uts" if kind == "net" else "net"
