@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from isolib.mounts.dev import Dev as Dev
 from isolib.mounts.overlay import Overlay as Overlay
-from isolib.mounts.overlay import WorkTree as WorkTree
 from isolib.mounts.proc import Proc as Proc
 from isolib.mounts.root import Root as Root
 from isolib.mounts.values import Bind as Bind
@@ -24,6 +23,7 @@ from isolib.mounts.values import Mount as Mount
 from isolib.mounts.values import ReadOnly as ReadOnly
 from isolib.mounts.values import Symlink as Symlink
 from isolib.mounts.values import Tmpfs as Tmpfs
+from isolib.mounts.worktree import WorkTree as WorkTree
 
 __all__ = ["Bind", "Dev", "Dir", "File", "Mask", "Mount", "Overlay", "Proc", "ReadOnly", "Root", "Symlink", "Tmpfs"]
 

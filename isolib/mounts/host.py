@@ -9,12 +9,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, Literal
-
-from isolib.mounts.overlay import mounts_below
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+from typing import Final, Literal
 
 __all__ = [
     "PRIVATE",
@@ -23,7 +18,6 @@ __all__ = [
     "interpreter",
     "is_closed",
     "is_hidden",
-    "kernel_mounts",
     "linked_files",
     "private",
     "programs",
@@ -33,31 +27,6 @@ PRIVATE: Final = {"/tmp": 0o1777, "/run": 0o755, "/root": 0o755, "/home": 0o755}
 """What is private and writable at the top level, with its permission bits."""
 
 _NOT_BOUND: Final = frozenset({"proc", "dev", "sys", "tmp", "run", "root", "home", "lost+found"})
-
-#: File systems that show or steer the kernel; those of the host are not the guest's, wherever they are mounted.
-_KERNEL: Final = frozenset(
-    {
-        "binfmt_misc",
-        "bpf",
-        "cgroup",
-        "cgroup2",
-        "configfs",
-        "debugfs",
-        "devpts",
-        "devtmpfs",
-        "efivarfs",
-        "fusectl",
-        "mqueue",
-        "nfsd",
-        "proc",
-        "pstore",
-        "rpc_pipefs",
-        "securityfs",
-        "selinuxfs",
-        "sysfs",
-        "tracefs",
-    }
-)
 
 #: Directories of the system that passwd(5) gives to daemons as their homes.
 _SYSTEM: Final = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/sbin", "/sys", "/usr")
@@ -124,17 +93,6 @@ def linked_files() -> list[str]:
     """Return the files in private places that links of the system's lead to, which would lead nowhere inside."""
     real = os.path.realpath("/etc/resolv.conf")  # of systemd-resolved and others, below /run
     return [real] if is_hidden(real) and os.path.isfile(real) else []
-
-
-def kernel_mounts(visible: Iterable[str]) -> Iterator[str]:
-    """Yield where the host has file systems of the kernel's mounted within what is visible: outermost ones only."""
-    tops = tuple(top + "/" for top in visible)
-    covered = ""
-    for point, fs_type in mounts_below("/"):
-        below = covered and point.startswith(covered)
-        if fs_type in _KERNEL and not below and point.startswith(tops) and os.path.isdir(point):
-            covered = point + "/"
-            yield point
 
 
 def _homes() -> list[str]:

@@ -9,18 +9,15 @@ of the host's is refused to a user namespace.)
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
 from isolib._kernel.guest import SAFE, Guest, Place, inodes_for
-from isolib._kernel.mountapi import takes_id_map
 from isolib._kernel.plan import HOST, INSIDE, Step
-from isolib._kernel.procfs import parse_mountinfo
-from isolib.errors import PlanError, Unsupported
+from isolib.errors import PlanError
 from isolib.mounts.checks import check_source, check_target
-from isolib.mounts.idmap import mount_userns, work_userns
+from isolib.mounts.idmap import mount_userns
 from isolib.mounts.values import TMPFS_SIZE, Mount, freeze
 from isolib.types import check_id_map
 
@@ -31,7 +28,7 @@ if TYPE_CHECKING:
     from isolib._kernel.plan import Builder, Slot
     from isolib.types import AnyPath, IdMap
 
-__all__ = ["MAX_LOWERS", "Overlay", "WorkTree", "mounts_below"]
+__all__ = ["MAX_LOWERS", "Layers", "Overlay"]
 
 MAX_LOWERS: Final = 500
 """The most layers that the kernel stacks (OVL_MAX_STACK)."""
@@ -106,7 +103,7 @@ class Overlay(Mount):
         guest = Guest.of(builder, root, scene)
         target = os.fsdecode(self.target)
         userns = None if self.id_map is None else mount_userns(guest, self.id_map)
-        layers = _Layers(guest, target, userns)
+        layers = Layers(guest, target, userns)
         for lower in self.lowers:
             layers.add_lower(os.fsdecode(lower))
         if self.upper is None or self.work is None:
@@ -116,7 +113,7 @@ class Overlay(Mount):
         layers.attach(volatile=self.upper is None)
 
 
-class _Layers:
+class Layers:
     """The layers of one overlay, as names in a hidden directory."""
 
     def __init__(self, guest: Guest, target: str, userns: Slot | None) -> None:
@@ -207,115 +204,3 @@ def _in_first_userns() -> bool:
     """Return whether this process is in the first user namespace, which maps every id to itself."""
     with open("/proc/self/uid_map", "rb") as file:
         return file.read().split() == [b"0", b"0", b"4294967295"]
-
-
-def mounts_below(path: str) -> list[tuple[str, str]]:
-    """Return what is mounted below a path of this process: mount points with their file systems, outer ones first."""
-    with open("/proc/self/mountinfo", "rb") as file:
-        mounts = parse_mountinfo(file.read())
-    below = path.rstrip("/") + "/"
-    return sorted({(one.mount_point, one.fs_type) for one in mounts if one.mount_point.startswith(below)})
-
-
-@dataclass(frozen=True, slots=True)
-class WorkTree(Mount):
-    """A working directory of the host's, at the same path inside: files of the caller belong to the command's user.
-
-    Parameters
-    ----------
-    path
-        The directory, absolute.  One that the host does not have is not shown: a mount may bring it, or entering it fails.
-    mode
-        "discard": what is written goes to memory and vanishes.  What is mounted below the directory is read-only.
-        "keep": what is written is written to the host.
-        "none": nothing can be written.
-
-    Raises
-    ------
-    PlanError
-        An argument cannot work; mounts below the directory that an overlay would uncover.
-    Unsupported
-        Root's directory is to be writable, and lies on a file system that cannot map ids.
-
-    Notes
-    -----
-    An ordinary user's files belong to the command's user because that is whom the user namespace maps to the caller.  Root's
-    files are id-mapped for it: what root may read there, the command may.  (With "none", where the file system cannot do that,
-    it reads what anybody may.)  With "discard", a file can be read but not changed when its owner or group has no id inside:
-    files of an ordinary user whose group is another than the user's own.
-
-    Examples
-    --------
-    >>> WorkTree("/srv/project", "keep")
-    WorkTree(path='/srv/project', mode='keep')
-    """
-
-    path: AnyPath
-    mode: str = "discard"
-
-    def __post_init__(self) -> None:
-        freeze(self, path=check_target(self.path, "path", of="WorkTree"))
-        if self.mode not in {"discard", "keep", "none"}:
-            raise PlanError(f"WorkTree: mode={self.mode!r}: 'discard', 'keep' or 'none'")
-
-    def add_steps(self, builder: Builder, root: Slot | None, scene: Scene) -> None:
-        """Add the steps that attach it."""
-        guest = Guest.of(builder, root, scene)
-        path = os.fsdecode(self.path)
-        if not os.path.isdir(path):
-            return
-        userns = work_userns(guest)
-        if userns is not None and not takes_id_map(path, scene_userns_fd(guest), recursive=self.mode != "discard"):
-            if self.mode != "none":
-                raise Unsupported(
-                    f"a writable working directory {path} in a sandbox of root's",
-                    f"its file system, which does not map ids for a mount ({_fs_type(path)})",
-                    "writable='none', cwd= on another file system (ext4, xfs, btrfs, tmpfs), or start as an ordinary user",
-                )
-            userns = None
-        guest.make_way(path)
-        if self.mode == "discard":
-            self._discard(guest, path, userns)
-            return
-        attributes = SAFE | (0 if self.mode == "keep" else calls.MOUNT_ATTR_RDONLY)
-        mount = guest.host_tree(path, attributes, recursive=True, userns=userns)
-        guest.attach(mount, path, Place("foreign", mount, writable=self.mode == "keep", source=path))
-
-    def _discard(self, guest: Guest, path: str, userns: Slot | None) -> None:
-        below = mounts_below(path)
-        if below and guest.source_phase == INSIDE and "user" in guest.scene.new:
-            raise PlanError(
-                f"{path}: {below[0][0]} is mounted below it, and an overlay in a user namespace would uncover what that hides: "
-                "writable='keep' or 'none', or another cwd="
-            )
-        layers = _Layers(guest, path, userns)
-        layers.add_lower(path)
-        layers.new_upper(_mode_of(path))
-        layers.attach(volatile=True)
-        covered = ""
-        for point, _ in below:
-            if not covered or not point.startswith(covered):
-                covered = point + "/"
-                mount = guest.host_tree(point, SAFE | calls.MOUNT_ATTR_RDONLY, recursive=True)
-                guest.attach(mount, point, Place("foreign", mount, source=point), existing=True, directory=os.path.isdir(point))
-
-
-def scene_userns_fd(guest: Guest) -> int:
-    """Return a descriptor of the user namespace of id-mapped mounts."""
-    from isolib._kernel import assembly  # noqa: PLC0415
-
-    return assembly.userns_fd(guest.scene.uid_map, guest.scene.gid_map)
-
-
-def _mode_of(path: str) -> int:
-    try:
-        return stat.S_IMODE(os.stat(path).st_mode)
-    except OSError:
-        return 0o755
-
-
-def _fs_type(path: str) -> str:
-    with open("/proc/self/mountinfo", "rb") as file:
-        mounts = parse_mountinfo(file.read())
-    holding = [one for one in mounts if (path + "/").startswith(one.mount_point.rstrip("/") + "/")]
-    return max(holding, key=lambda one: len(one.mount_point)).fs_type if holding else "unknown"

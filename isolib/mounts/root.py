@@ -17,6 +17,7 @@ from isolib.mounts.checks import check_room, check_source
 from isolib.mounts.dev import Dev
 from isolib.mounts.idmap import tree_userns, work_userns
 from isolib.mounts.proc import Proc
+from isolib.mounts.table import kernel_mounts
 from isolib.mounts.values import freeze
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ class HostRoot(Root):
 
 def _covered() -> list[str]:
     shown = [f"/{one.name}" for one in host.entries() if one.kind == "directory"]
-    return sorted(host.kernel_mounts(shown))
+    return sorted(kernel_mounts(shown))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import isolib
-from isolib import DEVNULL, PIPE, STDOUT, Sandbox, SetupFailed, spawn
+from isolib import DEVNULL, PIPE, STDOUT, IdMap, Sandbox, SetupFailed, spawn
+from isolib._kernel import assembly
+from isolib._kernel.mountapi import takes_id_map
 from isolib._kernel.request import Request
 from isolib.errors import PlanError
 from isolib.mounts import Bind, Dir, File, Mask, Proc, ReadOnly, Root, Symlink, Tmpfs, WorkTree
@@ -60,6 +62,14 @@ def inside(
     return out.decode()
 
 
+@pytest.fixture
+def id_maps_in_srv() -> None:
+    """Skip the test where the file system of /srv cannot map ids."""
+    userns = assembly.userns_fd((IdMap(0, 5000),), (IdMap(0, 5000),))
+    if not takes_id_map("/srv", userns, recursive=False):
+        pytest.skip("the file system of /srv takes no id-mapped mounts")
+
+
 def mount_points(mountinfo: str) -> list[str]:
     """Return where mountinfo says that something is mounted."""
     return [line.split()[4] for line in mountinfo.splitlines()]
@@ -82,7 +92,7 @@ class TestHost:
 
     def test_who_joins_sees_the_same(self) -> None:
         """A process that enters the mount namespace afterwards has the new root, not the old one below."""
-        with Sandbox() as box:
+        with Sandbox(cwd="/tmp") as box:
             box.run(["touch", "/tmp/mark"], check=True)
             assert b"mark" in box.run(["ls", "/tmp"]).stdout.split()
             assert mount_points(box.run(["cat", "/proc/self/mountinfo"]).stdout.decode()).count("/") == 1
@@ -210,7 +220,7 @@ print(done.stdout.decode(), done.stderr.decode())
         assert out.split() == ["1000", sys.prefix]
 
     @pytest.mark.root
-    def test_home_elsewhere(self, tmp_path: Path) -> None:
+    def test_home_elsewhere(self, tmp_path: Path, id_maps_in_srv: None) -> None:
         """The home of an account that has it in a visible place is private, but for a working directory in it."""
         place = "/srv/isolib-test-home"
         try:
@@ -229,7 +239,7 @@ print(done.stdout.decode(), done.stderr.decode())
             subprocess.run(["rm", "-rf", place], check=True)
 
     @pytest.mark.root
-    def test_closed_place(self) -> None:
+    def test_closed_place(self, id_maps_in_srv: None) -> None:
         """A directory above that is closed to others is covered, so that what is needed can be reached, and nothing else."""
         place = Path("/srv/isolib-test")
         try:
@@ -575,16 +585,20 @@ class TestWorkTree:
 
     @pytest.mark.parametrize("mode", ["discard", "keep", "none"])
     def test_mounts_below(self, work: Path, mode: str) -> None:
-        """Mounts below it come along, read-only where changes are discarded; a user's overlay over them is refused."""
+        """Mounts below it come along, but no procfs, read-only unless kept; a user's overlay over them is refused."""
+        (work / "processes").mkdir()
         code = (
             "import isolib\n"
             "try:\n"
-            f"    print(isolib.run(['sh', '-c', 'cat sub/seen; echo > sub/new'], writable={mode!r}))\n"
+            f"    print(isolib.run(['sh', '-c', 'cat sub/seen; ls -A p* sub/p*; echo > sub/new'], writable={mode!r}))\n"
             "except isolib.PlanError as error:\n"
             "    print('PlanError', error)\n"
         )
         options = ["--propagation", "private"] if IS_ROOT else ["--user", "--map-current-user", "--keep-caps"]
-        script = 'mount -t tmpfs -o mode=777 none sub; echo seen > sub/seen; exec "$0" -c "$1"'
+        script = "mount -t tmpfs -o mode=777 none sub; echo seen > sub/seen; mkdir sub/processes"
+        if IS_ROOT:
+            script += "; mount -t proc none processes; mount -t proc none sub/processes"
+        script += '; exec "$0" -c "$1"'
         env = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PATH": os.environ["PATH"]}
         argv = ["unshare", "--mount", *options, "sh", "-ec", script, sys.executable, code]
         done = subprocess.run(argv, env=env, cwd=work, capture_output=True, text=True, check=False)
@@ -593,5 +607,5 @@ class TestWorkTree:
             assert "PlanError" in done.stdout
             assert "sub" in done.stdout
         else:
-            assert "stdout=b'seen\\n'" in done.stdout
+            assert "stdout=b'seen\\nprocesses:\\n\\nsub/processes:\\n'" in done.stdout
             assert ("Read-only file system" in done.stdout) == (mode != "keep")
