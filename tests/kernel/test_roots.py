@@ -220,7 +220,8 @@ print(done.stdout.decode(), done.stderr.decode())
         assert out.split() == ["1000", sys.prefix]
 
     @pytest.mark.root
-    def test_home_elsewhere(self, tmp_path: Path, id_maps_in_srv: None) -> None:
+    @pytest.mark.usefixtures("id_maps_in_srv")
+    def test_home_elsewhere(self, tmp_path: Path) -> None:
         """The home of an account that has it in a visible place is private, but for a working directory in it."""
         place = "/srv/isolib-test-home"
         try:
@@ -239,7 +240,8 @@ print(done.stdout.decode(), done.stderr.decode())
             subprocess.run(["rm", "-rf", place], check=True)
 
     @pytest.mark.root
-    def test_closed_place(self, id_maps_in_srv: None) -> None:
+    @pytest.mark.usefixtures("id_maps_in_srv")
+    def test_closed_place(self) -> None:
         """A directory above that is closed to others is covered, so that what is needed can be reached, and nothing else."""
         place = Path("/srv/isolib-test")
         try:
