@@ -89,7 +89,7 @@ def _is_open(path: str) -> bool:
 class Guest(Slot):
     """The root being built: a slot, and what is known to lie in it."""
 
-    __slots__ = ("_empty", "_known", "_names", "_where", "builder", "host_view", "scene", "scratch", "skeleton")
+    __slots__ = ("_above", "_empty", "_known", "_names", "_where", "builder", "host_view", "scene", "scratch", "skeleton")
 
     def __init__(self, builder: Builder, scene: Scene) -> None:
         super().__init__("root", declared=False)
@@ -100,6 +100,7 @@ class Guest(Slot):
         #: Foreign content lies at the same path as on the host.
         self.host_view = False
         self._known: dict[str, Place] = {}
+        self._above: set[str] = set()  # paths that something known lies, or lay, below
         self._names = 0
         self._empty: Slot | None = None
         self._where: Slot | None = None
@@ -261,10 +262,18 @@ class Guest(Slot):
 
     def note(self, path: str, place: Place) -> None:
         """Remember what lies at a path; what lay below it lies there no more."""
-        below = path + "/"
-        for known in [one for one in self._known if one.startswith(below)]:
-            del self._known[known]
+        if path in self._above:
+            below = path + "/"
+            for known in [one for one in self._known if one.startswith(below)]:
+                del self._known[known]
+        self._remember(path, place)
+
+    def _remember(self, path: str, place: Place) -> None:
         self._known[path] = place
+        above = path.rpartition("/")[0]
+        while above and above not in self._above:
+            self._above.add(above)
+            above = above.rpartition("/")[0]
 
     def make(self, path: str, *, directory: bool = True, mode: int = 0o755) -> Place:
         """Make a directory, or an empty file, and what is absent above it, where `look` has found a directory of ours."""
@@ -277,13 +286,13 @@ class Guest(Slot):
         for name in rest[:-1]:
             at, place = f"{at}/{name}", place.below(name, "directory")
             self.add("MKDIR", fd=place.base, text=place.name, value=0o755, what=at)
-            self._known[at] = place
+            self._remember(at, place)
         place = place.below(rest[-1], "directory" if directory else "file")
         if directory:
             self.add("MKDIR", fd=place.base, text=place.name, value=mode, what=path)
         else:
             self.add("MKNOD", fd=place.base, text=place.name, value=mode & 0o666, what=path)
-        self._known[path] = place
+        self._remember(path, place)
         return place
 
     def find(self, path: str, *, directory: bool, existing: bool = False) -> Slot:
