@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
+from isolib._kernel.launch import failure
 from isolib.errors import SandboxTimeout
 from isolib.process import Process
 from isolib.types import parse_duration
@@ -59,7 +60,11 @@ class OneShot(Process):
             return None
         process = cls(argv, result[0], pump)
         process._limit, process._input = output_limit, alive
-        return process._finish(result[1], seconds, deadline)
+        end = process._finish(result[1], seconds, deadline)
+        refused = calls.heard_failure(pump)
+        if refused is not None:
+            raise failure(request.plan(argv), refused)
+        return end
 
     def _finish(self, pumped: int, seconds: float | None, deadline: float | None) -> tuple[Exit, bytes, bytes]:
         """Go on with what one call began, where a signal, a limit or the time interrupted it."""

@@ -410,9 +410,20 @@ def _until_launched(request: LaunchRequest, result: int) -> None:
     while result == 1:  # between two calls Python runs its signal handlers
         result = lib.isolib_launch_wait(request)
     if result < 0:
-        name = lib.isolib_call_name(request.call) if request.call else ffi.NULL
-        call = None if name == ffi.NULL else ffi.string(name).decode()
-        raise LaunchRefused(request.step, request.error, STAGES[request.stage], call)
+        raise _refused(request.step, request.error, request.stage, request.call)
+
+
+def _refused(step: int, errno: int, stage: int, number: int) -> LaunchRefused:
+    name = lib.isolib_call_name(number) if number else ffi.NULL
+    return LaunchRefused(step, errno, STAGES[stage], None if name == ffi.NULL else ffi.string(name).decode())
+
+
+def heard_failure(pump: Pump) -> LaunchRefused | None:
+    """Return what the launcher told a pump of a step that failed, or None."""
+    if not pump.has_failure:
+        return None
+    told = pump.failure
+    return _refused(told.step, told.error, told.stage, told.call)
 
 
 def run(request: LaunchRequest, pump: Pump, wanted: Launch, timeout_ns: int) -> int:

@@ -59,8 +59,8 @@ _HOST: Final = _fixed(
     Call("rt_sigprocmask", "as it was"),
     Call("close", "the plan and the children's ends", times=2),
     Call("close", when="for each stream that is no descriptor of the caller's"),
-    Call("recvmsg", "pidfds and pids, until the command runs", "unix(7)", times=2),
-    Call("recvmsg", when="once more where there is a command, and after an interrupt"),
+    Call("recvmsg", "pidfds and pids, until the command runs", "unix(7)"),
+    Call("recvmsg", when="for each further message, and after an interrupt"),
     form=(
         "(?:getcwd newfstatat )?(?:fcntl |openat |pipe2 )*socketpair setsockopt memfd_create writev rt_sigprocmask clone wait4 "
         "rt_sigprocmask (?:close ){2,}(?:recvmsg )+"
@@ -90,14 +90,15 @@ _WAIT: Final = _fixed(Call("close"), Call("read", "until the id maps are written
 _HELPER: Final = _fixed(
     Call("openat", '"/dev/null", O_RDWR'), Call("dup3", "to 0, 1, 2", times=3), Call("close_range", "3, ~0"), Call("execve")
 )
-_COMMAND: Final = _fixed(Call("sendmsg", "its pid, by SCM_CREDENTIALS", "unix(7)"), Call("rt_sigprocmask", "nothing blocked"))
+_QUIET: Final = "unless the command is run to its end in one call"
+_COMMAND: Final = _fixed(Call("sendmsg", "its pid, by SCM_CREDENTIALS", "unix(7)", when=_QUIET), Call("rt_sigprocmask", "nothing blocked"))
 
 
 def _supervisor(kind: str, *, is_init: bool, deadline: bool) -> Iterator[tuple[None, Explained]]:
     handed = "pidfd of the command, terminal" if kind == "SUPERVISE" else "what the plan hands over"
     clock = [Call("clock_gettime", "CLOCK_MONOTONIC")] if deadline else []
     yield _fixed(
-        Call("sendmsg", handed, "unix(7)"),
+        Call("sendmsg", handed, "unix(7)", when=_QUIET if kind == "SUPERVISE" else ""),
         Call("close_range", "whatever it does not need"),
         Call("close_range", when=_GAPS),
         Call("capset", "CAP_KILL"),

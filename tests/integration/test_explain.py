@@ -87,7 +87,8 @@ def check(plan: Plan, run: Callable[[], object]) -> Trace:
     middle = trace.child_of(host, "clone")
     first = trace.child_of(middle, "clone")
     inside = trace.child_of(first, "clone3")
-    commands = [pid for pid in trace.pids() if pid not in {host, middle, first} and names_of(trace, pid)[:1] == ["sendmsg"]]
+    others = [pid for pid in trace.pids() if pid not in {host, middle, first, inside}]
+    commands = [pid for pid in others if names_of(trace, pid)[:1] in (["sendmsg"], ["rt_sigprocmask"])]
     text = plan.explain()
     assert_told(sections["host"], launch_part(names_of(trace, host)), text)
     assert_told(sections["middle"], names_of(trace, middle), text)

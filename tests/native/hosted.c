@@ -271,16 +271,18 @@ long isolib_clone_run(unsigned long flags, void *stack_top, int *parent_tid, int
     return 43;
 }
 
+enum { HEAD = (sizeof(struct isolib_boot) + 12 + 7) / 8 * 8 };
+
 static void launch(const uint8_t *plan, size_t size) {
     char *argv[] = {"isolib-init", "1000"};
     long block[4] = {2, (long)argv[0], (long)argv[1], 0};
-    struct isolib_boot head = {ISOLIB_PLAN_MAGIC, 0, 3, 48, (uint32_t)size, 10, 11, 12};
+    struct isolib_boot head = {ISOLIB_PLAN_MAGIC, 0, 3, HEAD, (uint32_t)size, 10, 11, 12, (int32_t)below(2), 0};
     static const int32_t keep[3] = {0, 1, 2};
-    boot_size = 48 + size;
+    boot_size = HEAD + size;
     boot = calloc(1, boot_size);
     memcpy(boot, &head, sizeof(head));
     memcpy(boot + sizeof(head), keep, sizeof(keep));
-    memcpy(boot + 48, plan, size);
+    memcpy(boot + HEAD, plan, size);
     depth = 0;
     if (!setjmp(ends[0]))
         launcher_main(block);

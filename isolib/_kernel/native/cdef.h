@@ -111,6 +111,8 @@ struct isolib_boot {
     int32_t status;
     int32_t host;
     int32_t proc;
+    int32_t quiet; /* tell of the end and of failures only: nobody waits for the beginning */
+    int32_t reserved;
     /* int32_t slots[slot_count], keep[keep_count] follow */
 };
 
@@ -176,6 +178,7 @@ struct isolib_launch {
     /* What the plan was made for; where it is so no more, ESTALE is the error and nothing is done.  NULL, 0: nothing. */
     const char *premise_cwd;
     int64_t premise_root_ns; /* when "/" was last changed */
+    int32_t quiet;           /* see struct isolib_boot; set by isolib_run */
     /* out; -1 where there is none */
     int32_t status;
     int32_t pidfd;   /* of the supervisor */
@@ -226,6 +229,9 @@ struct isolib_pump {
     struct isolib_stream err;
     int32_t has_exit;
     int32_t gone;
+    int32_t early; /* the end is when the supervisor tells it, all else being dead; its own end is not waited for */
+    int32_t has_failure;
+    struct isolib_message failure;
     int64_t ended_ns;
     struct isolib_message exit;
 };

@@ -212,9 +212,11 @@ static int write_boot(struct isolib_launch *launch, struct scratch *scratch, con
     uint32_t lists = (uint32_t)(4 * (launch->slot_count + launch->keep_count + 3));
     uint32_t padding = (8 - (lists + sizeof(struct isolib_boot)) % 8) % 8;
     static const char zeros[8] = {0};
-    struct isolib_boot boot = {
-        ISOLIB_PLAN_MAGIC, launch->slot_count,    launch->keep_count + 3, (uint32_t)sizeof(boot) + lists + padding,
-        launch->plan_size, scratch->child_status, launch->host,           launch->proc};
+    struct isolib_boot boot = {ISOLIB_PLAN_MAGIC,      launch->slot_count,
+                               launch->keep_count + 3, (uint32_t)sizeof(boot) + lists + padding,
+                               launch->plan_size,      scratch->child_status,
+                               launch->host,           launch->proc,
+                               launch->quiet,          0};
     struct iovec parts[5] = {{&boot, sizeof(boot)},
                              {(void *)(uintptr_t)slots, 4UL * launch->slot_count},
                              {(void *)(uintptr_t)keep, 4UL * (launch->keep_count + 3)},
@@ -388,7 +390,7 @@ static void fail_here(struct isolib_launch *launch, int error, int stage) {
 /* Stage 1 and stage 2 run side by side, so that their messages come in any order: both must have been heard.  After a failure
  * the end of the socket is waited for, which comes when the last of ours is gone. */
 int isolib_launch_wait(struct isolib_launch *launch) {
-    while (launch->pidfd < 0 || !launch->running || launch->error) {
+    while (launch->pidfd < 0 || !(launch->running || launch->quiet) || launch->error) {
         struct isolib_message message;
         int fds[2];
         pid_t sender;
@@ -472,13 +474,19 @@ int isolib_launch(struct isolib_launch *launch) {
 }
 
 int isolib_run(struct isolib_launch *launch, struct isolib_pump *pump, int64_t timeout_ns, int32_t *pumped) {
-    int result = isolib_launch(launch);
+    int result;
+    launch->quiet = 1;
+    result = isolib_launch(launch);
     if (result != 0)
         return result;
     isolib_pump_attach(pump, launch);
     *pumped = isolib_pump_run(pump, ISOLIB_UNTIL_EXIT | ISOLIB_UNTIL_STREAMS, timeout_ns);
     if (*pumped != ISOLIB_PUMP_DONE)
         return 2;
+    if (pump->has_failure) {
+        static const int none[2] = {-1, -1};
+        heed(launch, &pump->failure, none, 0);
+    }
     close_results(launch);
-    return 0;
+    return pump->has_failure ? -1 : 0;
 }

@@ -173,7 +173,7 @@ static int command_main(void *argument) {
     long result;
     l->stage = ISOLIB_STAGE_COMMAND;
     message.type = ISOLIB_COMMAND;
-    result = send_message(l, &message, -1, -1);
+    result = l->quiet ? 0 : send_message(l, &message, -1, -1);
     if (result < 0)
         fail(l, result);
     SYS4(rt_sigprocmask, 2, &none, 0, 8); /* SIG_SETMASK */
@@ -277,6 +277,7 @@ static long read_boot(struct launcher *l, int fd) {
     l->status = boot->status;
     l->host = boot->host;
     l->proc = boot->proc;
+    l->quiet = boot->quiet;
     result = plan_check((const uint8_t *)plan, boot->plan_size);
     if (result < 0)
         return result;

@@ -90,6 +90,12 @@ static void hear(struct isolib_pump *pump) {
         pump->exit = message;
         pump->has_exit = 1;
         pump->ended_ns = isolib_monotonic_ns();
+        /* Whose child it is must be reaped when it has ended. */
+        if (pump->early && isolib_reap(pump->pidfd) < 0)
+            pump->gone = 1;
+    } else if (got == (ssize_t)sizeof(message) && message.type == ISOLIB_FAILED) {
+        pump->failure = message;
+        pump->has_failure = 1;
     } else if (got == 0) {
         pump->status = -1; /* the caller's to close: another thread may be about to write to it */
     }
@@ -181,6 +187,11 @@ void isolib_pump_attach(struct isolib_pump *pump, struct isolib_launch *launch) 
         pump->pidfd = launch->pidfd;
         pump->has_exit = launch->has_exit;
         pump->exit = launch->exit;
+        pump->early = launch->quiet;
+        if (pump->has_exit) {
+            pump->ended_ns = isolib_monotonic_ns();
+            pump->gone = pump->early && isolib_reap(pump->pidfd) < 0;
+        }
     }
     for (int i = 0; i < 3; i++) {
         if (launch->pipes[i] < 0)

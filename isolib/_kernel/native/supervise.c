@@ -210,7 +210,7 @@ static long announce(struct supervision *s) {
     message.type = s->command > 0 ? ISOLIB_RUNNING : ISOLIB_HOLDING;
     message.value = s->command;
     if (s->command > 0)
-        return send_message(l, &message, l->command_pidfd, handed);
+        return l->quiet ? 0 : send_message(l, &message, l->command_pidfd, handed);
     return send_message(l, &message, handed, -1);
 }
 
