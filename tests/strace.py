@@ -71,9 +71,29 @@ def attached(*options: str) -> Iterator[Trace]:
                     pytest.skip(f"strace may not attach to this process: {line.decode().strip()}")
                 yield trace
             finally:
+                wait_for_the_others(strace.pid)
                 strace.send_signal(signal.SIGINT)
                 strace.wait()
                 trace.read(Path(directory))
+
+
+def wait_for_the_others(tracer: int) -> None:
+    """Wait until only this process is traced: `isolib.run` returns when all is dead but the supervisor, which soon is."""
+    pause = threading.Event()
+    own = str(os.getpid())
+    for _ in range(1000):
+        if not any(number != own and tracer_of(number) == tracer for number in filter(str.isdigit, os.listdir("/proc"))):
+            return
+        pause.wait(0.005)
+
+
+def tracer_of(number: str) -> int:
+    """Return the process id of who traces a process, or 0."""
+    try:
+        status = Path(f"/proc/{number}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    return int(status.partition("TracerPid:")[2].split()[0])
 
 
 def tid() -> int:
