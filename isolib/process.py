@@ -66,9 +66,8 @@ def spawn(
 ) -> Process:
     r"""Start a program in the namespaces that are named, and in no others.
 
-    The calling thread's own `with new_netns():` has no say unless the process is told to join: a process that inherits by
-    accident is a process in the wrong namespace.  (Linux gives a new process its creator's namespaces; so does this function
-    for the kinds that are in neither ``new`` nor ``join``, from the *calling thread*.)
+    Of the kinds that are in neither ``new`` nor ``join`` it gets this program's own namespaces.  That the calling thread is
+    inside `with new_netns():` at the moment has no say: a process that inherits by accident is a process in the wrong place.
 
     Parameters
     ----------

@@ -136,35 +136,47 @@ class _Cache:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._requests: OrderedDict[tuple[object, ...], tuple[Request, tuple[bytes, int]]] = OrderedDict()
+        self._requests: OrderedDict[tuple[object, ...], _Prepared] = OrderedDict()
 
-    def get(self, spec: SandboxSpec) -> tuple[Request, tuple[bytes, int]]:
+    def get(self, given: SandboxFields) -> tuple[tuple[object, ...], _Prepared]:
+        """Return the key and what belongs to it, made when it is not there."""
+        key: tuple[object, ...] = (*given.items(), os.getpid(), os.geteuid())
         try:
-            key = (spec, os.getpid(), os.geteuid())
             with self._lock:
                 found = self._requests.get(key)
-        except TypeError:  # a mount or root value of somebody else's that is not hashable
-            return _prepare(spec)
-        if found is None:
-            found = _prepare(spec)
+        except TypeError:  # something that has no hash: the spec, into which it goes, may have one
+            key = (SandboxSpec.of(None, given), os.getpid(), os.geteuid())
             with self._lock:
-                self._requests[key] = found
-                while len(self._requests) > self._MOST:
-                    self._requests.popitem(last=False)
-        return found
-
-    def forget(self, spec: SandboxSpec) -> None:
+                found = self._requests.get(key)
+        if found is not None and not assembly.is_astray():
+            return key, found
+        made = _Prepared(SandboxSpec.of(None, given))
+        if assembly.is_astray():  # its plan leads back to the program's own namespaces, by descriptors of the thread
+            return key, made
         with self._lock:
-            self._requests.pop((spec, os.getpid(), os.geteuid()), None)
+            self._requests[key] = made
+            while len(self._requests) > self._MOST:
+                self._requests.popitem(last=False)
+        return key, made
+
+    def forget(self, key: tuple[object, ...]) -> None:
+        """Forget what rests on something that has changed."""
+        with self._lock:
+            self._requests.pop(key, None)
 
 
 _cache: Final = _Cache()
 
 
-def _prepare(spec: SandboxSpec) -> tuple[Request, tuple[bytes, int]]:
-    changed = os.stat("/").st_mtime_ns
-    where = _where()
-    return _Setting(spec).request(deadline=cast("float | None", spec.limits.wall) or 0), (where, changed)
+class _Prepared:
+    """A request, its limits, and what it rests on."""
+
+    __slots__ = ("limits", "premises", "request")
+
+    def __init__(self, spec: SandboxSpec) -> None:
+        self.premises = (_where(), os.stat("/").st_mtime_ns)
+        self.limits = spec.limits
+        self.request = _Setting(spec).request(deadline=cast("float | None", spec.limits.wall) or 0)
 
 
 def _where() -> bytes:
@@ -213,13 +225,12 @@ def run(
     >>> run(["id", "-un"]).stdout
     b'root\n'
     """
-    wanted = SandboxSpec.of(None, spec)
     for _ in range(_TRIES):
-        request, premises = _cache.get(wanted)
-        completed = _complete(request, argv, input, timeout, wanted.limits, check=check, premises=premises)
+        key, made = _cache.get(spec)
+        completed = _complete(made.request, argv, input, timeout, made.limits, check=check, premises=made.premises)
         if completed is not None:
             return completed
-        _cache.forget(wanted)
+        _cache.forget(key)
     raise PlanError(f"the working directory or '/' changed {_TRIES} times while the sandbox was planned")
 
 

@@ -21,7 +21,7 @@ from isolib._kernel.procfs import parse_status
 from isolib.errors import PlanError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from isolib._kernel.idmap import IdMapPlan
     from isolib.types import HasFileno, IdMap
@@ -172,6 +172,21 @@ class Joins:
     steps: tuple[Step, ...]
 
 
+#: Says where the calling thread would be had it entered nothing: descriptors and clone flags.  isolib.namespaces sets it, for
+#: what is not imported has moved no thread.
+_astray: Final[list[Callable[[], list[tuple[int, int]]]]] = []
+
+
+def register_astray(function: Callable[[], list[tuple[int, int]]]) -> None:
+    """Let a function say which namespaces the calling thread has left for a while."""
+    _astray.append(function)
+
+
+def is_astray() -> bool:
+    """Return whether the calling thread is inside a namespace that it will leave again."""
+    return any(function() for function in _astray)
+
+
 def plan_joins(builder: Builder, handles: Iterable[HasFileno], new: frozenset[str]) -> Joins:
     """Return the steps that join namespaces, each in its turn."""
     joined = [_joined(handle) for handle in handles]
@@ -187,9 +202,14 @@ def plan_joins(builder: Builder, handles: Iterable[HasFileno], new: frozenset[st
     others = [one for one in joined if one.kind != "user"]
     late = [one for one in others if users and _owned_by(one.fd, users[0].fd)]
     early = [one for one in others if one not in late]
+    # A process is in the namespaces that are named, else in the program's own, never in those that the thread is visiting.
+    names = {flag: kind for kind, flag in calls.NAMESPACE_FLAGS.items()}
+    home = [
+        _Joined(fd, names[flag], f"{names[flag]} namespace of the program") for function in _astray for fd, flag in function()
+    ]
     steps = [
         Step("SETNS", fd=builder.declare(one.fd, one.label), flags=calls.NAMESPACE_FLAGS[one.kind], what=one.label)
-        for one in (*early, *users, *late)
+        for one in (*(one for one in home if one.kind not in new.union(kinds)), *early, *users, *late)
     ]
     return Joins(frozenset(kinds), tuple(steps))
 
@@ -421,10 +441,12 @@ __all__ = [
     "add_pty",
     "check_kinds",
     "exec_candidates",
+    "is_astray",
     "is_host_root",
     "is_privileged",
     "maps_id",
     "may_administer",
     "plan_joins",
+    "register_astray",
     "userns_fd",
 ]

@@ -107,13 +107,6 @@ def namespace_flag(fd: int) -> int:
     return _checked("ioctl NS_GET_NSTYPE", "namespace", lib.isolib_ns_kind(fd))
 
 
-def namespace_owner_uid(fd: int) -> int:
-    """Return the user id that created a user namespace: ioctl_nsfs(2), NS_GET_OWNER_UID."""
-    uid = ffi.new("uint32_t *")
-    _checked("ioctl NS_GET_OWNER_UID", "namespace", lib.isolib_ns_owner_uid(fd, uid))
-    return int(uid[0])
-
-
 def pidfd_namespace(pidfd: int, kind: str) -> int:
     """Return a descriptor of a process's namespace without /proc: ioctl_pidfd(2), since Linux 6.11."""
     return _checked(
@@ -184,11 +177,6 @@ def end_stay(stay: Stay, target: str) -> None:
 
 #: A number that no other native thread of this process has, had or will have.
 thread_number: Final[Callable[[], int]] = lib.isolib_thread_number
-
-
-def link_up(name: str) -> None:
-    """Bring a network interface of the thread's network namespace up: netdevice(7), SIOCSIFFLAGS."""
-    _checked("ioctl SIOCSIFFLAGS", name, lib.isolib_link_up(name.encode()))
 
 
 def fs_magic(fd: int) -> int:

@@ -91,7 +91,9 @@ _HELPER: Final = _fixed(
     Call("openat", '"/dev/null", O_RDWR'), Call("dup3", "to 0, 1, 2", times=3), Call("close_range", "3, ~0"), Call("execve")
 )
 _QUIET: Final = "unless the command is run to its end in one call"
-_COMMAND: Final = _fixed(Call("sendmsg", "its pid, by SCM_CREDENTIALS", "unix(7)", when=_QUIET), Call("rt_sigprocmask", "nothing blocked"))
+_COMMAND: Final = _fixed(
+    Call("sendmsg", "its pid, by SCM_CREDENTIALS", "unix(7)", when=_QUIET), Call("rt_sigprocmask", "nothing blocked")
+)
 
 
 def _supervisor(kind: str, *, is_init: bool, deadline: bool) -> Iterator[tuple[None, Explained]]:

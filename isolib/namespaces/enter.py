@@ -29,7 +29,7 @@ import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel import calls
+from isolib._kernel import assembly, calls
 from isolib._kernel.handle import Fd
 from isolib.errors import IsolibError, PermissionDenied, SyscallError, ThreadStranded, from_errno
 
@@ -144,6 +144,9 @@ def outside() -> list[tuple[int, int]]:
     for stay in thread.stack if thread else ():
         first.setdefault(stay.native.kind, stay.native.before)
     return [(fd, flag) for flag, fd in first.items()]
+
+
+assembly.register_astray(outside)
 
 
 def open_own(kind: str) -> Fd:

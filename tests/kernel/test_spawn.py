@@ -433,3 +433,16 @@ def test_wait_from_another_thread_while_it_is_killed() -> None:
         process.kill()
         waiter.join(60)
     assert [end.reason for end in ends] == [Reason.KILLED]
+
+
+def test_namespaces_that_the_thread_visits_are_not_inherited(needs_root: None) -> None:
+    """A process is in the namespaces that are named, else in the program's own; never in those that the thread is visiting."""
+    own = os.readlink("/proc/self/ns/net")
+    with isolib.new_netns() as net, isolib.new_utsns():
+        visited = os.readlink("/proc/thread-self/ns/net")
+        assert visited != own
+        assert output(["readlink", "/proc/self/ns/net"]).decode().strip() == own
+        assert output(["readlink", "/proc/self/ns/net"], join=[net]).decode().strip() == visited
+        assert output(["readlink", "/proc/self/ns/uts"], join=[net]).decode().strip() == os.readlink("/proc/self/ns/uts")
+        assert isolib.run(["readlink", "/proc/self/ns/net"], network="host").stdout.decode().strip() == own
+    assert isolib.run(["readlink", "/proc/self/ns/net"], network="host").stdout.decode().strip() == own

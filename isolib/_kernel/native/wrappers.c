@@ -37,11 +37,6 @@ int isolib_ns_kind(int fd) {
     return ioctl(fd, NS_GET_NSTYPE);
 }
 
-int isolib_ns_owner_uid(int fd, uint32_t *uid) {
-    enum { NS_GET_OWNER_UID = 0xb704 };
-    return ioctl(fd, NS_GET_OWNER_UID, uid);
-}
-
 int isolib_pidfd_namespace(int pidfd, int kind) {
     enum { PIDFS_MAGIC = 0xff00 }; /* _IO(0xFF, kind), since 6.11 */
     return ioctl(pidfd, (unsigned long)(PIDFS_MAGIC | kind), 0);
