@@ -437,12 +437,12 @@ def test_wait_from_another_thread_while_it_is_killed() -> None:
 
 def test_namespaces_that_the_thread_visits_are_not_inherited(needs_root: None) -> None:
     """A process is in the namespaces that are named, else in the program's own; never in those that the thread is visiting."""
-    own = os.readlink("/proc/self/ns/net")
+    own, own_uts = os.readlink("/proc/self/ns/net"), os.readlink("/proc/self/ns/uts")
     with isolib.new_netns() as net, isolib.new_utsns():
         visited = os.readlink("/proc/thread-self/ns/net")
         assert visited != own
         assert output(["readlink", "/proc/self/ns/net"]).decode().strip() == own
         assert output(["readlink", "/proc/self/ns/net"], join=[net]).decode().strip() == visited
-        assert output(["readlink", "/proc/self/ns/uts"], join=[net]).decode().strip() == os.readlink("/proc/self/ns/uts")
+        assert output(["readlink", "/proc/self/ns/uts"], join=[net]).decode().strip() == own_uts
         assert isolib.run(["readlink", "/proc/self/ns/net"], network="host").stdout.decode().strip() == own
     assert isolib.run(["readlink", "/proc/self/ns/net"], network="host").stdout.decode().strip() == own
