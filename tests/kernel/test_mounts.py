@@ -16,6 +16,7 @@ from isolib import DEVNULL, PIPE, STDOUT, IdMap, SetupFailed, spawn
 from isolib._kernel.procfs import parse_mountinfo
 from isolib._kernel.request import Request
 from isolib.mounts import Bind, Dev, Dir, File, Mask, Overlay, Proc, ReadOnly, Root, Symlink, Tmpfs
+from isolib.mounts.table import fs_type_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -440,6 +441,8 @@ class TestOverlay:
 
     def test_upper_of_the_host(self, layers: Path) -> None:
         """What is written goes to an upper directory of the host's; its lower stays."""
+        if fs_type_of(str(layers)) == "overlay":
+            pytest.skip("an overlay cannot be the upper layer of another")
         new = KINDS - {"user"} if IS_ROOT else KINDS
         overlay = Overlay("/data", [layers / "low:er"], upper=layers / "upper", work=layers / "work")
         out = inside("echo new > /data/new; echo more >> /data/both; cat /data/both", [overlay], root=Root.host(), new=new)
