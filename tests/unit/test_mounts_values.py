@@ -178,7 +178,7 @@ class TestArguments:
     def test_bad_upper(self, layers: dict[str, str]) -> None:
         """An upper directory needs a work directory, and neither is another layer."""
         with pytest.raises(PlanError):
-            Overlay("/a", ["/l"], **layers)
+            Overlay("/a", ["/l"], upper=layers.get("upper"), work=layers.get("work"))
 
     def test_bad_content(self) -> None:
         """The content of a file is bytes or text, and not too much."""
