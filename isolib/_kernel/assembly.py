@@ -66,6 +66,8 @@ class Scene:
         Its working directory, or None: unchanged.
     joined
         The kinds of namespaces that it joins.
+    powerless
+        Whether the command has no capability, not over its own namespaces either: what covers something stays where it is.
     """
 
     new: frozenset[str]
@@ -77,6 +79,7 @@ class Scene:
     gid: int = 0
     cwd: str | None = None
     joined: frozenset[str] = frozenset()
+    powerless: bool = False
 
 
 @dataclass(frozen=True, slots=True)

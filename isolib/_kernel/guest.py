@@ -89,7 +89,21 @@ def _is_open(path: str) -> bool:
 class Guest(Slot):
     """The root being built: a slot, and what is known to lie in it."""
 
-    __slots__ = ("_above", "_empty", "_known", "_names", "_where", "builder", "host_view", "scene", "scratch", "skeleton")
+    __slots__ = (
+        "_above",
+        "_empty",
+        "_known",
+        "_names",
+        "_where",
+        "builder",
+        "devices",
+        "host_view",
+        "in_place",
+        "nulls",
+        "scene",
+        "scratch",
+        "skeleton",
+    )
 
     def __init__(self, builder: Builder, scene: Scene) -> None:
         super().__init__("root", declared=False)
@@ -99,6 +113,11 @@ class Guest(Slot):
         self.skeleton = False
         #: Foreign content lies at the same path as on the host.
         self.host_view = False
+        #: The root is the host's tree itself, as the new mount namespace has it, covered where it must not be seen.
+        self.in_place = False
+        #: Devices that were cloned before the host's /dev was covered, by name.
+        self.devices: dict[str, Slot] = {}
+        self.nulls: list[Slot] = []  # as devices, to mask with
         self._known: dict[str, Place] = {}
         self._above: set[str] = set()  # paths that something known lies, or lay, below
         self._names = 0
@@ -128,12 +147,15 @@ class Guest(Slot):
         if "mnt" not in scene.new:
             raise PlanError("root= needs a mount namespace of its own: new={'mnt', ...}; one that is joined has other users")
         guest = cls(builder, scene)
-        scratch = guest.new_fs("tmpfs", {"size": str(room), "nr_inodes": str(inodes_for(room))}, SAFE)
-        # Lookups go on from the process's own root, which is below this mount, not on it.
-        guest.add("MOVE_MOUNT", fd=scratch, text2=b"/", flags=_ONTO_NAME, what="private space")
-        guest.add("MKDIR", fd=scratch, text=b"root", value=0o755, what="new root")
-        guest.scratch = scratch
+        guest.begin_scratch(room)
+        guest.add("MKDIR", fd=guest.scratch, text=b"root", value=0o755, what="new root")
         return guest
+
+    def begin_scratch(self, room: int) -> None:
+        """Make the private space."""
+        self.scratch = self.new_fs("tmpfs", {"size": str(room), "nr_inodes": str(inodes_for(room))}, SAFE)
+        # Lookups go on from the process's own root, which is below this mount, not on it.
+        self.add("MOVE_MOUNT", fd=self.scratch, text2=b"/", flags=_ONTO_NAME, what="private space")
 
     def make_skeleton(self) -> None:
         """Make the root a directory of the scratch."""
@@ -327,7 +349,7 @@ class Guest(Slot):
 
         The topmost closed one is covered with a directory of ours: nobody could see what is in it anyway.
         """
-        if not (self.host_view and self.skeleton and self.source_phase == HOST):
+        if not (self.host_view and (self.skeleton or self.in_place) and self.source_phase == HOST):
             return
         names = path.split("/")[1:-1]
         for count in range(1, len(names) + 1):
@@ -371,11 +393,18 @@ class Guest(Slot):
             name = self.new_name("p")
             self.add("MKDIR", fd=self.private_space, text=name, value=mode, what=target)
             content = self.clone_of(self.private_space, name)
+        if self.in_place and place.base is self:
+            # The host's own directories, not an image's: no name in them is a trap.
+            self.attach_onto(content, self, target[1:], target)
+            self.note(target, Place("directory", content))
+            return content
         self.attach(content, target, Place("directory", content), plain=plain)
         return content
 
     def null(self) -> Slot:
         """Clone the host's /dev/null, verified: it covers a file that is masked."""
+        if self.nulls:
+            return self.nulls.pop()
         slot = self.host_tree("/dev/null", 0, recursive=False, phase=INSIDE)
         self.add("CHECK_DEVICE", fd=slot, value=_NULL, what="/dev/null")
         return slot

@@ -96,7 +96,9 @@ class Request:
             raise PlanError("hostname= needs a UTS namespace: new={'uts', ...}, or the host's own name would change")
         identity = identity or _identity(user, maps)
         where = None if cwd is None else check_path(cwd, "cwd")
-        scene = replace(_scene(builder, kinds, maps, identity, where), joined=joins.kinds)
+        rights = rights if confine is None else confine.rights()
+        powerless = rights is not None and rights.capabilities == 0
+        scene = replace(_scene(builder, kinds, maps, identity, where), joined=joins.kinds, powerless=powerless)
         if cgroup is not None:
             builder.cgroup = builder.declare(cgroup.fileno(), "cgroup")
         builder.deadline_ms = _deadline_ms(deadline)
@@ -115,7 +117,7 @@ class Request:
             rlimits=_check_rlimits(rlimits),
             umask=umask,
             identity=identity,
-            rights=rights if confine is None else confine.rights(),
+            rights=rights,
             cwd=where,
             own_keyring=bool(kinds | joins.kinds),
         )

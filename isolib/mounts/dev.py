@@ -91,7 +91,7 @@ class Dev(Mount):
 
 def _host_device(guest: Guest, name: str) -> Slot:
     path = f"/dev/{name}"
-    device = guest.host_tree(path, 0, recursive=False, phase=INSIDE)
+    device = guest.devices.pop(name, None) or guest.host_tree(path, 0, recursive=False, phase=INSIDE)
     major, minor = DEVICES[name]
     guest.add("CHECK_DEVICE", fd=device, value=major << 32 | minor, what=path)
     return device

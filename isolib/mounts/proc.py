@@ -48,6 +48,11 @@ def _present() -> frozenset[tuple[str, bool]]:
         return frozenset((one.name, one.is_dir()) for one in entries if one.name in {*MASKED, *READ_ONLY})
 
 
+def masked_files() -> int:
+    """Return how many files of /proc are masked on this host."""
+    return sum(name in MASKED and not is_directory for name, is_directory in _present())
+
+
 @dataclass(frozen=True, slots=True)
 class Proc(Mount):
     """A procfs that shows the processes of the new pid namespace, and no others.

@@ -12,7 +12,7 @@ from isolib._kernel.guest import ROOM, SAFE, Guest, Place
 from isolib._kernel.mountapi import takes_id_map
 from isolib._kernel.plan import INSIDE
 from isolib.errors import PlanError
-from isolib.mounts import host
+from isolib.mounts import cover, host
 from isolib.mounts.checks import check_room, check_source
 from isolib.mounts.dev import Dev
 from isolib.mounts.idmap import tree_userns, work_userns
@@ -176,10 +176,14 @@ class HostRoot(Root):
 
     def add_steps(self, builder: Builder, mounts: Sequence[MountValue], scene: Scene) -> None:
         """Add the steps that build the root, with mounts in it, and enter it."""
+        if not self.writable and cover.can_cover(mounts, scene):
+            self._cover(builder, mounts, scene)
+            return
         guest = Guest.begin(builder, scene, self.room)
         guest.make_skeleton()
         guest.host_view = True
         self._show_host(guest)
+        guest.make("/sys")
         self._make_private(guest)
         Proc().add_steps(builder, guest, scene)
         Dev().add_steps(builder, guest, scene)
@@ -199,8 +203,22 @@ class HostRoot(Root):
             guest.set_attributes(guest, SAFE | _READ_ONLY, recursive=True, what="/")
             guest.set_attributes(guest, 0, clear=_READ_ONLY, what="/")
         for path in _covered():
-            cover = guest.nothing()
-            guest.attach(cover, path, Place("foreign", cover), existing=True)
+            nothing = guest.nothing()
+            guest.attach(nothing, path, Place("foreign", nothing), existing=True)
+
+    def _cover(self, builder: Builder, mounts: Sequence[MountValue], scene: Scene) -> None:
+        """Build the same root by covering the host's tree where it is."""
+        guest = cover.begin(builder, scene, self.room)
+        for path in _covered():
+            nothing = guest.nothing()
+            guest.attach(nothing, path, Place("foreign", nothing), existing=True)
+        self._make_private(guest)
+        Proc().add_steps(builder, guest, scene)
+        Dev().add_steps(builder, guest, scene)
+        self._show_interpreter(guest)
+        for mount in mounts:
+            mount.add_steps(builder, guest, scene)
+        cover.end(guest)
 
     def _show(self, guest: Guest, entry: host.Entry) -> None:
         path = "/" + entry.name
@@ -219,7 +237,6 @@ class HostRoot(Root):
         for path, mode in host.private().items():
             guest.private(path, mode)
         guest.make("/run/lock", mode=0o1777)
-        guest.make("/sys")
         for path in host.linked_files():
             file = guest.host_tree(path, SAFE | _READ_ONLY, recursive=False)
             guest.attach(file, path, Place("file", file), directory=False)
