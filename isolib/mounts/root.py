@@ -209,7 +209,8 @@ class HostRoot(Root):
     def _cover(self, builder: Builder, mounts: Sequence[MountValue], scene: Scene) -> None:
         """Build the same root by covering the host's tree where it is."""
         guest = cover.begin(builder, scene, self.room)
-        for path in _covered():
+        rest = ["/lost+found"] if os.path.isdir("/lost+found") else []
+        for path in (*_covered(), *rest):
             nothing = guest.nothing()
             guest.attach(nothing, path, Place("foreign", nothing), existing=True)
         self._make_private(guest)
