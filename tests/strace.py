@@ -24,9 +24,10 @@ _CALL = re.compile(r"(\w+)\(.*?(?:\)\s+= (\S+).*)?$", re.DOTALL)
 
 
 class Trace:
-    """What strace has written, for each process; complete when the block of `attached` has ended."""
+    """What strace, the process `tracer`, has written for each process; complete when the block of `attached` has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracer: int = 0) -> None:
+        self.tracer = tracer
         self._texts: dict[int, str] = {}
 
     def read(self, directory: Path) -> None:
@@ -69,6 +70,7 @@ def attached(*options: str) -> Iterator[Trace]:
                 line = strace.stderr.readline()
                 if b"attached" not in line:
                     pytest.skip(f"strace may not attach to this process: {line.decode().strip()}")
+                trace.tracer = strace.pid
                 yield trace
             finally:
                 wait_for_the_others(strace.pid)

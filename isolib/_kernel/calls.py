@@ -294,9 +294,13 @@ def pty_size(fd: int, rows: int, columns: int) -> None:
     _checked("ioctl TIOCSWINSZ", f"fd {fd}", lib.isolib_pty_size(fd, rows, columns))
 
 
-def seal_launcher(path: str) -> int:
+def seal_launcher(path: str) -> Fd:
     """Return a sealed memory file with the launcher's image: memfd_create(2), F_ADD_SEALS."""
-    return _checked("memfd_create", path, lib.isolib_launcher_seal(_path(path)))
+    made = Fd.take(lib.isolib_launcher_seal, _path(path))
+    if made is None:
+        errno = ffi.errno
+        raise from_errno("memfd_create", path, errno, hint("memfd_create", errno, path))
+    return made
 
 
 def close_all(fds: Sequence[int]) -> None:

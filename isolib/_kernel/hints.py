@@ -38,8 +38,9 @@ KINDS: Final = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 def read_sysctl(name: str) -> str | None:
     """Return the value of a sysctl, or None where it does not exist or cannot be read."""
     try:
-        with open(f"/proc/sys/{name.replace('.', '/')}", encoding="ascii") as file:
-            return file.read().strip()
+        # As bytes: looking up a codec may take a descriptor, and that there are no more may be what is asked about.
+        with open(f"/proc/sys/{name.replace('.', '/')}", "rb") as file:
+            return file.read().decode("ascii").strip()
     except (OSError, ValueError):
         return None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from errno import ESTALE
+from errno import ENOENT, ESTALE
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
@@ -18,7 +18,7 @@ from isolib._kernel.hints import hint
 from isolib.errors import SetupFailed, Unsupported, from_errno
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from isolib._kernel.plan import Plan
 
@@ -31,33 +31,31 @@ _INHERITED: Final = (calls.STDIO_INHERIT,) * 3
 class _Ground:
     """What every launch of this process stands on, opened once: the sealed launcher, this process's pidfd, a real procfs."""
 
-    __slots__ = ("host", "image", "image_path", "is_own_proc", "owner", "proc")
+    __slots__ = ("_owned", "host", "image", "image_path", "is_own_proc", "owner", "proc")
 
     def __init__(self) -> None:
         self.owner = os.getpid()
         self.image_path = os.fsencode(_IMAGE_PATH)
-        fds: list[int] = []
-        try:
-            self.host = _above_stdio(os.pidfd_open(self.owner))
-            fds.append(self.host)
-            self.proc = _open_proc()
-            fds.append(self.proc)
-            self.is_own_proc = _is_own(self.proc)
-            self.image = _seal()
-        except BaseException:
-            calls.close_all(fds)
-            raise
+        host = _opened("pidfd_open", "this process", os.pidfd_open, self.owner)
+        proc = _opened("open", "/proc", os.open, "/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        image = _seal()
+        self._owned = (host, proc, image)
+        self.host, self.proc = host.fileno(), proc.fileno()
+        self.image = -1 if image is None else image.fileno()
+        if calls.fs_magic(self.proc) != calls.PROC_SUPER_MAGIC:  # something was mounted over it
+            raise from_errno("open", "/proc", ENOENT, "isolib needs procfs mounted at /proc")
+        self.is_own_proc = _is_own(self.proc)
 
 
-def _open_proc() -> int:
-    """Open /proc and make sure that it is procfs itself, not something that was mounted over it."""
-    fd = _above_stdio(os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+def _opened(op: str, target: str, call: Callable[..., int], *arguments: object) -> Fd:
+    """Take a descriptor, with a number that is no standard stream's: in a daemon 0 to 2 may be free."""
     try:
-        if calls.fs_magic(fd) != calls.PROC_SUPER_MAGIC:
-            raise from_errno("open", "/proc", 2, "isolib needs procfs mounted at /proc")
-    except BaseException:
-        os.close(fd)
-        raise
+        fd = Fd.take(call, *arguments)
+        if fd is not None and fd.fileno() <= _STDERR:
+            fd = Fd.take(fcntl.fcntl, fd.fileno(), fcntl.F_DUPFD_CLOEXEC, _STDERR + 1)
+    except OSError as error:
+        raise from_errno(op, target, error.errno or 0, hint(op, error.errno or 0, target)) from None
+    assert fd is not None  # noqa: S101 - they raise
     return fd
 
 
@@ -69,22 +67,12 @@ def _is_own(proc: int) -> bool:
         return False
 
 
-def _above_stdio(fd: int) -> int:
-    """Return the descriptor with a number that is no standard stream's: in a daemon 0 to 2 may be free."""
-    if fd > _STDERR:
-        return fd
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STDERR + 1)
-    finally:
-        os.close(fd)
-
-
-def _seal() -> int:
-    """Return the sealed image, or -1 where memory files cannot be made or executed: then the installed file is executed."""
+def _seal() -> Fd | None:
+    """Return the sealed image, or None where memory files cannot be made or executed: then the installed file is executed."""
     try:
         return calls.seal_launcher(_IMAGE_PATH)
     except PermissionError:  # vm.memfd_noexec = 2
-        return -1
+        return None
 
 
 _lock = threading.Lock()
@@ -107,8 +95,6 @@ def _forget_after_fork() -> None:
     # The lock may be held by a thread that does not exist here; the parent's descriptors are closed, not used.
     global _lock  # noqa: PLW0603
     _lock = threading.Lock()
-    for old in _grounds.values():
-        calls.close_all([old.host, old.proc, old.image])
     _grounds.clear()
 
 

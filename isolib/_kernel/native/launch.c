@@ -232,7 +232,7 @@ static int write_boot(struct isolib_launch *launch, struct scratch *scratch, con
     written = writev(scratch->boot, parts, 5);
     if (written == whole)
         return 0;
-    if (written >= 0)
+    if (written >= 0 && write(scratch->boot, zeros, 1) >= 0) /* what stopped it says why when it is asked again */
         errno = ENOSPC;
     return -1;
 }
@@ -371,6 +371,8 @@ static void heed(struct isolib_launch *launch, const struct isolib_message *mess
         launch->has_exit = 1;
         break;
     default:
+        if (launch->error) /* the first is told */
+            break;
         launch->error = message->type == ISOLIB_FAILED ? message->error : EPROTO;
         launch->step = message->step;
         launch->stage = message->stage;
@@ -398,15 +400,17 @@ int isolib_launch_wait(struct isolib_launch *launch) {
         ssize_t got = receive(launch->status, &message, fds, &sender, &truncated);
         if (got < 0 && errno == EINTR)
             return 1;
-        if (got != (ssize_t)sizeof(message)) {
+        if (got == (ssize_t)sizeof(message)) {
+            heed(launch, &message, fds, sender);
+        } else if (got < 0 && !launch->error) { /* the end is listened for all the same */
+            fail_here(launch, errno, ISOLIB_STAGE_HOST);
+        } else {
             if (!launch->error) /* it was killed */
-                fail_here(launch, got < 0 ? errno : ECHILD, got < 0 ? ISOLIB_STAGE_HOST : ISOLIB_STAGE_INSIDE);
+                fail_here(launch, ECHILD, ISOLIB_STAGE_INSIDE);
             return give_up(launch, launch->error, launch->step, launch->stage);
         }
-        heed(launch, &message, fds, sender);
-        if (truncated && !launch->error) { /* this process could not take the descriptors: it has as many as it may */
+        if (truncated && !launch->error) /* this process could not take the descriptors: it has as many as it may */
             fail_here(launch, EMFILE, ISOLIB_STAGE_HOST);
-        }
         if (launch->error) /* whoever still listens, let him end */
             isolib_say(launch->status, ISOLIB_SAY_END);
     }
