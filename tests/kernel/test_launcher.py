@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 from contextlib import closing
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -104,7 +105,8 @@ def test_launcher_cannot_be_written_into(elf: Elf) -> None:
 
 # ---- what it refuses ----
 
-BOOT = struct.Struct("=IIIIIiii")
+FFI: Any = import_module("isolib._kernel._ext").ffi
+HEAD = FFI.sizeof("struct isolib_boot")
 
 
 def holding_plan(*steps: Step) -> bytes:
@@ -117,19 +119,17 @@ def holding_plan(*steps: Step) -> bytes:
 
 def boot_file(plan: bytes, *, status: int = -1, **changed: int) -> bytes:
     """Return a boot file as the host writes it, with some fields changed."""
-    offset = BOOT.size + 16
     fields = {
         "magic": calls.PLAN_MAGIC,
-        "slot_count": 0,
         "keep_count": 3,
-        "plan_offset": offset,
+        "plan_offset": HEAD + 16,
         "plan_size": len(plan),
         "status": status,
         "host": -1,
         "proc": -1,
     }
-    lists = struct.pack("=4i", 0, 1, 2, 0)
-    return BOOT.pack(*(fields | changed).values()) + lists + plan
+    head = FFI.new("struct isolib_boot *", fields | changed)
+    return bytes(FFI.buffer(head)) + struct.pack("=4i", 0, 1, 2, 0) + plan
 
 
 def start(*arguments: str, fds: tuple[int, ...] = ()) -> subprocess.CompletedProcess[bytes]:
@@ -165,10 +165,10 @@ GARBAGE = {
     "zeros": bytes(4096),
     "ones": b"\xff" * 4096,
     "text": b"#!/bin/sh\nexit 0\n" * 100,
-    "only the head": boot_file(b"")[: BOOT.size],
+    "only the head": boot_file(b"")[:HEAD],
     "wrong magic": boot_file(holding_plan(), magic=0x7F454C46),
-    "plan before the lists": boot_file(holding_plan(), plan_offset=BOOT.size),
-    "plan unaligned": boot_file(holding_plan(), plan_offset=BOOT.size + 17),
+    "plan before the lists": boot_file(holding_plan(), plan_offset=HEAD),
+    "plan unaligned": boot_file(holding_plan(), plan_offset=HEAD + 17),
     "plan beyond the end": boot_file(holding_plan(), plan_offset=1 << 30),
     "plan too long": boot_file(holding_plan(), plan_size=len(holding_plan()) + 8),
     "plan too short": boot_file(holding_plan(), plan_size=len(holding_plan()) - 8),

@@ -539,7 +539,7 @@ def test_things_that_are_no_namespaces(tmp_path: Path) -> None:
     ):
         with pytest.raises(PlanError, match=what):
             ns.open_netns(path=path)
-    pidfd, timer = os.pidfd_open(os.getpid()), calls.seal_launcher(sys.executable)
+    pidfd, timer = os.pidfd_open(os.getpid()), os.memfd_create("regular", os.MFD_CLOEXEC)
     one, other = socket.socketpair()
     with one, other, pytest.raises(PlanError, match="a socket"):
         ns.open_netns(fd=one)
