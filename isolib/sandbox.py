@@ -287,6 +287,7 @@ class Sandbox:
         self._resident: Launched | None = None
         self._namespaces: dict[str, Fd] = {}
         self._requests: dict[bool, Request] = {}
+        self._stream_owner: tuple[int, int] | None = None
         self._processes: list[Process] = []
         self._closed = False
 
@@ -317,7 +318,9 @@ class Sandbox:
             return
         self._setting = _Setting(self.spec)
         try:
-            self._resident = self._setting.request(dumpable=True).hold()
+            request = self._setting.request(dumpable=True)
+            self._stream_owner = request.builder.stream_owner
+            self._resident = request.hold()
             for kind in sorted(self._setting.kinds):
                 self._namespaces[kind] = self._resident.namespace(kind)
             calls.say(self._resident.status, hide=True)
@@ -361,6 +364,7 @@ class Sandbox:
                 rights=Rights(capabilities=0, no_new_privs=True),
                 deadline=cast("float | None", self.spec.limits.wall) or 0,
                 pty=pty,
+                stream_owner=self._stream_owner,
             )
         return self._requests[pty]
 

@@ -245,6 +245,14 @@ def maps_id(ranges: Sequence[IdMap], inside: int) -> bool:
     return any(one.inside <= inside < one.inside + one.count for one in ranges)
 
 
+def outside_id(ranges: Sequence[IdMap], inside: int) -> int | None:
+    """Return what an inside id is outside, or None."""
+    for one in ranges:
+        if one.inside <= inside < one.inside + one.count:
+            return one.outside + inside - one.inside
+    return None
+
+
 _userns_lock: Final = threading.Lock()
 _userns_cache: Final[dict[tuple[int, tuple[IdMap, ...], tuple[IdMap, ...]], int]] = {}
 
@@ -449,6 +457,7 @@ __all__ = [
     "is_privileged",
     "maps_id",
     "may_administer",
+    "outside_id",
     "plan_joins",
     "register_astray",
     "userns_fd",

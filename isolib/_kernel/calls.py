@@ -361,6 +361,8 @@ class Launch(NamedTuple):
     stdio: Sequence[int]
     host: int
     proc: int
+    #: Whom the pipes are given to: user and group id, as this process sees them.
+    stream_owner: tuple[int, int] | None = None
     #: What the plan was made for: the working directory and the time of the last change of "/".
     premises: tuple[bytes, int] | None = None
 
@@ -377,6 +379,7 @@ def _fill(request: LaunchRequest, wanted: Launch) -> tuple[object, ...]:
     request.slots, request.slot_count = slots, len(wanted.slots)
     request.keep, request.keep_count = keep, len(wanted.keep)
     request.stdio = wanted.stdio
+    request.stream_owner = wanted.stream_owner or (lib.ISOLIB_NOBODY, lib.ISOLIB_NOBODY)
     request.host, request.proc = wanted.host, wanted.proc
     if wanted.premises is not None:
         where = ffi.new("char[]", wanted.premises[0])

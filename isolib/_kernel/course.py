@@ -49,6 +49,7 @@ _HOST: Final = _fixed(
     Call("fcntl", "F_GETFD", when="for each standard stream that is inherited"),
     Call("openat", '"/dev/null"', when="for each stream that is DEVNULL"),
     Call("pipe2", "O_CLOEXEC", when="for each stream that is a PIPE"),
+    Call("fchown", "to whom the command is outside", when="for each PIPE of a sandbox that root starts"),
     Call("socketpair", "AF_UNIX, SOCK_SEQPACKET", "unix(7)"),
     Call("setsockopt", "SO_PASSCRED", "unix(7)"),
     Call("memfd_create", '"isolib-plan"'),
@@ -62,7 +63,7 @@ _HOST: Final = _fixed(
     Call("recvmsg", "pidfds and pids, until the command runs", "unix(7)"),
     Call("recvmsg", when="for each further message, and after an interrupt"),
     form=(
-        "(?:getcwd newfstatat )?(?:fcntl |openat |pipe2 )*socketpair setsockopt memfd_create writev rt_sigprocmask clone wait4 "
+        "(?:getcwd newfstatat )?(?:fcntl |openat |pipe2 |fchown )*socketpair setsockopt memfd_create writev rt_sigprocmask clone wait4 "
         "rt_sigprocmask (?:close ){2,}(?:recvmsg )+"
     ),
 )

@@ -226,7 +226,9 @@ def _wanted(
             "/proc, which is that of another pid namespace",
             "mount -t proc proc /proc, in a new mount namespace",
         )
-    return calls.Launch(base.image, base.image_path, plan.encode(), fds, keep, stdio, base.host, base.proc, premises)
+    return calls.Launch(
+        base.image, base.image_path, plan.encode(), fds, keep, stdio, base.host, base.proc, plan.stream_owner, premises
+    )
 
 
 #: What a call of the host's side of a launch is about.

@@ -76,12 +76,14 @@ BLOBS: Final = frozenset({"MAP", "MAP_HELPER", "EXEC", "WRITE", "AFFINITY", "SET
 class Plan:
     """An immutable plan: ``steps``, the slots that the host must fill (``declared``), and its encoding."""
 
-    __slots__ = ("_bytes", "_prefix", "declared", "pty", "slots", "steps")
+    __slots__ = ("_bytes", "_prefix", "declared", "pty", "slots", "steps", "stream_owner")
 
     def __init__(self, steps: Sequence[Step], *, declared: Sequence[Slot], pty: Slot | None = None) -> None:
         self.steps = tuple(steps)
         self.declared = tuple(declared)
         self.pty = pty
+        #: Whom the pipes of the command are given to, or None.
+        self.stream_owner: tuple[int, int] | None = None
         self.slots = _number_slots(self.steps, self.declared)
         if pty not in self.slots:
             raise PlanError(f"no step opens {pty!r}")
@@ -93,6 +95,7 @@ class Plan:
         plan = Plan.__new__(Plan)
         plan.steps = (*self.steps[:-1], end)
         plan.declared, plan.pty, plan.slots = self.declared, self.pty, self.slots
+        plan.stream_owner = self.stream_owner
         plan._prefix, plan._bytes = self._encode_prefix(), None  # noqa: SLF001 - its own class
         return plan
 
@@ -221,6 +224,7 @@ class Builder:
         self.guest: Slot | None = None
         self.supervise_flags = 0
         self.deadline_ms = 0
+        self.stream_owner: tuple[int, int] | None = None
 
     def declare(self, fd: int, label: str) -> Slot:
         """Return the slot that holds a descriptor of the host's."""
@@ -268,7 +272,9 @@ class Builder:
         steps.append(end)
         if len(steps) > calls.MAX_STEPS:
             raise PlanError(f"a plan of {len(steps)} steps; {calls.MAX_STEPS} is the most: too many mounts or files")
-        return Plan(steps, declared=tuple(self._declared), pty=self.pty)
+        plan = Plan(steps, declared=tuple(self._declared), pty=self.pty)
+        plan.stream_owner = self.stream_owner
+        return plan
 
 
 def exec_step(argv: Sequence[bytes], env: Sequence[bytes], candidates: Sequence[bytes]) -> Step:

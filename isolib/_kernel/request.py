@@ -78,6 +78,7 @@ class Request:
         rights: Rights | None = None,
         deadline: float = 0,
         dumpable: bool = False,
+        stream_owner: tuple[int, int] | None = None,
     ) -> None:
         kinds = assembly.check_kinds(new)
         self._joins = tuple(join)  # kept alive: their descriptors are in the plan
@@ -99,6 +100,7 @@ class Request:
         rights = rights if confine is None else confine.rights()
         powerless = rights is not None and rights.capabilities == 0
         scene = replace(_scene(builder, kinds, maps, identity, where), joined=joins.kinds, powerless=powerless)
+        builder.stream_owner = stream_owner or _stream_owner(scene)
         if cgroup is not None:
             builder.cgroup = builder.declare(cgroup.fileno(), "cgroup")
         builder.deadline_ms = _deadline_ms(deadline)
@@ -195,6 +197,14 @@ def _scene(
     if privileged and "mnt" in kinds:
         userns = builder.declare(assembly.userns_fd(maps.uid, maps.gid), "user namespace of id-mapped mounts")
     return Scene(new=kinds, privileged=privileged, uid_map=maps.uid, gid_map=maps.gid, userns=userns, uid=uid, gid=gid, cwd=cwd)
+
+
+def _stream_owner(scene: Scene) -> tuple[int, int] | None:
+    """Return whom the pipes of a command must belong to for it to open /dev/stdout: itself, who is somebody else outside."""
+    if not scene.privileged:
+        return None
+    uid, gid = assembly.outside_id(scene.uid_map, scene.uid), assembly.outside_id(scene.gid_map, scene.gid)
+    return None if uid is None or gid is None else (uid, gid)
 
 
 def _identity(user: str | int | tuple[int, int] | None, maps: IdMapPlan | None) -> Identity | None:

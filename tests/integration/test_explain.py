@@ -68,7 +68,7 @@ def up_to_exec(trace: Trace, pid: int) -> list[str]:
 
 def launch_part(names: list[str]) -> list[str]:
     """Return what of the calling thread's calls belongs to a launch."""
-    before = ("getcwd", "newfstatat", "fcntl", "openat", "pipe2")
+    before = ("getcwd", "newfstatat", "fcntl", "openat", "pipe2", "fchown")
     start = end = names.index("socketpair")
     while start and names[start - 1] in before:
         start -= 1

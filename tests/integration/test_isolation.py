@@ -192,3 +192,13 @@ def test_audit_says_what_is_in_force() -> None:
     assert found["capabilities, effective"] == "0000000000000000"
     assert found["no_new_privs"] == "1"
     assert all(found[f"{kind} namespace"].startswith(f"{kind}:[") for kind in ("pid", "net", "ipc", "mnt", "uts", "user"))
+
+
+def test_standard_streams_can_be_opened_by_name() -> None:
+    """/dev/stdout and /dev/stderr work as files, also when root started the sandbox."""
+    script = "echo out > /dev/stdout; echo err > /dev/stderr; cat /dev/stdin"
+    done = isolib.run(["sh", "-c", script], input=b"in", check=True)
+    assert (done.stdout, done.stderr) == (b"out\nin", b"err\n")
+    with Sandbox() as box:
+        done = box.run(["sh", "-c", script], input=b"in", check=True)
+    assert (done.stdout, done.stderr) == (b"out\nin", b"err\n")

@@ -155,6 +155,8 @@ struct isolib_message {
 
 /* ---- functions of the extension --------------------------------------------------------------------------------------- */
 
+enum isolib_nobody { ISOLIB_NOBODY = 0xffffffff };
+
 enum isolib_stdio {
     ISOLIB_STDIO_INHERIT = -1,
     ISOLIB_STDIO_PIPE = -2,
@@ -173,8 +175,9 @@ struct isolib_launch {
     const int32_t *keep; /* survive the exec with their number */
     uint32_t keep_count;
     int32_t stdio[3];
-    int32_t host; /* pidfd of this process */
-    int32_t proc; /* a procfs */
+    uint32_t stream_owner[2]; /* uid and gid that the pipes are given to; ISOLIB_NOBODY: they stay the caller's */
+    int32_t host;             /* pidfd of this process */
+    int32_t proc;             /* a procfs */
     /* What the plan was made for; where it is so no more, ESTALE is the error and nothing is done.  NULL, 0: nothing. */
     const char *premise_cwd;
     int64_t premise_root_ns; /* when "/" was last changed */

@@ -190,6 +190,14 @@ static int open_stdio(struct isolib_launch *launch, struct scratch *scratch, str
             return -1;
         if (raise_pair(pair) < 0)
             return -1;
+        if (launch->stream_owner[0] != ISOLIB_NOBODY) { /* or /dev/stdout could not be opened there */
+            launch->call = __NR_fchown;
+            if (fchown(pair[0], launch->stream_owner[0], launch->stream_owner[1]) < 0) {
+                close(pair[0]);
+                close(pair[1]);
+                return -1;
+            }
+        }
         launch->pipes[i] = i == 0 ? pair[1] : pair[0];
         scratch->child_stdio[i] = i == 0 ? pair[0] : pair[1];
         birth->stdio[i] = scratch->child_stdio[i];
