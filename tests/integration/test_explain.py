@@ -316,7 +316,7 @@ def test_every_call_around_a_launch_is_told_by_name(user_namespaces: None) -> No
     }
     assert certain <= seen
     assert told - certain <= seen | {
-        "getcwd", "newfstatat", "openat", "pipe2", "clone", "recvfrom", "pidfd_send_signal", "prctl", "kill", "dup3", "capset",
+        "getcwd", "newfstatat", "openat", "pipe2", "fchown", "clone", "recvfrom", "pidfd_send_signal", "prctl", "kill", "dup3", "capset",
     }  # fmt: skip
 
 
