@@ -63,8 +63,8 @@ _HOST: Final = _fixed(
     Call("recvmsg", "pidfds and pids, until the command runs", "unix(7)"),
     Call("recvmsg", when="for each further message, and after an interrupt"),
     form=(
-        "(?:getcwd newfstatat )?(?:fcntl |openat |pipe2 |fchown )*socketpair setsockopt memfd_create writev rt_sigprocmask clone "
-        "wait4 rt_sigprocmask (?:close ){2,}(?:recvmsg )+"
+        "(?:getcwd newfstatat )?(?:fcntl |openat |pipe2 |fchown )*socketpair setsockopt memfd_create writev rt_sigprocmask "
+        "clone wait4 rt_sigprocmask (?:close ){2,}(?:recvmsg )+"
     ),
 )
 _MIDDLE: Final = _fixed(Call("clone", "CLONE_VM|CLONE_VFORK"), Call("wait4", "stage 1"), Call("exit", "0"))
