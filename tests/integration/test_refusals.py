@@ -104,7 +104,7 @@ json.dump([len(results), results[-8:]], report)
 
 FILE_SIZE = """
 plain()
-json.dump(attempt(plain, resource.RLIMIT_FSIZE, 1000), report)
+json.dump(attempt(plain, resource.RLIMIT_FSIZE, 100), report)
 """
 
 
