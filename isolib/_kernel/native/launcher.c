@@ -50,9 +50,14 @@ static void report(struct launcher *l, uint32_t step, long error) {
 }
 
 void fail(struct launcher *l, long error) {
-    if (l->stage == ISOLIB_STAGE_COMMAND && !l->alone) { /* the supervisor, which shares this memory, reports */
+    if (l->stage == ISOLIB_STAGE_COMMAND) { /* the supervisor, which shares this memory, reports */
         l->failed_at = l->at;
         l->failed = (int32_t)-error;
+        if (l->shared) {
+            l->shared[1] = (int32_t)l->at;
+            l->shared[2] = iso_failed_call;
+            l->shared[0] = l->failed;
+        }
     } else {
         report(l, l->at, error);
         if (l->go >= 0 && l->stage == ISOLIB_STAGE_FIRST) /* it waits; one that runs is ended by the host's word */
@@ -181,14 +186,19 @@ static int command_main(void *argument) {
     return 127;
 }
 
-/* Before 6.3 a process that is about to enter another time namespace may not share memory with one that stays (fork.c).  What
- * it has of its own it reports by itself; the supervisor then finds it dead. */
+/* Before 6.3 a process that is about to enter another time namespace may not share memory with one that stays (fork.c). */
 static long clone_alone(struct launcher *l) {
-    long pid = SYS5(clone, ISO_CLONE_VFORK | ISO_CLONE_PIDFD | ISO_SIGCHLD, 0, &l->command_pidfd, 0, 0);
-    if (pid == 0) {
-        l->alone = 1;
+    enum { READ_WRITE = 3, SHARED_ANONYMOUS = 0x21 };
+    long pid, memory = sys6(__NR_mmap, 0, 4096, READ_WRITE, SHARED_ANONYMOUS, -1, 0);
+    if (memory < 0 && memory > -4096)
+        return memory;
+    l->shared = (volatile int32_t *)memory;
+    pid = SYS5(clone, ISO_CLONE_VFORK | ISO_CLONE_PIDFD | ISO_SIGCHLD, 0, &l->command_pidfd, 0, 0);
+    if (pid == 0)
         leave(command_main(l));
-    }
+    l->failed = l->shared[0];
+    l->failed_at = (uint32_t)l->shared[1];
+    iso_failed_call = l->shared[2];
     return pid;
 }
 

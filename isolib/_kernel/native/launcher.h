@@ -25,10 +25,10 @@ struct launcher {
     int32_t go;      /* stage 1: writing end, stage 2: reading end */
     int32_t signals; /* the supervisor's signalfd */
     int32_t command_pidfd;
-    int32_t umask;           /* of the caller, or -1: it has not been changed */
-    int32_t quiet;           /* see struct isolib_boot */
-    int32_t alone;           /* the command has memory of its own */
-    volatile int32_t failed; /* set by the command, which shares memory until its exec: errno */
+    int32_t umask;            /* of the caller, or -1: it has not been changed */
+    int32_t quiet;            /* see struct isolib_boot */
+    volatile int32_t *shared; /* where the command has memory of its own: errno, step and call of its failure */
+    volatile int32_t failed;  /* set by the command, which shares memory until its exec: errno */
     volatile uint32_t failed_at;
 };
 
