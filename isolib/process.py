@@ -173,7 +173,6 @@ class Process:
     ) -> None:
         self.args = args
         self.pid = launched.command_pid or launched.supervisor_pid
-        self._launched = launched
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._files: list[IO[bytes] | None] = [None, None, None, None]
@@ -185,6 +184,7 @@ class Process:
         self._pump: calls.Pump = calls.new_pump() if pump is None else pump
         if pump is None:
             calls.pump_watch(self._pump, launched.request)
+        self._launched = launched  # last: who has it is complete
 
     @classmethod
     def start(
@@ -448,7 +448,8 @@ class Process:
         calls.pump_close(self._pump)
         for file in self._files:
             if file is not None:
-                with suppress(BrokenPipeError):  # what was still buffered for a process that is gone
+                # What was still buffered for a process that is gone; a file whose closing was interrupted.
+                with suppress(BrokenPipeError, ValueError):
                     file.close()
 
     def __enter__(self) -> Self:

@@ -142,7 +142,9 @@ def kept() -> set[int]:
     """Return the descriptors that every launch uses, and the user namespaces of id-mapped mounts."""
     grounds = getattr(sys.modules.get("isolib._kernel.launch"), "_grounds", {})
     namespaces = getattr(sys.modules.get("isolib._kernel.assembly"), "_userns_cache", {})
-    return {fd for ground in grounds.values() for fd in (ground.host, ground.proc, ground.image)} | set(namespaces.values())
+    return {fd for ground in grounds.values() for fd in (ground.host, ground.proc, ground.image)} | {
+        fd.fileno() for fd in namespaces.values()
+    }
 
 
 def mounts() -> Things:

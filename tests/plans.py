@@ -6,7 +6,7 @@ import ctypes
 import os
 import resource
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -289,15 +289,28 @@ def adopting() -> Iterator[None]:
         libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
+def descriptors() -> dict[str, str]:
+    """Return the open descriptors and what they are of."""
+    paths = {fd: f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")}
+    return {fd: os.readlink(path) for fd, path in paths.items() if os.path.lexists(path)}
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the children of a process, zombies too."""
+    found: list[str] = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            found += Path(f"/proc/{pid}/task/{thread}/children").read_text(encoding="ascii").split()
+    return sorted(map(int, found))
+
+
 def state() -> tuple[object, ...]:
     """Return what a failed launch must not have changed; the children include zombies."""
     own = Path("/proc/thread-self")
-    tasks = os.listdir("/proc/self/task")
-    fds = [fd for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")]
     return (
-        {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in fds},
-        tasks,
-        sorted(pid for tid in tasks for pid in Path(f"/proc/self/task/{tid}/children").read_text(encoding="ascii").split()),
+        descriptors(),
+        os.listdir("/proc/self/task"),
+        children_of(os.getpid()),
         (own / "mountinfo").read_bytes(),
         [os.readlink(own / "ns" / kind) for kind in os.listdir(own / "ns")],
     )

@@ -23,6 +23,7 @@ from isolib.errors import PlanError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from isolib._kernel.handle import Fd
     from isolib._kernel.idmap import IdMapPlan
     from isolib.types import HasFileno, IdMap
 
@@ -161,10 +162,8 @@ def _owned_by(fd: int, userns: int) -> bool:
         owner = calls.namespace_owner(fd)
     except OSError:
         return True
-    try:
-        return os.path.sameopenfile(owner, userns)
-    finally:
-        os.close(owner)
+    with owner:
+        return os.path.sameopenfile(owner.fileno(), userns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +253,7 @@ def outside_id(ranges: Sequence[IdMap], inside: int) -> int | None:
 
 
 _userns_lock: Final = threading.Lock()
-_userns_cache: Final[dict[tuple[int, tuple[IdMap, ...], tuple[IdMap, ...]], int]] = {}
+_userns_cache: Final[dict[tuple[int, tuple[IdMap, ...], tuple[IdMap, ...]], Fd]] = {}
 
 
 def userns_fd(uid_map: tuple[IdMap, ...], gid_map: tuple[IdMap, ...]) -> int:
@@ -267,20 +266,17 @@ def userns_fd(uid_map: tuple[IdMap, ...], gid_map: tuple[IdMap, ...]) -> int:
         found = _userns_cache.get(key)
         if found is None:
             found = _userns_cache[key] = _make_userns(uid_map, gid_map)
-        return found
+        return found.fileno()
 
 
-def _make_userns(uid_map: tuple[IdMap, ...], gid_map: tuple[IdMap, ...]) -> int:
+def _make_userns(uid_map: tuple[IdMap, ...], gid_map: tuple[IdMap, ...]) -> Fd:
     builder = Builder()
     builder.clone_flags = calls.CLONE_NEWUSER
     builder.map("uid_map", _map_text(uid_map))
     builder.map("gid_map", _map_text(gid_map))
     process = launch(builder.build(HOLD))
     try:
-        try:
-            return calls.pidfd_namespace(process.pidfd, "user")
-        except OSError:  # before 6.11
-            return os.open(f"/proc/{process.supervisor_pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        return process.namespace("user")
     finally:
         process.end()
 

@@ -8,6 +8,7 @@ of an older distribution has yet.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from errno import EINVAL
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -30,6 +31,8 @@ from isolib.errors import ThreadStranded, from_errno
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from isolib.errors import SyscallError
 
 #: ``struct isolib_launch``, ``isolib_pump`` and ``isolib_stay``: what cffi makes has no type.
 LaunchRequest: TypeAlias = Any
@@ -73,9 +76,18 @@ def step_kinds() -> dict[str, int]:
 
 def _checked(op: str, target: str | None, result: int) -> int:
     if result < 0:
-        errno = ffi.errno
-        raise from_errno(op, target, errno, hint(op, errno, target))
+        raise _refusal(op, target, ffi.errno)
     return result
+
+
+def _taken(op: str, target: str, made: Fd | None) -> Fd:
+    if made is None:
+        raise _refusal(op, target, ffi.errno)
+    return made
+
+
+def _refusal(op: str, target: str | None, errno: int) -> SyscallError:
+    return from_errno(op, target, errno, hint(op, errno, target))
 
 
 def _path(value: str | bytes) -> bytes:
@@ -92,14 +104,14 @@ def unshare(flags: int, target: str) -> None:
     _checked("unshare", target, lib.isolib_unshare(flags))
 
 
-def namespace_owner(fd: int) -> int:
-    """Return a descriptor of the user namespace that owns this namespace: ioctl_nsfs(2), NS_GET_USERNS."""
-    return _checked("ioctl NS_GET_USERNS", "namespace", lib.isolib_ns_ioctl_fd(fd, NS_GET_USERNS))
+def namespace_owner(fd: int) -> Fd:
+    """Return the user namespace that owns this namespace: ioctl_nsfs(2), NS_GET_USERNS."""
+    return _taken("ioctl NS_GET_USERNS", "namespace", Fd.take(lib.isolib_ns_ioctl_fd, fd, NS_GET_USERNS))
 
 
-def namespace_parent(fd: int) -> int:
-    """Return a descriptor of the parent of a user or pid namespace: ioctl_nsfs(2), NS_GET_PARENT."""
-    return _checked("ioctl NS_GET_PARENT", "namespace", lib.isolib_ns_ioctl_fd(fd, NS_GET_PARENT))
+def namespace_parent(fd: int) -> Fd:
+    """Return the parent of a user or pid namespace: ioctl_nsfs(2), NS_GET_PARENT."""
+    return _taken("ioctl NS_GET_PARENT", "namespace", Fd.take(lib.isolib_ns_ioctl_fd, fd, NS_GET_PARENT))
 
 
 def namespace_flag(fd: int) -> int:
@@ -117,9 +129,7 @@ def pidfd_namespace(pidfd: int, kind: str) -> int:
 def take_namespace(pidfd: int, kind: str) -> Fd:
     """As `pidfd_namespace`, owned from the first moment on."""
     made = Fd.take(lib.isolib_pidfd_namespace, pidfd, PIDFD_NAMESPACE[kind])
-    if made is None:
-        raise from_errno(f"ioctl PIDFD_GET_{kind.upper()}_NAMESPACE", "pidfd", ffi.errno)
-    return made
+    return _taken(f"ioctl PIDFD_GET_{kind.upper()}_NAMESPACE", "pidfd", made)
 
 
 # Of the calling thread: /proc/self would be the main thread.
@@ -296,11 +306,7 @@ def pty_size(fd: int, rows: int, columns: int) -> None:
 
 def seal_launcher(path: str) -> Fd:
     """Return a sealed memory file with the launcher's image: memfd_create(2), F_ADD_SEALS."""
-    made = Fd.take(lib.isolib_launcher_seal, _path(path))
-    if made is None:
-        errno = ffi.errno
-        raise from_errno("memfd_create", path, errno, hint("memfd_create", errno, path))
-    return made
+    return _taken("memfd_create", path, Fd.take(lib.isolib_launcher_seal, _path(path)))
 
 
 def close_all(fds: Sequence[int]) -> None:
@@ -308,20 +314,14 @@ def close_all(fds: Sequence[int]) -> None:
     lib.isolib_close_all(list(fds), len(fds))
 
 
-def monotonic_ns() -> int:
-    """Return CLOCK_MONOTONIC in nanoseconds, the clock of launches and exits."""
-    return int(lib.isolib_monotonic_ns())
-
-
+@dataclass(eq=False)
 class LaunchRefused(Exception):
     """A step of a launch failed: which, with what errno, in which stage, in which system call (None: the step's own)."""
 
-    def __init__(self, step: int, errno: int, stage: str, call: str | None) -> None:
-        super().__init__(step, errno, stage, call)
-        self.step = step
-        self.errno = errno
-        self.stage = stage
-        self.call = call
+    step: int
+    errno: int
+    stage: str
+    call: str | None
 
 
 def new_launch() -> LaunchRequest:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import pwd
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from isolib._kernel.procfs import parse_account_ids, parse_id_map, parse_subid
@@ -377,12 +377,10 @@ def _user_name(uid: int) -> str | None:
 
 def _read(path: str, default: bytes | None = None) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = open(path, "rb", buffering=0)  # noqa: SIM115 - the exception is about this alone
     except OSError:
         if default is None:
             raise
         return default  # no such file: it grants nothing, and nobody is in it
-    try:
-        return b"".join(iter(partial(os.read, fd, 1 << 16), b""))
-    finally:
-        os.close(fd)
+    with file:
+        return file.read()

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, ClassVar, Final, Generic, ParamSpec, TypeVar, cast
 
 from isolib._kernel import assembly, calls, seam
-from isolib._kernel.handle import Fd, Handle, Rollback
+from isolib._kernel.handle import Handle, Rollback
 from isolib.errors import GoneError, PermissionDenied, PlanError, SyscallError, Unsupported, from_errno
 from isolib.namespaces import pin
 from isolib.namespaces.enter import Stays
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from isolib._kernel.handle import Fd
     from isolib._kernel.seam import Process
     from isolib.namespaces.held import Held
     from isolib.namespaces.kinds import UserNS
@@ -345,14 +346,14 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
         """
         self._check_open()
         if self._owner is None:
-            fd = Fd.take(self._ask_for_owner)
+            fd = self._ask_for_owner()
             with self._guard():
                 self._check_open()
                 if self._owner is None:
                     self._owner = cast("UserNS", CLASSES["user"]._make(fd))
         return self._owner
 
-    def _ask_for_owner(self) -> int:
+    def _ask_for_owner(self) -> Fd:
         try:
             return calls.namespace_owner(self.fileno())
         except SyscallError as error:

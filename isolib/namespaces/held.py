@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from errno import ENOTTY
 from typing import TYPE_CHECKING, Final
 
@@ -46,10 +47,10 @@ class Held:
         return self._launched.pidfd >= 0 and not self._gone(0)
 
     def _gone(self, timeout_ns: int) -> bool:
-        deadline = calls.monotonic_ns() + timeout_ns
+        deadline = time.monotonic_ns() + timeout_ns
         result = calls.PUMP_SIGNAL
         while result == calls.PUMP_SIGNAL:  # in between Python runs its signal handlers
-            result = calls.pump_run(self._pump, calls.UNTIL_EXIT, max(0, deadline - calls.monotonic_ns()))
+            result = calls.pump_run(self._pump, calls.UNTIL_EXIT, max(0, deadline - time.monotonic_ns()))
         return result == calls.PUMP_DONE
 
     def end(self) -> None:

@@ -243,13 +243,12 @@ class _Scan:
         elif kind == "pid":
             self.parents[number] = self._follow(calls.namespace_parent, fd, "pid")
 
-    def _follow(self, ask: Callable[[int], int], fd: Fd, kind: str) -> int | None:
+    def _follow(self, ask: Callable[[int], Fd], fd: Fd, kind: str) -> int | None:
         """Return who is owner or parent; who has not been seen yet is taken note of, and asked in turn."""
         try:
-            found = Fd.take(ask, fd.fileno())
+            found = ask(fd.fileno())
         except SyscallError:  # outside of our own, or the first
             return None
-        assert found is not None  # noqa: S101 -- these raise
         with found:
             number = os.fstat(found.fileno()).st_ino
             if number not in self.kinds:

@@ -21,7 +21,7 @@ from isolib._kernel.hints import hint
 from isolib._kernel.launch import launch
 from isolib._kernel.plan import Builder, Step, exec_step
 from isolib._kernel.procfs import parse_stat
-from tests.plans import adopting, nothing_changes
+from tests.plans import adopting, children_of, nothing_changes
 from tests.strace import attached
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def attempt(body, kind, value):
     new = {fd: path for fd, path in found().items() if path != before.get(fd)}
     base = launch._grounds.get(os.getpid())
     kept = {base.host, base.proc, base.image} if base else set()
-    leaked = [path for fd, path in new.items() if int(fd) not in kept | set(assembly._userns_cache.values())]
+    leaked = [path for fd, path in new.items() if int(fd) not in kept | {fd.fileno() for fd in assembly._userns_cache.values()}]
     return said, leaked
 """
 
@@ -235,15 +235,6 @@ class Halt:
     def close(self) -> None:
         """Give back what release() has opened."""
         os.close(self._writer)
-
-
-def children_of(pid: int) -> list[int]:
-    """Return the children of a process."""
-    found: list[str] = []
-    with suppress(FileNotFoundError, ProcessLookupError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            found += Path(f"/proc/{pid}/task/{thread}/children").read_text(encoding="ascii").split()
-    return [int(word) for word in found]
 
 
 def newest_launcher(pid: int) -> int:

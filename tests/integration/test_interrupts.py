@@ -1,0 +1,217 @@
+"""KeyboardInterrupt at every point of a process's or a sandbox's life: whatever was begun is undone, and nothing leaks."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import random
+import select
+import signal
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+import pytest
+
+import isolib
+from isolib import PIPE, SetupFailed, spawn
+from tests.plans import adopting, children_of, descriptors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+    Scenario = Callable[[], None]
+
+pytestmark = pytest.mark.usefixtures("user_namespaces", "adopted")
+
+#: Where interrupts are raised: the modules that own something. (Planning owns nothing.)
+FILES = ("process.py", "oneshot.py", "sandbox.py", "calls.py", "launch.py", "request.py", "streams.py", "handle.py")
+
+
+def a_process() -> None:
+    """Start a process and wait for it."""
+    with spawn(["true"]) as process:
+        assert process.wait(60).code == 0
+
+
+def a_conversation() -> None:
+    """Write to a process and read from it."""
+    with spawn(["cat"], stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
+        assert process.communicate(b"word", 60) == (b"word", b"")
+
+
+def files() -> None:
+    """Use a process's streams as files, then go on with communicate()."""
+    with spawn(["sh", "-c", "echo one; echo two; cat"], stdin=PIPE, stdout=PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"three\n")
+        assert process.stdout.readline() == b"one\n"
+        assert process.communicate(timeout=60)[0] == b"two\nthree\n"
+
+
+def a_terminal() -> None:
+    """Start a process in namespaces of its own with a terminal, and kill it."""
+    with spawn(["cat"], new={"user", "pid", "mnt"}, pty=True) as process:
+        process.resize(24, 80)
+        assert process.terminal is not None
+        process.terminal.write(b"x\n")
+        assert process.terminal.read(1) == b"x"
+        process.kill()
+
+
+def a_failure() -> None:
+    """Fail to start a process."""
+    with contextlib.suppress(SetupFailed):
+        spawn(["/nonexistent"], new={"user", "pid"}, stdin=PIPE, stdout=PIPE).close()
+
+
+def a_run() -> None:
+    """Run a command in a sandbox of its own."""
+    assert isolib.run(["cat"], input=b"word").stdout == b"word"
+
+
+def a_failed_run() -> None:
+    """Fail to run one."""
+    with contextlib.suppress(SetupFailed):
+        isolib.run(["/nonexistent"])
+
+
+def a_late_run() -> None:
+    """Run one that takes too long."""
+    with contextlib.suppress(isolib.SandboxTimeout):
+        isolib.run(["sleep", "100"], timeout=0.01)
+
+
+def a_sandbox() -> None:
+    """Make a sandbox, run a command in it and start another one."""
+    with isolib.Sandbox() as box:
+        assert box.run(["true"]).returncode == 0
+        box.popen(["sleep", "100"])
+
+
+SCENARIOS: tuple[Scenario, ...] = (
+    a_process,
+    a_conversation,
+    files,
+    a_terminal,
+    a_failure,
+    a_run,
+    a_failed_run,
+    a_late_run,
+    a_sandbox,
+)
+
+MOST = 400
+"""How many points of one scenario are tried at the most; where it has more, they are drawn."""
+
+
+@pytest.fixture
+def adopted() -> Iterator[None]:
+    """Adopt what is left behind, so that it can be waited for."""
+    with adopting():
+        yield
+
+
+@pytest.fixture(params=SCENARIOS, ids=lambda scenario: str(scenario.__name__))
+def scenario(request: pytest.FixtureRequest) -> Iterator[Scenario]:
+    """Run the test with each scenario; processes that are forgotten are not worth a warning here, for they are the point."""
+    request.param()  # what is opened once is opened
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+        gc.freeze()  # so that hundreds of collections look only at what the scenario made
+        yield request.param
+        gc.unfreeze()
+
+
+@pytest.fixture
+def lost(monkeypatch: pytest.MonkeyPatch) -> list[type[BaseException]]:
+    """Collect what is raised in finalizers, where Python can only print it."""
+    kinds: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda event: kinds.append(event.exc_type))
+    return kinds
+
+
+def interrupt(turn: int, action: Scenario) -> int:
+    """Raise KeyboardInterrupt at one of the points where CPython does: when a function is entered, or a call returns.
+
+    Returns how many points were still to come.
+    """
+    left = turn
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        nonlocal left
+        name = frame.f_code.co_filename
+        if event == "c_call" or "isolib" not in name or os.path.basename(name) not in FILES:
+            return
+        left -= 1
+        if left == 0:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(profile)
+    try:
+        action()
+    except KeyboardInterrupt:
+        assert left == 0
+    finally:
+        sys.setprofile(None)
+    return left
+
+
+def assert_nothing_left(before: dict[str, str], where: str) -> None:
+    """Fail unless every descriptor is closed and every process ends."""
+    gc.collect()
+    assert descriptors() == before, where
+    for pid in children_of(os.getpid()):
+        ended = os.pidfd_open(pid)
+        try:
+            assert select.select([ended], [], [], 10)[0], f"{where}: process {pid} still runs"
+        finally:
+            os.close(ended)
+        os.waitid(os.P_PID, pid, os.WEXITED)
+    assert children_of(os.getpid()) == [], where
+
+
+def test_interrupt_at_every_point(scenario: Scenario, lost: list[type[BaseException]]) -> None:
+    """Wherever an interrupt comes, every descriptor is closed and every process ends."""
+    before = descriptors()
+    far = 1_000_000
+    points = far - interrupt(far, scenario)
+    assert points > 50
+    turns = range(1, points + 1)
+    chosen = list(turns) if points <= MOST else sorted(random.Random(points).sample(turns, MOST))  # noqa: S311 - no secret
+    for turn in chosen:
+        interrupt(turn, scenario)
+        assert_nothing_left(before, f"point {turn} of {points}")
+    assert set(lost) <= {KeyboardInterrupt}
+
+
+def test_interrupt_by_a_signal(scenario: Scenario, lost: list[type[BaseException]]) -> None:
+    """The same with true signals at random times, most of which find the thread in a system call."""
+    before = descriptors()
+    choose = random.Random(11)  # noqa: S311 - no secret
+    armed = False
+
+    def interrupt_once(_: int, __: object) -> None:
+        if armed:  # the kernel may deliver the signal of a timer that was just cancelled
+            raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGALRM, interrupt_once)
+    try:
+        for turn in range(100):
+            try:
+                armed = True
+                signal.setitimer(signal.ITIMER_REAL, choose.uniform(1e-5, 6e-3))
+                scenario()
+                armed = False
+            except KeyboardInterrupt:
+                armed = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert_nothing_left(before, f"turn {turn}")
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert set(lost) <= {KeyboardInterrupt}
