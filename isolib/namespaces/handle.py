@@ -10,7 +10,7 @@ from isolib._kernel import assembly, calls, seam
 from isolib._kernel.handle import Handle, Rollback
 from isolib.errors import GoneError, PermissionDenied, PlanError, SyscallError, Unsupported, from_errno
 from isolib.namespaces import pin
-from isolib.namespaces.enter import Stays
+from isolib.namespaces.enter import Stays, outside
 from isolib.namespaces.thread import Resident
 from isolib.types import check_path
 
@@ -320,7 +320,12 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
         return (self,) if owner._is_own() else (owner, self)  # noqa: SLF001 -- of the same class
 
     def _is_own(self) -> bool:
-        """Return whether what the calling thread starts is in this namespace."""
+        """Return whether what the calling thread starts is in this namespace: that of the program, not one that it visits."""
+        flag = calls.NAMESPACE_FLAGS[self.kind]
+        for fd, kind in outside():
+            if kind == flag:
+                home = os.fstat(fd)
+                return self._identity == (home.st_dev, home.st_ino)
         file = f"{self.kind}_for_children" if self.kind in ("pid", "time") else self.kind
         status = os.stat(f"/proc/thread-self/ns/{file}")
         return self._identity == (status.st_dev, status.st_ino)
