@@ -78,6 +78,12 @@ def mount_points(mountinfo: str) -> list[str]:
 # ---- the host's root ----
 
 
+def installed() -> dict[str, str]:
+    """Return an environment in which the isolib of this run is found, not that of the working directory."""
+    path = os.pathsep.join(path for path in sys.path if path)
+    return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PATH": os.environ["PATH"]}
+
+
 class TestHost:
     def test_nothing_of_the_old_root(self) -> None:
         """There is one mount at "/", and the old root is nowhere: not below it, not by '..', not for who joins."""
@@ -186,7 +192,9 @@ print(done.stdout.decode(), done.stderr.decode())
 """
         path = os.pathsep.join(path for path in sys.path if path)
         argv = [str(env / "bin" / "python"), "-c", code]
-        done = subprocess.run(argv, env={"PYTHONPATH": path, "PATH": os.defpath}, capture_output=True, text=True, check=True)
+        clean = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PATH": os.defpath}
+        done = subprocess.run(argv, env=clean, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
         assert done.stdout.split()[:2] == [str(env), "env"]
         assert "secret" not in done.stdout
         assert done.stdout.count("Read-only file system") == 2
@@ -205,7 +213,7 @@ print(done.stdout.decode(), done.stderr.decode())
         code = (
             "import isolib; print(isolib.run(['sh', '-c', 'cat /etc/resolv.conf; ls /run/resolve; echo > /etc/resolv.conf']))"
         )
-        env = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PATH": os.environ["PATH"]}
+        env = installed()
         argv = ["unshare", "--mount", *options, "sh", "-ec", script, sys.executable, code]
         done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -230,7 +238,7 @@ print(done.stdout.decode(), done.stderr.decode())
             (tmp_path / "passwd").write_text(f"root:x:0:0::{place}:/bin/sh\n")
             code = "import isolib; print(isolib.run(['sh', '-c', 'ls ..; touch new; ls; touch ../x']))"
             script = f'mount --bind {tmp_path}/passwd /etc/passwd; exec "$0" -c "$1"'
-            env = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PATH": os.environ["PATH"]}
+            env = installed()
             argv = ["unshare", "--mount", "sh", "-ec", script, sys.executable, code]
             done = subprocess.run(argv, cwd=f"{place}/work", env=env, capture_output=True, text=True, check=True)
             assert "stdout=b'work\\nnew\\n'" in done.stdout
@@ -264,7 +272,7 @@ print(done.stdout.decode(), done.stderr.decode())
         try:
             code = "import isolib; print(isolib.run(['ls', '-A', '/srv/isolib-test-proc'], cwd='/tmp'))"
             script = f'mount -t proc none {place}; exec "$0" -c "$1"'
-            env = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PATH": os.environ["PATH"]}
+            env = installed()
             argv = ["unshare", "--mount", "sh", "-ec", script, sys.executable, code]
             done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
             assert "stdout=b''" in done.stdout
@@ -601,7 +609,7 @@ class TestWorkTree:
         if IS_ROOT:
             script += "; mount -t proc none processes; mount -t proc none sub/processes"
         script += '; exec "$0" -c "$1"'
-        env = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PATH": os.environ["PATH"]}
+        env = installed()
         argv = ["unshare", "--mount", *options, "sh", "-ec", script, sys.executable, code]
         done = subprocess.run(argv, env=env, cwd=work, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
