@@ -24,6 +24,7 @@ import psutil
 import pytest
 
 from isolib._kernel.procfs import parse_cgroup, parse_fdinfo, parse_mountinfo, parse_stat, parse_status
+from tests import throwaway
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -65,6 +66,17 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs to be started by root"))
         if item.get_closest_marker("unprivileged") and is_root:
             item.add_marker(pytest.mark.skip(reason="needs to be started by an ordinary user"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that changes its host in one that is thrown away."""
+    if not pyfuncitem.get_closest_marker("destructive") or throwaway.INSIDE in os.environ:
+        return None
+    status, output = throwaway.run_inside(pyfuncitem.nodeid, pyfuncitem.config.rootpath)
+    if status:
+        pytest.fail(f"in the throw-away host:\n{output}", pytrace=False)
+    return True
 
 
 @pytest.hookimpl(wrapper=True)
@@ -339,6 +351,9 @@ def wait_until_gone(before: dict[str, Things]) -> dict[str, Things]:
 @pytest.fixture(autouse=True)
 def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail the test if it leaves something behind, or changes this process."""
+    if throwaway.INSIDE in os.environ:  # whatever is left there is thrown away
+        yield
+        return
     relaxed: set[str] = set(SHARED) if "PYTEST_XDIST_WORKER" in os.environ else set()
     for marker in request.node.iter_markers("leaves"):
         if not marker.kwargs.get("reason") or not set(marker.args) <= set(LOOK):
