@@ -20,6 +20,7 @@ __all__ = ["TABLE", "hint", "read_sysctl"]
 
 BIRTH = ("clone", "clone3", "fork", "unshare")
 MOUNT = ("fsconfig", "fsmount", "mount", "mount_setattr", "move_mount", "open_tree")
+MOUNTING = ("fsconfig", "fsmount", "fsopen", "mount", "move_mount", "open_tree", "pivot_root", "umount", "umount2")
 EXEC = ("execve", "execveat")
 IDS = ("setgid", "setgroups", "setresgid", "setresuid", "setuid")
 OWNERS = ("chown", "fchown", "fchownat", "lchown")
@@ -136,6 +137,12 @@ def _id_map_form(context: str, _: Sysctl) -> str | None:
     return "an id outside does not exist in the writer's own user namespace, ranges overlap, or the map is longer than a page"
 
 
+def _refused_ioctl(context: str, _: Sysctl) -> str:
+    if context.startswith(("terminal", "/dev/")):
+        return "a terminal becomes the controlling one of a session's leader that has none, and of one session only"
+    return "changing an interface takes CAP_NET_ADMIN in the user namespace that owns the network namespace"
+
+
 def _refused_option(context: str, _: Sysctl) -> str:
     if any(word in context for word in ("overlay", "lowerdir", "upperdir", "workdir")):
         return (
@@ -215,7 +222,7 @@ TABLE: Final = _table(
         (ANY, e.EOVERFLOW, "the owner of the file or the caller has no id in this user namespace or mount: it must be mapped"),
         # -- mounts: mount(2), fsopen(2), move_mount(2), mount_setattr(2), pivot_root(2), mount_namespaces(7)
         (("fsconfig", "mount"), e.EINVAL, _refused_option),
-        (("fsconfig", "fsmount", "mount", "move_mount", "open_tree"), e.EPERM, _MOUNTING),
+        (MOUNTING, e.EPERM, _MOUNTING),
         (("mount_setattr",), e.EPERM, _ATTRIBUTES),
         (
             ("mount_setattr",),
@@ -239,6 +246,12 @@ TABLE: Final = _table(
         (("openat2",), e.EXDEV, "the path leaves the root, by '..' or by a symbolic link"),
         (("openat2",), e.EAGAIN, "a directory on the path was renamed meanwhile"),
         (LOOKUP, e.EACCES, "a directory on the path cannot be searched (x) by the user who looks, or the file not opened"),
+        (("mkdirat", "mknodat", "symlinkat"), e.EACCES, "the directory cannot be written by the user who builds the root"),
+        (("openat2",), e.ENOENT, "it does not exist in the root, whose content is somebody else's: make it there beforehand"),
+        (("open_tree",), e.ENOENT, "the source does not exist: it is a path of this host, not of the new root"),
+        (("chdir",), e.ENOENT, "there is no such directory in the root of the command, where cwd= is looked for"),
+        (("chdir",), e.EXDEV, "the directory is outside of the root of the command"),
+        (("statx",), e.ENODEV, "what lies there is not the device of that name: something was put in its place"),
         (("memfd_create",), e.EACCES, "memory files must not be executable here: sysctl vm.memfd_noexec"),
         # -- programs: execve(2)
         (
@@ -255,12 +268,21 @@ TABLE: Final = _table(
         (LIMITS, e.EPERM, "raising a hard limit takes CAP_SYS_RESOURCE"),
         (LIMITS, e.EINVAL, "the soft limit is above the hard one, or there is no such limit"),
         (("capset",), e.EPERM, "a capability that the process has not can be dropped but not gained"),
+        (("prctl",), e.EPERM, "leaving the bounding set takes CAP_SETPCAP; ambient is only what is permitted and inheritable"),
         (("seccomp",), e.EACCES, "a filter takes no_new_privs or CAP_SYS_ADMIN"),
         (("seccomp",), e.EINVAL, "the filter is no valid program, or longer than 4096 instructions"),
         (("landlock_restrict_self",), e.EPERM, "a ruleset takes no_new_privs or CAP_SYS_ADMIN"),
         (LANDLOCK, e.EOPNOTSUPP, "Landlock was disabled at boot: add landlock to the kernel's lsm= parameter"),
         (("pidfd_send_signal",), e.EPERM, "the process belongs to another user, and CAP_KILL is missing"),
         (("add_key", "keyctl"), e.EDQUOT, _keys),
+        # -- networks and terminals: netdevice(7), ioctl_tty(2)
+        (("ioctl",), e.EPERM, _refused_ioctl),
+        # -- the launch itself: what the launcher tells is of these, and what it does not live to tell
+        (("launch",), e.ECHILD, "the launcher was killed: by somebody, or for want of memory (dmesg tells)"),
+        (("launch",), e.EINVAL, "the launcher does not understand the plan: install isolib anew, it is of two versions"),
+        (("launch",), e.EPROTO, "the launcher does not understand the plan: install isolib anew, it is of two versions"),
+        (("writev",), e.EFBIG, "the plan is longer than a file of this process may be: raise RLIMIT_FSIZE (ulimit -f)"),
+        (("sendmsg",), e.ETOOMANYREFS, "too many descriptors of this user are under way: raise RLIMIT_NOFILE (ulimit -n)"),
         # -- whatever the call
         (ANY, e.EMFILE, "this process has as many descriptors as it may: raise RLIMIT_NOFILE (ulimit -n)"),
         (ANY, e.ENFILE, "the system has as many open files as it may: raise sysctl fs.file-max"),

@@ -372,6 +372,12 @@ def test_clone3_that_is_hidden() -> None:
     assert run_denied(program, Denied("clone3", errno.ENOSYS)) == [7, 7]
 
 
+def test_keyrings_that_are_hidden() -> None:
+    """Where a container engine's filter answers EPERM to keyctl, processes start all the same: no keyring can be reached."""
+    program = "print(json.dumps([attempt(), attempt(new={'user', 'pid'})]))"
+    assert run_denied(program, Denied("keyctl", errno.EPERM)) == [7, 7]
+
+
 def test_clone3_that_is_hidden_and_needed() -> None:
     """Birth in a cgroup takes clone3: without it the error says what hides it."""
     program = """
