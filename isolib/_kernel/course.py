@@ -101,12 +101,12 @@ def _supervisor(kind: str, *, is_init: bool, deadline: bool) -> Iterator[tuple[N
     handed = "pidfd of the command, terminal" if kind == "SUPERVISE" else "what the plan hands over"
     clock = [Call("clock_gettime", "CLOCK_MONOTONIC")] if deadline else []
     yield _fixed(
-        Call("sendmsg", handed, "unix(7)", when=_QUIET if kind == "SUPERVISE" else ""),
-        Call("close_range", "whatever it does not need"),
-        Call("close_range", when=_GAPS),
         Call("capset", "CAP_KILL"),
         Call("capset", "nothing", when="where it has not even that"),
         Call("prctl", "PR_SET_NO_NEW_PRIVS, 1"),
+        Call("sendmsg", handed, "unix(7)", when=_QUIET if kind == "SUPERVISE" else ""),
+        Call("close_range", "whatever it does not need"),
+        Call("close_range", when=_GAPS),
         *clock,
     )
     news = "for each process that ends, signal that comes, word of the host's"

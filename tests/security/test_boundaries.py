@@ -104,3 +104,30 @@ def test_supervisor_has_but_the_right_to_kill() -> None:
         assert int(found["CapInh"], 16) == int(found["CapAmb"], 16) == 0
         assert found["NoNewPrivs"] == "1"
         assert os.stat(f"/proc/{supervisor}/status").st_uid == 0  # not dumpable: its files in /proc belong to root
+
+
+COVERS = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+def attempt(what, result):
+    print(what, "done" if result == 0 else os.strerror(ctypes.get_errno()))
+attempt("umount", libc.umount2(b"/sys", 2))
+uid = os.geteuid()
+if libc.unshare(0x10000000 | 0x00020000) == 0:
+    open("/proc/self/setgroups", "w").write("deny")
+    open("/proc/self/uid_map", "w").write(f"0 {uid} 1")
+    for place in (b"/sys", b"/tmp", b"/proc/sys", b"/home"):
+        attempt("nested umount", libc.umount2(place, 2))
+    attempt("nested remount", libc.mount(b"none", b"/usr", None, 4096 | 32, None))
+    attempt("nested remount", libc.mount(b"none", b"/", None, 4096 | 32, None))
+print(os.path.exists("/sys/fs"), os.path.exists("/sys/kernel"))
+"""
+
+
+def test_covers_stay_on() -> None:
+    """What hides the host is not taken off, nor made writable: not as it is, and not as root of a namespace of its own."""
+    done = isolib.run(["python3", "-c", COVERS], cwd="/", timeout=60)
+    lines = done.stdout.decode().splitlines()
+    assert lines, done.stderr.decode()
+    assert not [line for line in lines if line.endswith("done")]
+    assert lines[-1] == "False False"

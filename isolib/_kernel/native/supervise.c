@@ -239,7 +239,9 @@ void supervise(struct launcher *l, const struct isolib_step *step, int command_p
                             .command = command_pid,
                             .ending = ISOLIB_END_BY_ITSELF,
                             .status = ISO_SIGKILL};
-    long result = announce(&s);
+    long result;
+    drop_privileges();
+    result = announce(&s);
     if (result < 0) { /* the host will never know of it */
         kill_all(&s);
         l->at = (uint32_t)(step - l->steps);
@@ -247,7 +249,6 @@ void supervise(struct launcher *l, const struct isolib_step *step, int command_p
         fail(l, result);
     }
     close_what_is_not_needed(&s);
-    drop_privileges();
     if (step->value)
         s.deadline_ns = now_ns() + (int64_t)step->value * 1000000;
     while (!s.ended) {
