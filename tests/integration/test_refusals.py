@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -310,6 +311,30 @@ def test_a_process_of_a_launch_that_is_killed(who: str, inside: bool, tmp_path: 
     else:
         assert error is not None
         assert (error.op, error.errno) == ("launch", errno.ECHILD)
+
+
+def test_the_middle_process_is_killed_while_stage_1_uses_our_memory(adopted: None) -> None:
+    """The calling thread waits for stage 1 itself, which runs on its stack until it executes the launcher."""
+    tracer = 0
+
+    def kill() -> None:
+        while True:
+            for pid in children_of(os.getpid()):
+                if pid != tracer and children_of(pid):
+                    os.kill(pid, signal.SIGKILL)
+                    return
+
+    for _ in range(5):
+        with attached("-einject=close_range:delay_enter=100000:when=1", "-etrace=close_range,futex") as trace:
+            tracer = trace.tracer
+            killer = threading.Thread(target=kill)
+            killer.start()
+            with spawn(["sh", "-c", "exit 7"]) as process:
+                assert process.wait(60).code == 7
+            killer.join()
+        assert "(DELAYED)" in trace.text()
+        assert re.search(r"FUTEX_WAIT, \d+, NULL\)", trace.text())
+        reap()
 
 
 def reap() -> None:

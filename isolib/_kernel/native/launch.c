@@ -44,6 +44,7 @@ struct birth {
     uint32_t placed_count;
     volatile int error;
     volatile int32_t call; /* that failed */
+    int32_t stage1;        /* its pid; the kernel makes it 0 when stage 1 has executed the launcher, or has ended */
     char *stage1_stack;
 };
 
@@ -93,13 +94,21 @@ static int stage1_main(void *argument) {
 
 static int middle_main(void *argument) {
     struct birth *birth = argument;
-    long pid =
-        isolib_clone_run(ISO_CLONE_VM | ISO_CLONE_VFORK | SIGCHLD, birth->stage1_stack + STACK, NULL, stage1_main, birth);
+    enum { FLAGS = ISO_CLONE_VM | ISO_CLONE_VFORK | ISO_CLONE_PARENT_SETTID | ISO_CLONE_CHILD_CLEARTID | SIGCHLD };
+    long pid = isolib_clone_run(FLAGS, birth->stage1_stack + STACK, &birth->stage1, stage1_main, birth);
     if (pid < 0)
         return failed_birth(birth, __NR_clone, pid);
     while (SYS4(wait4, pid, 0, 0, 0) == -EINTR)
         ;
     return 0;
+}
+
+/* Only where the middle process was killed there is something to wait for: stage 1 runs on our stack still. */
+static void wait_for_stage1(int32_t *pid) {
+    enum { WAIT = 0 };
+    int32_t seen;
+    while ((seen = __atomic_load_n(pid, __ATOMIC_ACQUIRE)) != 0)
+        SYS4(futex, pid, WAIT, seen, 0);
 }
 
 static int give_birth(struct birth *birth) {
@@ -115,6 +124,7 @@ static int give_birth(struct birth *birth) {
     if (pid > 0)
         while (SYS4(wait4, pid, 0, __WALL, 0) == -EINTR)
             ;
+    wait_for_stage1(&birth->stage1);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (pid < 0)
         failed_birth(birth, __NR_clone, pid);

@@ -13,7 +13,7 @@
 #ifdef ISOLIB_HOSTED
 /* The sanitizer and fuzzing builds provide the system calls: see tests/native. */
 long sys6(long number, long a, long b, long c, long d, long e, long f);
-long isolib_clone_run(unsigned long flags, void *stack_top, int *parent_tid, int (*function)(void *), void *argument);
+long isolib_clone_run(unsigned long flags, void *stack_top, int *tid, int (*function)(void *), void *argument);
 #define ISOLIB_DEFINE_CLONE _Static_assert(1, "provided by the host program")
 #else
 #if defined(__x86_64__) && !defined(__ILP32__)
@@ -23,7 +23,7 @@ long isolib_clone_run(unsigned long flags, void *stack_top, int *parent_tid, int
 #else
 #error "isolib supports x86-64 and aarch64"
 #endif
-long isolib_clone_run(unsigned long flags, void *stack_top, int *parent_tid, int (*function)(void *), void *argument);
+long isolib_clone_run(unsigned long flags, void *stack_top, int *tid, int (*function)(void *), void *argument);
 #endif
 
 /* Which call failed last: where a step is several calls, its error is about that one. */
@@ -77,6 +77,8 @@ static inline long iso_noted(int32_t number, long result) {
 #define ISO_CLONE_PIDFD 0x1000
 #define ISO_CLONE_VFORK 0x4000
 #define ISO_CLONE_PARENT 0x8000
+#define ISO_CLONE_PARENT_SETTID 0x100000
+#define ISO_CLONE_CHILD_CLEARTID 0x200000
 #define ISO_CLONE_NEWTIME 0x80
 #define ISO_CLONE_INTO_CGROUP 0x200000000ULL
 #define ISO_SIGKILL 9

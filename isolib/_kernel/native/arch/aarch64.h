@@ -19,10 +19,11 @@ static inline long sys6(long number, long a, long b, long c, long d, long e, lon
     __asm__(".text\n.globl _start\n.type _start,%function\n_start:\n" \
             "  mov x29, xzr\n  mov x30, xzr\n  mov x0, sp\n  and sp, x0, #-16\n  bl " #entry "\n  brk #0\n")
 
-/* long isolib_clone_run(unsigned long flags, void *stack_top, int *parent_tid, int (*function)(void *), void *argument) */
+/* long isolib_clone_run(unsigned long flags, void *stack_top, int *tid, int (*function)(void *), void *argument)
+ * tid is the parent's and the child's. */
 #define ISOLIB_DEFINE_CLONE                                                                                                   \
     __asm__(".text\n.hidden isolib_clone_run\n.globl isolib_clone_run\n.type isolib_clone_run,%function\nisolib_clone_run:\n" \
-            "  and x1, x1, #-16\n  mov x10, x3\n  mov x11, x4\n  mov x3, xzr\n  mov x4, xzr\n  mov x8, #220\n  svc #0\n"      \
+            "  and x1, x1, #-16\n  mov x10, x3\n  mov x11, x4\n  mov x3, xzr\n  mov x4, x2\n  mov x8, #220\n  svc #0\n"       \
             "  cbz x0, 1f\n  ret\n"                                                                                           \
             "1: mov x29, xzr\n  mov x30, xzr\n  mov x0, x11\n  blr x10\n  mov x8, #93\n  svc #0\n  brk #0\n")
 #endif
