@@ -51,10 +51,11 @@ class _Pipe(io.FileIO):
     """A stream of a launch: its descriptor stays the launch's, so that it has one owner whenever an interrupt comes."""
 
     def __init__(self, request: calls.LaunchRequest, number: int) -> None:
-        mode = "r+" if number == calls.TERMINAL else "r" if number else "w"
-        super().__init__(calls.launch_stream(request, number), mode, closefd=False)
         self._request = request
         self._number = number
+        self._surrendered = True  # until it is open: close() is called for what an interrupt left half made, too
+        mode = "r+" if number == calls.TERMINAL else "r" if number else "w"
+        super().__init__(calls.launch_stream(request, number), mode, closefd=False)
         self._surrendered = False
 
     def readinto(self, buffer: bytearray | memoryview) -> int | None:  # type: ignore[override]
