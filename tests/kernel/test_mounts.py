@@ -366,9 +366,9 @@ class TestFiles:
             File("/deep/er/file", b"2\0"),
             File("/tmp/x", "3"),
             File("/etc/hostname", "4"),
-            File("/etc/hosts", b""),
+            File("/etc/passwd", b""),
         ]
-        out = on_skeleton("cat /top /deep/er/file /tmp/x /etc/hostname /etc/hosts; stat -c %s /deep/er/file", *files)
+        out = on_skeleton("cat /top /deep/er/file /tmp/x /etc/hostname /etc/passwd; stat -c %s /deep/er/file", *files)
         assert out == "12\x00342\n"
         assert Path("/etc/hostname").read_text(encoding="utf-8") != "4"
 
