@@ -422,7 +422,7 @@ class Process:
 
     def close(self) -> None:
         """Kill it if it still runs, wait for its end, and close everything that belongs to it."""
-        if self._launched.pidfd < 0:
+        if self._launched.pidfd < 0:  # nothing was ever handed out, or it has been given back
             return
         try:
             self._end()

@@ -66,6 +66,9 @@ PUMP_OVERFLOW: Final[int] = lib.ISOLIB_PUMP_OVERFLOW
 UNTIL_EXIT: Final[int] = lib.ISOLIB_UNTIL_EXIT
 UNTIL_STREAMS: Final[int] = lib.ISOLIB_UNTIL_STREAMS
 
+#: An output up to this size lies in the pump itself.
+_SHORT: Final[int] = len(ffi.new("struct isolib_stream *").first)
+
 STAGES: Final = ("host", "first", "inside", "command")
 
 
@@ -246,18 +249,6 @@ def umount(target: str, flags: int = 0) -> None:
     _checked("umount2", target, lib.isolib_umount2(_path(target), flags))
 
 
-def sethostname(name: str) -> None:
-    """Set the host name of the thread's UTS namespace: sethostname(2)."""
-    encoded = os.fsencode(name)
-    _checked("sethostname", name, lib.isolib_sethostname(encoded, len(encoded)))
-
-
-def setdomainname(name: str) -> None:
-    """Set the NIS domain name of the thread's UTS namespace: setdomainname(2)."""
-    encoded = os.fsencode(name)
-    _checked("setdomainname", name, lib.isolib_setdomainname(encoded, len(encoded)))
-
-
 def clone3() -> bool:
     """Return whether clone3(2) can be called: a filter may answer ENOSYS to it, and so do kernels before 5.3.
 
@@ -307,11 +298,6 @@ def pty_size(fd: int, rows: int, columns: int) -> None:
 def seal_launcher(path: str) -> Fd:
     """Return a sealed memory file with the launcher's image: memfd_create(2), F_ADD_SEALS."""
     return _taken("memfd_create", path, Fd.take(lib.isolib_launcher_seal, _path(path)))
-
-
-def close_all(fds: Sequence[int]) -> None:
-    """Close several descriptors, those that are -1 excepted, with one release of the GIL."""
-    lib.isolib_close_all(list(fds), len(fds))
 
 
 @dataclass(eq=False)
@@ -430,7 +416,12 @@ def run(request: LaunchRequest, pump: Pump, wanted: Launch, timeout_ns: int) -> 
     pumped = ffi.new("int32_t *")
     try:
         result = lib.isolib_run(request, pump, timeout_ns, pumped)
-        if result in {0, 2}:
+        if result == 0:  # nothing to close or to free: each such call would give the GIL away once more
+            ffi.gc(request, None)
+            if pump.out.capacity <= _SHORT and pump.err.capacity <= _SHORT:
+                ffi.gc(pump, None)
+            return PUMP_DONE
+        if result == 2:  # noqa: PLR2004 - as cdef.h says
             return _checked("ppoll", "process", _negative_errno(pumped[0]))
         _until_launched(request, result)
         pump_attach(pump, request)

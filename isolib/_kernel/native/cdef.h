@@ -218,7 +218,8 @@ struct isolib_stream {
     uint8_t *data;
     uint64_t size;
     uint64_t capacity;
-    uint64_t limit; /* bytes kept; what comes beyond is read and dropped */
+    uint64_t limit;      /* bytes kept; what comes beyond is read and dropped */
+    uint8_t first[4096]; /* what data begins as: a short output needs no other memory, and nobody to free it */
 };
 
 struct isolib_pump {
@@ -260,7 +261,6 @@ void isolib_pump_free(struct isolib_pump *pump);
 
 int64_t isolib_monotonic_ns(void);
 int isolib_launcher_seal(const char *path);
-void isolib_close_all(const int32_t *fds, int count);
 int isolib_reap(int pidfd);
 int isolib_say(int status, int word);
 
@@ -305,8 +305,6 @@ int isolib_mount_setattr(int dir, const char *path, unsigned int flags, uint64_t
 int isolib_mount(const char *source, const char *target, const char *type, uint64_t flags, const char *data);
 int isolib_umount2(const char *target, int flags);
 int isolib_pidfd_send_signal(int pidfd, int signal);
-int isolib_sethostname(const char *name, size_t size);
-int isolib_setdomainname(const char *name, size_t size);
 int isolib_pty_size(int fd, int rows, int columns);
 int isolib_clone3_size(void);
 int isolib_landlock_abi(void);

@@ -33,13 +33,19 @@ int isolib_reap(int pidfd) {
 }
 
 static int make_room(struct isolib_stream *stream) {
-    uint64_t capacity = stream->capacity ? stream->capacity * 2 : CHUNK;
+    uint64_t capacity = stream->capacity * 2 < CHUNK ? CHUNK : stream->capacity * 2;
     uint8_t *data;
-    if (stream->capacity - stream->size >= CHUNK / 2)
+    if (!stream->data) {
+        stream->data = stream->first;
+        stream->capacity = sizeof(stream->first);
+    }
+    if (stream->capacity - stream->size >= stream->capacity / 2)
         return 0;
-    data = realloc(stream->data, capacity);
+    data = realloc(stream->data == stream->first ? NULL : stream->data, capacity);
     if (!data)
         return -1;
+    if (stream->data == stream->first)
+        memcpy(data, stream->first, stream->size);
     stream->data = data;
     stream->capacity = capacity;
     return 0;
@@ -201,16 +207,24 @@ void isolib_pump_attach(struct isolib_pump *pump, struct isolib_launch *launch) 
     }
 }
 
+static void close_all(const int32_t *fds, int count) {
+    for (int i = 0; i < count; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+}
+
 void isolib_pump_close(struct isolib_pump *pump) {
     int32_t fds[3] = {pump->stdin_fd, pump->out.fd, pump->err.fd};
     pump->stdin_fd = pump->out.fd = pump->err.fd = -1;
-    isolib_close_all(fds, 3);
+    close_all(fds, 3);
 }
 
 void isolib_pump_free(struct isolib_pump *pump) {
     isolib_pump_close(pump);
-    free(pump->out.data);
-    free(pump->err.data);
+    if (pump->out.data != pump->out.first)
+        free(pump->out.data);
+    if (pump->err.data != pump->err.first)
+        free(pump->err.data);
     pump->out.data = pump->err.data = NULL;
     pump->out.size = pump->err.size = pump->out.capacity = pump->err.capacity = 0;
 }
@@ -218,10 +232,4 @@ void isolib_pump_free(struct isolib_pump *pump) {
 int isolib_say(int status, int word) {
     char byte = (char)word;
     return (int)send(status, &byte, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
-}
-
-void isolib_close_all(const int32_t *fds, int count) {
-    for (int i = 0; i < count; i++)
-        if (fds[i] >= 0)
-            close(fds[i]);
 }

@@ -190,14 +190,6 @@ int isolib_pidfd_send_signal(int pidfd, int signal) {
     return (int)syscall(__NR_pidfd_send_signal, pidfd, signal, NULL, 0);
 }
 
-int isolib_sethostname(const char *name, size_t size) {
-    return sethostname(name, size);
-}
-
-int isolib_setdomainname(const char *name, size_t size) {
-    return setdomainname(name, size);
-}
-
 int isolib_pty_size(int fd, int rows, int columns) {
     struct winsize size = {(unsigned short)rows, (unsigned short)columns, 0, 0};
     return ioctl(fd, TIOCSWINSZ, &size);
