@@ -241,14 +241,15 @@ class Halt:
 def newest_launcher(pid: int) -> int:
     """Return the youngest of the launcher's processes among the descendants of a process."""
     found: list[tuple[int, int]] = []
-    waiting = children_of(pid)
-    while waiting:
-        one = waiting.pop()
-        waiting += children_of(one)
-        with suppress(OSError, ValueError):
-            stat = parse_stat(Path(f"/proc/{one}/stat").read_bytes())
-            if stat.comm == "isolib-init" and stat.state != "Z":
-                found.append((stat.starttime, one))
+    while not found:  # one that is being adopted at this moment may be in nobody's list
+        waiting = children_of(pid)
+        while waiting:
+            one = waiting.pop()
+            waiting += children_of(one)
+            with suppress(OSError, ValueError):
+                stat = parse_stat(Path(f"/proc/{one}/stat").read_bytes())
+                if stat.comm == "isolib-init" and stat.state != "Z":
+                    found.append((stat.starttime, one))
     return max(found)[1]
 
 
