@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 #: Name: number on x86-64, number on aarch64.
 NUMBERS = {
+    "add_key": (248, 217),
     "capget": (125, 90),
     "capset": (126, 91),
     "chdir": (80, 49),
@@ -51,6 +52,7 @@ NUMBERS = {
     "prlimit64": (302, 261),
     "read": (0, 63),
     "recvmsg": (47, 212),
+    "request_key": (249, 218),
     "rt_sigprocmask": (14, 135),
     "sched_setaffinity": (203, 122),
     "seccomp": (317, 277),

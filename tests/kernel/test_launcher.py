@@ -372,10 +372,23 @@ def test_clone3_that_is_hidden() -> None:
     assert run_denied(program, Denied("clone3", errno.ENOSYS)) == [7, 7]
 
 
-def test_keyrings_that_are_hidden() -> None:
-    """Where a container engine's filter answers EPERM to keyctl, processes start all the same: no keyring can be reached."""
+KEYRING_CALLS = ("keyctl", "add_key", "request_key")
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS])
+def test_keyrings_that_are_hidden(error: int) -> None:
+    """Where a filter refuses every call of keyrings, processes start all the same: the command can reach none either."""
     program = "print(json.dumps([attempt(), attempt(new={'user', 'pid'})]))"
-    assert run_denied(program, Denied("keyctl", errno.EPERM)) == [7, 7]
+    assert run_denied(program, *(Denied(name, error) for name in KEYRING_CALLS)) == [7, 7]
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS])
+@pytest.mark.parametrize("open_call", KEYRING_CALLS[1:])
+def test_keyrings_that_are_hidden_in_part(open_call: str, error: int) -> None:
+    """Where one call still finds the host's session keyring, a process that cannot have its own does not start."""
+    denied = [Denied(name, error) for name in KEYRING_CALLS if name != open_call]
+    op, number, _ = run_denied("print(json.dumps(attempt(new={'user', 'pid'})))", *denied)
+    assert (op, number) == ("keyctl", errno.EPERM)
 
 
 def test_clone3_that_is_hidden_and_needed() -> None:

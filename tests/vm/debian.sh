@@ -53,7 +53,7 @@ useradd --create-home --shell /bin/sh guest
 cp -a /isolib /home/guest/isolib
 chown -R guest: /home/guest/isolib
 as_guest() {
-    (cd /home/guest/isolib && setpriv --reuid guest --regid guest --init-groups env HOME=/home/guest USER=guest "$@")
+    (cd /home/guest/isolib && setpriv --reuid guest --regid guest --init-groups env HOME=/home/guest LOGNAME=guest USER=guest "$@")
 }
 
 if as_guest make demo 2>/tmp/refusal; then

@@ -267,11 +267,22 @@ static long set_umask(struct launcher *l, const struct isolib_step *step) {
     return 0;
 }
 
-/* A new session keyring.  Docker's filter answers EPERM to every keyctl, and will to those of the command: it has none then. */
+static int is_filtered(long result) {
+    return result == -EPERM || result == -ENOSYS;
+}
+
+/*
+ * A new session keyring.  Docker's filter answers EPERM to all calls of keyrings, and will to those of the command, which then
+ * has none to reach.  One that refuses keyctl alone is no such thing: request_key would find the host's keys.  (Without a
+ * filter the two calls fail with EFAULT, for they are given nothing.)
+ */
 static long join_keyring(void) {
     enum { JOIN_SESSION_KEYRING = 1 };
     long result = SYS2(keyctl, JOIN_SESSION_KEYRING, 0);
-    return result == -EPERM ? -ENOSYS : result;
+    if (is_filtered(result) && is_filtered(sys6(__NR_add_key, 0, 0, 0, 0, 0, 0)) &&
+        is_filtered(sys6(__NR_request_key, 0, 0, 0, 0, 0, 0)))
+        return -ENOSYS;
+    return result == -ENOSYS ? -EPERM : result; /* only what is wholly absent is passed over */
 }
 
 static long set_rlimit(const struct isolib_step *step) {
