@@ -55,20 +55,38 @@ _HOST: Final = _fixed(
     Call("memfd_create", '"isolib-plan"'),
     Call("writev", "the plan"),
     Call("rt_sigprocmask", "block every signal"),
-    Call("clone", "CLONE_VM|CLONE_VFORK|CLONE_FS|CLONE_FILES|CLONE_SIGHAND"),
-    Call("wait4", "the middle process, __WALL"),
+    Call("clone", "CLONE_VM|CLONE_FS|CLONE_FILES|CLONE_SIGHAND"),
     Call("rt_sigprocmask", "as it was"),
-    Call("close", "the plan and the children's ends", times=2),
+    Call("wait4", "the middle process, __WALL"),
+    Call("close", "the plan, the children's ends and the pidfd of stage 1", times=3),
     Call("close", when="for each stream that is no descriptor of the caller's"),
     Call("recvmsg", "pidfds and pids, until the command runs", "unix(7)"),
     Call("recvmsg", when="for each further message, and after an interrupt"),
     form=(
         "(?:getcwd newfstatat )?(?:fcntl |openat |pipe2 |fchown )*socketpair setsockopt memfd_create writev rt_sigprocmask "
-        "clone wait4 rt_sigprocmask (?:close ){2,}(?:recvmsg )+"
+        "clone rt_sigprocmask wait4 (?:close ){3,}(?:recvmsg )+"
     ),
 )
-_MIDDLE: Final = _fixed(Call("clone", "CLONE_VM|CLONE_VFORK"), Call("wait4", "stage 1"), Call("exit", "0"))
+_ENDED: Final = "until nothing is left, where stage 1 had to end stage 2, or has failed"
+_KILL_CHILDREN: Final = (
+    ("openat", '"thread-self/children", "PID"'),
+    ("read", "the numbers of children"),
+    ("close", ""),
+    ("pidfd_send_signal", "SIGKILL"),
+    ("wait4", "-1, __WALL"),
+)
+_MIDDLE: Final = _fixed(
+    Call("getpid"),
+    Call("prctl", "PR_SET_CHILD_SUBREAPER, 1"),
+    Call("clone", "CLONE_VM|CLONE_VFORK"),
+    Call("pidfd_open", "stage 1"),
+    Call("ppoll", "pidfds of stage 1 and of the host"),
+    Call("wait4", "stage 1"),
+    *(Call(name, what, when=_ENDED) for name, what in _KILL_CHILDREN),
+    Call("exit", "0"),
+)
 _START: Final = (
+    _fixed(Call("prctl", "PR_SET_PDEATHSIG, SIGTERM"), Call("getppid")),
     _fixed(
         Call("fcntl", "F_DUPFD_CLOEXEC or F_SETFD", "fcntl(2)", when="for standard streams that change places or stay"),
         Call("dup3", "to 0, 1, 2", when="for the other standard streams"),
@@ -82,12 +100,13 @@ _START: Final = (
         Call("execve", '"isolib-launcher"', when="where a memory file cannot be executed"),
         Call("prctl", 'PR_SET_NAME, "isolib-init"'),
         Call("rt_sigaction", "SIG_DFL", times=_SIGNALS),
+        Call("rt_sigprocmask", "SIG_UNBLOCK, SIGTERM"),
         Call("lseek", "the plan, SEEK_END"),
         Call("mmap", "the plan"),
         Call("close"),
     ),
 )
-_WAIT: Final = _fixed(Call("close"), Call("read", "until the id maps are written", "pipe(7)"), Call("close"))
+_WAIT: Final = _fixed(Call("close"), Call("read", "until the id maps are written", "pipe(7)"))
 _HELPER: Final = _fixed(
     Call("openat", '"/dev/null", O_RDWR'), Call("dup3", "to 0, 1, 2", times=3), Call("close_range", "3, ~0"), Call("execve")
 )
@@ -107,6 +126,7 @@ def _supervisor(kind: str, *, is_init: bool, deadline: bool) -> Iterator[tuple[N
         Call("sendmsg", handed, "unix(7)", when=_QUIET if kind == "SUPERVISE" else ""),
         Call("close_range", "whatever it does not need"),
         Call("close_range", when=_GAPS),
+        Call("close", "the pipe by which stage 1 sees that the host is watched"),
         *clock,
     )
     news = "for each process that ends, signal that comes, word of the host's"
@@ -143,11 +163,10 @@ def sections(steps: Sequence[Step]) -> Iterator[Section]:
     """Return what each process of a launch does, in the order of their birth; the calling thread first."""
     parts: dict[str, list[tuple[int | None, Explained]]] = {"first": [], "inside": [], "command": []}
     stage = "first"
-    waits = helped = False
+    helped = False
     end = steps[-1]
     for number, step in enumerate(steps):
         parts[stage].append((number, explain_step(step)))
-        waits |= step.kind == "CLONE" and step.value != 0
         helped |= step.kind == "MAP_HELPER"
         if step.kind == "GO":
             stage = "inside"
@@ -158,7 +177,7 @@ def sections(steps: Sequence[Step]) -> Iterator[Section]:
     yield Section("stage 1", (*_START, *parts["first"]))
     if helped:
         yield Section("helper", (_HELPER,))
-    yield Section("inside", (*([_WAIT] if waits else []), *parts["inside"]))
+    yield Section("inside", (_WAIT, *parts["inside"]))
     if parts["command"]:
         yield Section("command", (_COMMAND, *parts["command"]))
     yield Section("supervisor", tuple(_supervisor(end.kind, is_init=end.flags != 0, deadline=end.value != 0)))

@@ -124,9 +124,10 @@ def _fd(slot: Slot | None) -> str:
 def _clone(s: Step) -> list[Call]:
     flags = [_names(_CLONE, s.flags)] if s.flags else []
     flags += ["CLONE_PARENT", "CLONE_PIDFD"] + (["CLONE_INTO_CGROUP"] if s.fd else [])
-    made = [Call("pipe2", "O_CLOEXEC")] if s.value else []
+    made = [Call("rt_sigprocmask", "SIG_BLOCK, SIGTERM"), Call("pipe2", "O_CLOEXEC")]
     fall_back = [] if s.fd else [Call("clone", "|".join(flags), when="where clone3 is ENOSYS")]
-    return [*made, Call("clone3", "|".join(flags)), *fall_back, Call("sendmsg", "pidfd of the new process", "unix(7)")]
+    told = Call("sendmsg", "pidfd of the new process", "unix(7)")
+    return [*made, Call("clone3", "|".join(flags)), *fall_back, Call("close"), told]
 
 
 def _map(s: Step) -> list[Call]:
@@ -145,8 +146,13 @@ def _map_helper(s: Step) -> list[Call]:
     return [Call("clone", f"{program} PID {arguments}", page), Call("wait4", program, page)]
 
 
-def _go(s: Step) -> list[Call]:
-    return ([Call("write", "one byte: the new process may go on", "pipe(7)")] if s.value else []) + [Call("exit_group", "0")]
+def _go(_: Step) -> list[Call]:
+    return [
+        Call("setpgid", "0, 0"),
+        Call("write", "one byte: the new process may go on", "pipe(7)"),
+        Call("ppoll", "the pipe, status socket, pidfd of the host: until the new process supervises"),
+        Call("exit_group", "0"),
+    ]
 
 
 def _supervise(_: Step) -> list[Call]:

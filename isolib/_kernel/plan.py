@@ -262,8 +262,8 @@ class Builder:
 
     def build(self, end: Step) -> Plan:
         """Freeze: ``end`` is the EXEC step, or HOLD where nothing is executed."""
-        clone = Step("CLONE", fd=self.cgroup, flags=self.clone_flags, value=int(bool(self._maps)), what="new process")
-        steps = [*self._host, clone, *self._maps, Step("GO", value=clone.value), *self._inside]
+        clone = Step("CLONE", fd=self.cgroup, flags=self.clone_flags, what="new process")
+        steps = [*self._host, clone, *self._maps, Step("GO"), *self._inside]
         if end.kind == "EXEC":
             steps.append(Step("SUPERVISE", flags=self.supervise_flags, value=self.deadline_ms))
             steps.extend(self._command)

@@ -17,10 +17,10 @@ enum isolib_limits {
 
 /* A step is one system call or a few, as plan.py says.  Slots hold file descriptors; texts are offsets into the text area. */
 enum isolib_kind {
-    STEP_CLONE = 1,  /* stage 1 makes stage 2; flags: CLONE_NEW*, fd: cgroup directory, value 1: child waits for GO */
+    STEP_CLONE = 1,  /* stage 1 makes stage 2; flags: CLONE_NEW*, fd: cgroup directory */
     STEP_MAP,        /* stage 1 writes text2 to the child's /proc/PID/text */
     STEP_MAP_HELPER, /* stage 1 runs text (newuidmap, newgidmap) with the child's pid and the strings text2 */
-    STEP_GO,         /* stage 1 hands the child over and exits; stage 2 starts with the next step */
+    STEP_GO,         /* stage 2 starts with the next step; stage 1 watches over it until it supervises or holds */
     STEP_SUPERVISE,  /* stage 2 starts the command and stays; flags: ISOLIB_SUPERVISE_*, value: deadline in ms, 0: none */
     STEP_HOLD,       /* stage 2 stays without a command: it keeps its namespaces alive */
     STEP_EXEC,       /* the last: candidates text, argv and environment text2, flags: argc, value: envc */
@@ -198,6 +198,7 @@ struct isolib_launch {
     int64_t started_ns; /* CLOCK_MONOTONIC */
     int32_t has_exit;   /* it ended before stage 1 had said that it was born */
     struct isolib_message exit;
+    struct isolib_nursery *nursery; /* not NULL while stage 1 may run */
 };
 
 /* 0: running; 1: a signal came, handle it and call isolib_launch_wait; -1: see error, step, stage */

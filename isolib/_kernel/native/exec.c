@@ -53,16 +53,12 @@ static int helper_main(void *argument) {
 
 long run_map_helper(struct launcher *l, const struct isolib_step *step) {
     static char stack[8192] __attribute__((aligned(16)));
-    char number[16];
-    size_t at = sizeof(number) - 1;
+    char digits[DECIMAL];
     const char *word = text_of(l, step->text2), *end = word + step->size2;
     struct helper helper = {{text_of(l, step->text)}, 0};
     int count = 2, status = 0;
     long pid;
-    number[at] = 0;
-    for (int32_t rest = l->child; rest; rest /= 10)
-        number[--at] = (char)('0' + rest % 10);
-    helper.argv[1] = number + at;
+    helper.argv[1] = decimal(digits, l->child);
     for (; word < end; word += length(word) + 1) {
         if (count >= 15)
             return -E2BIG;

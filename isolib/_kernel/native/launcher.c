@@ -5,7 +5,7 @@
  * small enough to be executed for every process that isolib starts.
  *
  *   stage 1   has the host's credentials; joins namespaces, prepares mounts that need the host's rights, makes stage 2 with
- *             CLONE_PARENT and ends
+ *             CLONE_PARENT, and ends it when the host is gone or says so, until stage 2 supervises and heeds that itself
  *   stage 2   is inside the new namespaces; builds the file tree, starts the command and stays as its supervisor
  *   command   shares stage 2's memory until its exec, so its errors need no pipe; drops its privileges last
  *
@@ -60,8 +60,8 @@ void fail(struct launcher *l, long error) {
         }
     } else {
         report(l, l->at, error);
-        if (l->go >= 0 && l->stage == ISOLIB_STAGE_FIRST) /* it waits; one that runs is ended by the host's word */
-            SYS4(pidfd_send_signal, l->command_pidfd, ISO_SIGKILL, 0, 0);
+        if (l->go >= 0 && l->stage == ISOLIB_STAGE_FIRST)
+            SYS4(pidfd_send_signal, l->command_pidfd, ISO_SIGKILL, 0, 0); /* it waits */
     }
     leave(127);
 }
@@ -77,13 +77,19 @@ static void reset_signals(void) {
             SYS4(rt_sigaction, signal, &by_default, 0, 8);
 }
 
+/* In stage 1, until it clones, SIGTERM ends whatever step it is at; the host's side of the launch sends it. */
+static long block_terminate(int how) {
+    uint64_t terminate = 1 << (15 - 1);
+    return SYS4(rt_sigprocmask, how, &terminate, 0, 8);
+}
+
+/* The pipe stays open until this process supervises: stage 1 waits for that. */
 static void wait_for_go(struct launcher *l) {
     char byte;
     long got;
     do
         got = SYS3(read, l->go, &byte, 1);
     while (got == -EINTR);
-    SYS1(close, l->go);
     if (got != 1)
         leave(127); /* stage 1 failed, and has said why */
 }
@@ -110,7 +116,9 @@ static void step_clone(struct launcher *l, const struct isolib_step *step) {
     struct isolib_message message = {0};
     int32_t go[2] = {-1, -1};
     int32_t pidfd = -1;
-    long result = step->value ? SYS2(pipe2, go, ISO_O_CLOEXEC) : 0;
+    long result = block_terminate(0);
+    if (result == 0)
+        result = SYS2(pipe2, go, ISO_O_CLOEXEC);
     if (result < 0)
         fail(l, result);
     result = clone_inside(l, step, &pidfd);
@@ -120,14 +128,14 @@ static void step_clone(struct launcher *l, const struct isolib_step *step) {
         l->stage = ISOLIB_STAGE_INSIDE;
         while (l->steps[l->at].kind != STEP_GO)
             l->at++;
-        if (step->value) {
-            SYS1(close, go[1]);
-            l->go = go[0];
-            wait_for_go(l);
-        }
+        SYS1(close, go[1]);
+        l->go = go[0];
+        wait_for_go(l);
         return;
     }
+    SYS1(close, go[0]);
     l->child = (int32_t)result;
+    l->child_is_init = (step->flags & ISO_CLONE_NEWPID) != 0;
     l->command_pidfd = pidfd;
     l->go = go[1];
     /* At once, so that the host can wait for its end and reap it, whatever fails from here on. */
@@ -138,30 +146,40 @@ static void step_clone(struct launcher *l, const struct isolib_step *step) {
         fail(l, result);
 }
 
+/* Out of the host's process group, for a signal that ends the whole group must leave one that ends stage 2. */
 static void step_go(struct launcher *l) {
-    long result = l->go >= 0 ? SYS3(write, l->go, "", 1) : 0;
+    struct iso_pollfd polled[3] = {{l->go, 0, 0}, {l->status, ISO_POLLIN, 0}, {l->host, ISO_POLLIN, 0}};
+    long result = SYS2(setpgid, 0, 0);
+    if (result == 0)
+        result = SYS3(write, l->go, "", 1);
     if (result < 0)
         fail(l, result);
+    do
+        result = SYS5(ppoll, polled, 3, 0, 0, 0);
+    while (result == -EINTR);
+    if (!polled[0].revents) { /* its end of the pipe is open still, and the host is gone, or has said so */
+        if (!l->child_is_init)
+            kill_process(l, l->child);
+        SYS4(pidfd_send_signal, l->command_pidfd, ISO_SIGKILL, 0, 0);
+        leave(127);
+    }
     leave(0);
 }
 
 static long write_map(struct launcher *l, const struct isolib_step *step) {
-    char path[64];
-    size_t at = sizeof(path) - 1;
-    const char *name = text_of(l, step->text);
-    size_t size = length(name);
-    int32_t pid = l->child;
+    char path[64], digits[DECIMAL];
+    const char *number = decimal(digits, l->child), *name = text_of(l, step->text);
+    size_t at = 0;
     long fd, result;
-    if (size > 40)
+    if (length(name) > 40)
         return -ENAMETOOLONG;
-    path[at] = 0;
-    at -= size;
-    for (size_t i = 0; i < size; i++)
-        path[at + i] = name[i];
-    path[--at] = '/';
-    for (; pid; pid /= 10)
-        path[--at] = (char)('0' + pid % 10);
-    fd = SYS4(openat, l->proc, path + at, ISO_O_WRONLY | ISO_O_CLOEXEC | ISO_O_NOFOLLOW, 0);
+    while (*number)
+        path[at++] = *number++;
+    path[at++] = '/';
+    do
+        path[at++] = *name;
+    while (*name++);
+    fd = SYS4(openat, l->proc, path, ISO_O_WRONLY | ISO_O_CLOEXEC | ISO_O_NOFOLLOW, 0);
     if (fd < 0)
         return fd;
     result = SYS3(write, fd, text_of(l, step->text2), step->size2);
@@ -319,6 +337,7 @@ void launcher_main(long *block) {
     launcher.stage = ISOLIB_STAGE_FIRST;
     SYS5(prctl, SET_NAME, "isolib-init", 0, 0, 0); /* else a number, or that of the memory file */
     reset_signals();
+    block_terminate(1);
     result = read_boot(&launcher, fd);
     if (result < 0) {
         launcher.at = ~0U;

@@ -19,10 +19,11 @@ struct launcher {
     int32_t host;
     int32_t proc;
     int32_t pty;
-    uint32_t at;     /* the step under way */
-    int32_t stage;   /* enum isolib_stage */
-    int32_t child;   /* stage 1: the pid of stage 2 */
-    int32_t go;      /* stage 1: writing end, stage 2: reading end */
+    uint32_t at;   /* the step under way */
+    int32_t stage; /* enum isolib_stage */
+    int32_t child; /* stage 1: the pid of stage 2 */
+    int32_t child_is_init;
+    int32_t go;      /* stage 1: writing end, stage 2: reading end; it is closed when stage 2 supervises */
     int32_t signals; /* the supervisor's signalfd */
     int32_t command_pidfd;
     int32_t umask;            /* of the caller, or -1: it has not been changed */
@@ -44,6 +45,8 @@ long run_map_helper(struct launcher *l, const struct isolib_step *step);
 
 /* supervise.c: open_signals comes before there is a command, that it may fail; supervise does not return. */
 long open_signals(struct launcher *l);
+/* A process with all its descendants, as far as /proc tells of them. */
+void kill_process(struct launcher *l, int32_t pid);
 void supervise(struct launcher *l, const struct isolib_step *step, int command_pid) __attribute__((noreturn));
 
 /* launcher.c */
@@ -65,5 +68,15 @@ static inline size_t length(const char *s) {
     while (s[n])
         n++;
     return n;
+}
+
+enum { DECIMAL = 12 };
+static inline const char *decimal(char digits[DECIMAL], int32_t number) {
+    size_t at = DECIMAL - 1;
+    digits[at] = 0;
+    do
+        digits[--at] = (char)('0' + number % 10);
+    while (number /= 10);
+    return digits + at;
 }
 #endif

@@ -80,6 +80,7 @@ static inline long iso_noted(int32_t number, long result) {
 #define ISO_CLONE_PARENT_SETTID 0x100000
 #define ISO_CLONE_CHILD_CLEARTID 0x200000
 #define ISO_CLONE_NEWTIME 0x80
+#define ISO_CLONE_NEWPID 0x20000000
 #define ISO_CLONE_INTO_CGROUP 0x200000000ULL
 #define ISO_SIGKILL 9
 #define ISO_SIGCHLD 17

@@ -6,6 +6,15 @@
 
 #include "cdef.h"
 
-/* launch.c: the same descriptor with a number that is no standard stream's; the one given is closed then */
+/* launch.c: closes one that is there, and makes it -1 */
+void isolib_close_fd(int32_t *fd);
+
+/* birth.c: the same descriptor with a number that is no standard stream's; the one given is closed then */
 int isolib_raise_fd(int fd);
+/* Starts the launcher, or returns an errno and has done nothing; launch->call is what failed. */
+int isolib_birth_begin(struct isolib_launch *launch);
+/* Waits until stage 1 is gone: 0, an errno of its birth, or EINTR: ask again. */
+int isolib_birth_settle(struct isolib_launch *launch);
+/* Ends a stage 1 that is under way; one that has made stage 2 heeds ISOLIB_SAY_END. */
+void isolib_birth_cancel(struct isolib_launch *launch);
 #endif
