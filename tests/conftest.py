@@ -364,3 +364,11 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     if difference := wait_until_gone(before):
         lines = [f"  {kind}: {key} {text}" for kind, things in difference.items() for key, text in things.items()]
         pytest.fail("left behind:\n" + "\n".join(lines), pytrace=False)
+
+
+@pytest.fixture
+def lost(monkeypatch: pytest.MonkeyPatch) -> list[type[BaseException]]:
+    """Collect what is raised in finalizers, where Python can only print it."""
+    kinds: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda event: kinds.append(event.exc_type))
+    return kinds

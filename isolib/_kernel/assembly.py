@@ -110,8 +110,11 @@ def may_administer() -> bool:
 
 def is_host_root() -> bool:
     """Return whether the calling thread is root of the whole host: user id 0 in the first user namespace, which has all ids."""
-    if os.geteuid() != 0:
-        return False
+    return os.geteuid() == 0 and in_first_userns()
+
+
+def in_first_userns() -> bool:
+    """Return whether the calling thread is in the first user namespace, which maps every id to itself."""
     with open("/proc/thread-self/uid_map", "rb") as file:
         return file.read().split() == _ALL_IDS
 
@@ -448,6 +451,7 @@ __all__ = [
     "add_pty",
     "check_kinds",
     "exec_candidates",
+    "in_first_userns",
     "is_astray",
     "is_host_root",
     "is_privileged",

@@ -55,7 +55,6 @@ STDIO_STDOUT: Final[int] = lib.ISOLIB_STDIO_STDOUT
 #: The number of the terminal among the streams of a launch; the others have those that they have in the process.
 TERMINAL: Final = 3
 
-END_BY_ITSELF: Final[int] = lib.ISOLIB_END_BY_ITSELF
 END_DEADLINE: Final[int] = lib.ISOLIB_END_DEADLINE
 END_KILLED: Final[int] = lib.ISOLIB_END_KILLED
 

@@ -13,6 +13,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
+from isolib._kernel.assembly import in_first_userns
 from isolib._kernel.guest import SAFE, Guest, Place, inodes_for
 from isolib._kernel.plan import HOST, INSIDE, Step
 from isolib.errors import PlanError
@@ -191,16 +192,10 @@ class Layers:
         put("upperdir", self.upper)
         put("workdir", self.work)
         flags = ["volatile"] if volatile else []
-        if guest.scene.uid_map or not _in_first_userns():
+        if guest.scene.uid_map or not in_first_userns():
             flags.append("userxattr")  # trusted.* attributes belong to the first user namespace
         for key in flags:
             guest.add("FSCONFIG", fd=context, flags=calls.FSCONFIG_SET_FLAG, text=key, what=f"{what} ({key})")
         mount = guest.finish_fs(context, what, SAFE)
         guest.go_back()
         guest.attach(mount, self.target, Place("foreign", mount, writable=True))
-
-
-def _in_first_userns() -> bool:
-    """Return whether this process is in the first user namespace, which maps every id to itself."""
-    with open("/proc/self/uid_map", "rb") as file:
-        return file.read().split() == [b"0", b"0", b"4294967295"]

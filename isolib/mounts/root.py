@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -33,7 +34,7 @@ __all__ = ["Root"]
 _READ_ONLY: Final = calls.MOUNT_ATTR_RDONLY
 
 
-class Root:
+class Root(ABC):
     """What ``root=`` takes: `Root.host`, `Root.empty` or `Root.tree`; their values are frozen, comparable and picklable."""
 
     __slots__ = ()
@@ -132,13 +133,13 @@ class Root:
         """Return the directories of this interpreter's programs, for a PATH inside `Root.host`."""
         return host.programs()
 
+    @abstractmethod
     def add_steps(self, builder: Builder, mounts: Sequence[MountValue], scene: Scene) -> None:
         """Add the steps that build the root, with mounts in it, and enter it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def visible(self) -> list[str]:
         """Return what is seen inside before any mounts: a line for each path."""
-        raise NotImplementedError
 
 
 def _room(value: int | str | None, of: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -37,14 +38,14 @@ def freeze(value: object, **fields: object) -> None:
         object.__setattr__(value, name, content)
 
 
-class Mount:
+class Mount(ABC):
     """What every value for ``mounts=`` is."""
 
     __slots__ = ()
 
+    @abstractmethod
     def add_steps(self, builder: Builder, root: Slot | None, scene: Scene) -> None:
         """Add the steps that attach it beneath a root; None: that of the process's creator."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,13 @@ from isolib import IsolibError, PermissionDenied, SyscallError, ThreadStranded
 from isolib import namespaces as ns
 from isolib._kernel import calls
 from isolib.namespaces import enter
+from tests.interrupts import interrupt
 from tests.seccomp import Denied
 from tests.threads import give_privileges_up, here, in_a_thread, restrict_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
-    from types import FrameType
+    from types import CodeType
 
 pytestmark = pytest.mark.root
 
@@ -565,30 +566,9 @@ sys.exit(len(os.listdir("/proc/self/fd")) != 4)
     assert done.returncode == 0, done.stderr
 
 
-def interrupt(turn: int, action: Callable[[], object]) -> bool:
-    """Raise KeyboardInterrupt at one of the points where CPython does: when a function is entered, or a call returns.
-
-    Returns whether the action came to that point of isolib's code.
-    """
-    left = turn
-
-    def profile(frame: FrameType, event: str, _: object) -> None:
-        nonlocal left
-        if event == "c_call" or "/isolib/" not in frame.f_code.co_filename:
-            return
-        left -= 1
-        if left == 0:
-            sys.setprofile(None)
-            raise KeyboardInterrupt
-
-    sys.setprofile(profile)
-    try:
-        action()
-    except KeyboardInterrupt:
-        assert left == 0
-    finally:
-        sys.setprofile(None)
-    return left <= 0
+def is_ours(code: CodeType) -> bool:
+    """Return whether this is isolib's code."""
+    return "/isolib/" in code.co_filename
 
 
 def enter_new() -> None:
@@ -615,14 +595,6 @@ def make_and_close() -> None:
     ns.new_utsns().close()
 
 
-@pytest.fixture
-def lost(monkeypatch: pytest.MonkeyPatch) -> list[type[BaseException]]:
-    """Collect what is raised in finalizers, where Python can only print it."""
-    kinds: list[type[BaseException]] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda event: kinds.append(event.exc_type))
-    return kinds
-
-
 @pytest.fixture(params=[enter_new, enter_new_by_name, enter_several, make_and_close])
 def scenario(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
     """Run the test with each scenario; forgotten handles are not worth a warning here, for they are the point."""
@@ -645,7 +617,7 @@ def test_interrupt_at_every_point(scenario: Callable[[], None], lost: list[type[
     """Wherever an interrupt comes: when it has come out of the block, the thread is back and every descriptor is closed."""
     before, descriptors = [here(kind) for kind in KINDS], set(os.listdir("/proc/self/fd"))
     turn = 1
-    while interrupt(turn, scenario):
+    while interrupt(turn, scenario, is_ours) == 0:
         check_nothing_left(before, descriptors)
         turn += 1
     assert turn > 50

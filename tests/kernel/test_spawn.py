@@ -14,6 +14,7 @@ import pytest
 
 import isolib
 from isolib import PIPE, STDOUT, PlanError, Reason, SandboxTimeout, SetupFailed, spawn
+from tests.seccomp import MACHINE, NUMBERS
 
 USER_AND_PID = {"user", "pid"}
 
@@ -411,13 +412,12 @@ def test_supervisor_hides_its_memory_and_environment() -> None:
 
 def test_keyring_is_not_the_hosts() -> None:
     """With a namespace of its own the command has a session keyring of its own; without one it keeps the caller's."""
-    if os.uname().machine != "x86_64":
-        pytest.skip("the number of keyctl is that of x86-64")
-    program = "import ctypes; print(ctypes.CDLL(None).syscall(250, 0, -3, 0))"
+    keyctl = NUMBERS["keyctl"][MACHINE]
+    program = f"import ctypes; print(ctypes.CDLL(None).syscall({keyctl}, 0, -3, 0))"
     first, second = (int(output([sys.executable, "-c", program], new={"user"})) for _ in range(2))
     assert first > 0
     assert first != second
-    host = ctypes.CDLL(None).syscall(250, 0, -3, 0)
+    host = ctypes.CDLL(None).syscall(keyctl, 0, -3, 0)
     assert int(output([sys.executable, "-c", program])) == host
 
 

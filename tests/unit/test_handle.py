@@ -21,10 +21,11 @@ import pytest
 from isolib._kernel import handle as module
 from isolib._kernel.handle import Fd, Handle, Rollback, live
 from isolib.errors import ClosedError
+from tests.interrupts import interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import FrameType
+    from types import CodeType
 
     Scenario = Callable[[list[str]], None]
 
@@ -667,31 +668,9 @@ SCENARIOS: tuple[Scenario, ...] = (
 )
 
 
-def interrupt(turn: int, action: Callable[[], object]) -> bool:
-    """Raise KeyboardInterrupt at one of the points where CPython does: when a function is entered, or a call returns.
-
-    Returns whether the action came to that point.
-    """
-    left = turn
-
-    def profile(frame: FrameType, event: str, _: object) -> None:
-        nonlocal left
-        code = frame.f_code
-        if event == "c_call" or code is interrupt.__code__ or code.co_filename not in (module.__file__, __file__):
-            return
-        left -= 1
-        if left == 0:
-            sys.setprofile(None)
-            raise KeyboardInterrupt
-
-    sys.setprofile(profile)
-    try:
-        action()
-    except KeyboardInterrupt:
-        assert left == 0
-    finally:
-        sys.setprofile(None)
-    return left <= 0
+def is_ours(code: CodeType) -> bool:
+    """Return whether this is code of the module that is tested, or of a scenario."""
+    return code.co_filename in (module.__file__, __file__)
 
 
 def check_nothing_left(log: list[str], before: set[str]) -> None:
@@ -703,14 +682,6 @@ def check_nothing_left(log: list[str], before: set[str]) -> None:
     done = [line for line in log if not line.startswith("due: ")]
     assert set(due) <= set(done), log
     assert "released too late" not in done
-
-
-@pytest.fixture
-def lost(monkeypatch: pytest.MonkeyPatch) -> list[type[BaseException]]:
-    """Collect what is raised in finalizers, where Python can only print it."""
-    kinds: list[type[BaseException]] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda event: kinds.append(event.exc_type))
-    return kinds
 
 
 @pytest.fixture(params=SCENARIOS)
@@ -730,7 +701,7 @@ def test_interrupt_at_every_point(scenario: Scenario, lost: list[type[BaseExcept
     while interrupted:
         turn += 1
         log: list[str] = []
-        interrupted = interrupt(turn, partial(scenario, log))
+        interrupted = interrupt(turn, partial(scenario, log), is_ours) == 0
         check_nothing_left(log, before)
     assert turn > 10
     assert set(lost) <= {KeyboardInterrupt, ZeroDivisionError}
@@ -775,7 +746,7 @@ def test_interrupt_in_a_finalizer(lost: list[type[BaseException]]) -> None:
         while interrupted:
             turn += 1
             things.append(Thing._make(root_fd()))
-            interrupted = interrupt(turn, things.clear)
+            interrupted = interrupt(turn, things.clear, is_ours) == 0
             gc.collect()
             assert descriptors() == before
     assert lost == [KeyboardInterrupt] * (turn - 1)
