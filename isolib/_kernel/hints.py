@@ -31,6 +31,11 @@ OWNER = ("ioctl NS_GET_PARENT", "ioctl NS_GET_USERNS")
 HELPERS = ("newgidmap", "newuidmap")
 LIMITS = ("prlimit", "prlimit64", "setrlimit")
 LANDLOCK = ("landlock_create_ruleset", "landlock_restrict_self")
+#: Everybody may make these calls.
+FREE = (
+    *("capget", "close_range", "dup3", "fcntl", "getcwd", "getppid", "getresgid", "getresuid", "mmap", "pidfd_open", "pipe2"),
+    *("setsid", "signalfd4", "socket", "socketpair"),
+)
 ANY = ("",)
 
 KINDS: Final = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
@@ -286,6 +291,13 @@ TABLE: Final = _table(
         # -- whatever the call
         (ANY, e.EMFILE, "this process has as many descriptors as it may: raise RLIMIT_NOFILE (ulimit -n)"),
         (ANY, e.ENFILE, "the system has as many open files as it may: raise sysctl fs.file-max"),
+        (FREE, e.EPERM, "everybody may make this call, so a seccomp filter or a security module refuses it: allow it there"),
+        (FREE, e.EACCES, "everybody may make this call, so a security module refuses it: see its log (dmesg, auditd)"),
+        (
+            ANY,
+            e.ENOMEM,
+            "the kernel found no memory: free some, or raise the limit (memory.max of this cgroup, vm.overcommit_memory)",
+        ),
         (ANY, e.ENOSYS, "the kernel is too old for the call or was built without it, or a seccomp filter hides it"),
         (ANY, e.ESRCH, "it has ended"),
     )

@@ -82,20 +82,25 @@ class TestOpenInRoot:
         stop = threading.Event()
         libc = ctypes.CDLL(None)
         names = os.fsencode(root / "a"), os.fsencode(root / "b")
+        results: set[int] = set()
 
         def rename() -> None:
             while not stop.is_set():
-                libc.renameat2(-100, names[0], -100, names[1], 2)
+                results.add(libc.renameat2(-100, names[0], -100, names[1], 2))
 
         thread = threading.Thread(target=rename)
         thread.start()
         try:
             with opened(root) as base:
                 for _ in range(500):
-                    os.close(mountapi.open_in_root(base, "absolute/../../absolute/../etc/passwd"))
+                    fd = mountapi.open_in_root(base, "absolute/../../absolute/../etc/passwd")
+                    found = os.fstat(fd)
+                    os.close(fd)
+                    assert os.path.samestat(found, (root / "etc" / "passwd").stat())
         finally:
             stop.set()
             thread.join()
+        assert results == {0}
 
 
 class TestMakeDirectories:

@@ -106,6 +106,9 @@ CASES = [
     ("pipe2", errno.EMFILE, "", "RLIMIT_NOFILE"),
     ("openat", errno.ENFILE, "", "fs.file-max"),
     ("fsopen", errno.ENOSYS, "", "too old"),
+    ("dup3", errno.EPERM, "", "seccomp filter"),
+    ("getcwd", errno.EACCES, "", "security module"),
+    ("mmap", errno.ENOMEM, "", "memory.max"),
     ("pidfd_open", errno.ESRCH, "", "has ended"),
 ]
 
