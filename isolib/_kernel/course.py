@@ -76,7 +76,6 @@ _KILL_CHILDREN: Final = (
     ("wait4", "-1, __WALL"),
 )
 _MIDDLE: Final = _fixed(
-    Call("getpid"),
     Call("prctl", "PR_SET_CHILD_SUBREAPER, 1"),
     Call("clone", "CLONE_VM|CLONE_VFORK"),
     Call("pidfd_open", "stage 1"),
@@ -86,7 +85,6 @@ _MIDDLE: Final = _fixed(
     Call("exit", "0"),
 )
 _START: Final = (
-    _fixed(Call("prctl", "PR_SET_PDEATHSIG, SIGTERM"), Call("getppid")),
     _fixed(
         Call("fcntl", "F_DUPFD_CLOEXEC or F_SETFD", "fcntl(2)", when="for standard streams that change places or stay"),
         Call("dup3", "to 0, 1, 2", when="for the other standard streams"),

@@ -33,7 +33,7 @@ LIMITS = ("prlimit", "prlimit64", "setrlimit")
 LANDLOCK = ("landlock_create_ruleset", "landlock_restrict_self")
 #: Everybody may make these calls.
 FREE = (
-    *("capget", "close_range", "dup3", "fcntl", "getcwd", "getppid", "getresgid", "getresuid", "mmap", "pidfd_open", "pipe2"),
+    *("capget", "close_range", "dup3", "fcntl", "getcwd", "getresgid", "getresuid", "mmap", "pidfd_open", "pipe2"),
     *("setsid", "signalfd4", "socket", "socketpair"),
 )
 ANY = ("",)

@@ -15,6 +15,7 @@ import pytest
 import isolib
 from isolib import PIPE, STDOUT, PlanError, Reason, SandboxTimeout, SetupFailed, spawn
 from tests.seccomp import MACHINE, NUMBERS
+from tests.threads import in_a_thread
 
 USER_AND_PID = {"user", "pid"}
 
@@ -413,12 +414,18 @@ def test_supervisor_hides_its_memory_and_environment() -> None:
 def test_keyring_is_not_the_hosts() -> None:
     """With a namespace of its own the command has a session keyring of its own; without one it keeps the caller's."""
     keyctl = NUMBERS["keyctl"][MACHINE]
-    program = f"import ctypes; print(ctypes.CDLL(None).syscall({keyctl}, 0, -3, 0))"
-    first, second = (int(output([sys.executable, "-c", program], new={"user"})) for _ in range(2))
-    assert first > 0
-    assert first != second
-    host = ctypes.CDLL(None).syscall(keyctl, 0, -3, 0)
-    assert int(output([sys.executable, "-c", program])) == host
+    program = f"import ctypes; print(ctypes.CDLL(None).syscall({keyctl}, 0, -3, 0))"  # KEYCTL_GET_KEYRING_ID of the session's
+
+    def body() -> None:
+        # Who has none is shown that of the user, which is another one in every user namespace.
+        host = ctypes.CDLL(None).syscall(keyctl, 1, None)  # KEYCTL_JOIN_SESSION_KEYRING, of this thread alone
+        assert host > 0
+        first, second = (int(output([sys.executable, "-c", program], new={"user"})) for _ in range(2))
+        assert min(first, second) > 0
+        assert len({host, first, second}) == 3
+        assert int(output([sys.executable, "-c", program])) == host
+
+    in_a_thread(body)
 
 
 def test_wait_from_another_thread_while_it_is_killed() -> None:

@@ -46,7 +46,6 @@ struct birth {
     volatile int32_t call; /* that failed */
     int32_t host;          /* pidfd of this process */
     int32_t proc;          /* a procfs */
-    int32_t middle;        /* its pid, as it sees it */
     int32_t stage1;        /* its pid; the kernel makes it 0 when stage 1 has executed the launcher, or has ended */
     int32_t stage1_fd;     /* its pidfd, or -1; closed when both are gone */
     int32_t cancelled;     /* stage 1 is to be ended: by whoever sees both this and its pidfd */
@@ -80,13 +79,8 @@ static long place_stdio(const int32_t stdio[3]) {
 }
 
 static int stage1_main(void *argument) {
-    enum { PARENT_DEATH_SIGNAL = 1 };
     struct birth *birth = argument;
-    long result;
-    SYS5(prctl, PARENT_DEATH_SIGNAL, TERMINATE, 0, 0, 0);
-    if (SYS0(getppid) != birth->middle) /* it was killed before that took */
-        return failed_birth(birth, __NR_getppid, -ESRCH);
-    result = place_stdio(birth->stdio);
+    long result = place_stdio(birth->stdio);
     if (result < 0)
         return failed_birth(birth, __NR_dup3, result);
     result = iso_close_others(birth->placed, birth->placed_count, 0);
@@ -158,7 +152,6 @@ static int middle_main(void *argument) {
     enum { CHILD_SUBREAPER = 36 };
     struct birth *birth = argument;
     long pid, fd;
-    birth->middle = (int32_t)SYS0(getpid);
     SYS5(prctl, CHILD_SUBREAPER, 1, 0, 0, 0);
     pid = isolib_clone_run(FLAGS, birth->stage1_stack + STACK, &birth->stage1, stage1_main, birth);
     if (pid < 0)

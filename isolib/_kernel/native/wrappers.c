@@ -286,8 +286,6 @@ static const struct {
                   CALL(fsopen),
                   CALL(getcwd),
                   CALL(getdents64),
-                  CALL(getpid),
-                  CALL(getppid),
                   CALL(getresgid),
                   CALL(getresuid),
                   CALL(getrusage),
