@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from isolib._kernel import calls
+from isolib._kernel.handle import home
 from isolib._kernel.request import Request
 from isolib._kernel.streams import DEVNULL, PIPE, STDOUT, open_stream, stdio, surrender
 from isolib.errors import ClosedError, GoneError, PlanError, SandboxTimeout
@@ -173,7 +174,7 @@ class Process:
     ) -> None:
         self.args = args
         self.pid = launched.command_pid or launched.supervisor_pid
-        self._owner = os.getpid()
+        self._home = home()
         self._lock = threading.Lock()
         self._files: list[IO[bytes] | None] = [None, None, None, None]
         self._early = [b"", b"", b""]  # what the files had read ahead when `communicate` took over
@@ -364,7 +365,7 @@ class Process:
     def _ended(self) -> Exit:
         pump = self._pump
         usage = self._usage()
-        if not pump.has_exit:  # the supervisor itself was killed, and with it everything
+        if not pump.has_exit:  # the supervisor itself was killed, and with it the command
             return Exit(None, signals.SIGKILL, Reason.KILLED, usage)
         status, ending = pump.exit.value, pump.exit.ending
         signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
@@ -416,7 +417,7 @@ class Process:
         With a pid namespace of its own nothing escapes that.  Without one its descendants are killed wherever they have
         moved in the process tree, but one that forks faster than it is killed may be ahead for a while.
         """
-        if self._exit is None and self._launched.status >= 0 and self._owner == os.getpid():
+        if self._exit is None and self._launched.status >= 0 and self._home == home():
             self._killed = True
             calls.say(self._launched.status)
 
@@ -435,7 +436,7 @@ class Process:
 
     def _end(self) -> None:
         # A copy that os.fork made gives up its descriptors and leaves the process to its owner.
-        if self._exit is not None or self._owner != os.getpid():
+        if self._exit is not None or self._home != home():
             return
         self.kill()
         with self._lock:
@@ -462,7 +463,7 @@ class Process:
         launched = getattr(self, "_launched", None)
         if launched is None or launched.pidfd < 0:
             return
-        if self._exit is None and self._owner == os.getpid():
+        if self._exit is None and self._home == home():
             import warnings  # noqa: PLC0415 - rare
 
             text = f"{self!r} was forgotten: it is killed now; use `with` or close()"

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Final, cast
 
 from isolib._kernel import assembly, calls
 from isolib._kernel.assembly import Identity, Rights
+from isolib._kernel.handle import home
 from isolib._kernel.request import Request, user_ids
-from isolib.errors import ClosedError, CommandFailed, PlanError, SandboxTimeout
+from isolib.errors import ClosedError, CommandFailed, GoneError, PlanError, SandboxTimeout
 from isolib.mounts import Root, WorkTree
 from isolib.oneshot import OneShot
 from isolib.process import DEVNULL, PIPE, Process
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from isolib._kernel.handle import Fd
-    from isolib._kernel.launch import Launched
     from isolib._kernel.request import MountValue, RootValue
     from isolib.spec import SandboxFields
     from isolib.types import HasFileno
@@ -64,20 +64,21 @@ class _Setting:
         self.env = _environment(spec, self.identity)
 
     @property
-    def id_map(self) -> str | list[IdMap]:
-        """Root inside is nobody outside; an ordinary user has but the own id to map, and maps it to who runs inside."""
+    def maps(self) -> tuple[str | list[IdMap], str | list[IdMap]]:
+        """Root inside is nobody outside; an ordinary user has but the own ids to map, and maps them to who runs inside."""
         if self.many_ids:
-            return "auto"
-        if self.identity is None or self.identity.uid == 0:
-            return "root"
-        return [IdMap(self.identity.uid, os.geteuid())]
+            return "auto", "auto"
+        uid, gid = (0, 0) if self.identity is None else (self.identity.uid, self.identity.gid)
+        return _own_map(uid, os.geteuid()), _own_map(gid, os.getegid())
 
     def request(self, *, deadline: float = 0, dumpable: bool = False) -> Request:
+        uid_map, gid_map = self.maps
         return Request(
             new=self.kinds,
             root=self.root,
             mounts=self.mounts,
-            id_map=self.id_map,
+            id_map=uid_map,
+            gid_map=gid_map,
             hostname=self.spec.hostname,
             user=None if self.identity is None else (self.identity.uid, self.identity.gid),
             cwd=self.cwd,
@@ -88,12 +89,16 @@ class _Setting:
         )
 
 
+def _own_map(inside: int, own: int) -> str | list[IdMap]:
+    return [IdMap(inside, own)] if inside else "root"
+
+
 def _identity(spec: SandboxSpec, *, many_ids: bool) -> Identity | None:
     if spec.user is None:
         return None
     uid, gid = user_ids(spec.user)
     # An ordinary user maps one id of each kind, with setgroups denied.
-    return Identity(uid, gid, (gid,)) if many_ids else Identity(uid, uid, None)
+    return Identity(uid, gid, (gid,)) if many_ids else Identity(uid, gid, None)
 
 
 def _working_directory(spec: SandboxSpec, *, on_host: bool) -> str:
@@ -284,15 +289,16 @@ class Sandbox:
     def __init__(self, spec: SandboxSpec | None = None, **fields: Unpack[SandboxFields]) -> None:
         self.spec = SandboxSpec.of(spec, fields)
         self._setting: _Setting | None = None
-        self._resident: Launched | None = None
+        self._resident: Process | None = None
+        self._home = home()
         self._namespaces: dict[str, Fd] = {}
         self._requests: dict[bool, Request] = {}
         self._stream_owner: tuple[int, int] | None = None
         self._processes: list[Process] = []
-        self._closed = False
+        self._closed = self._killed = False
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "new" if self._resident is None else f"pid {self._resident.supervisor_pid}"
+        state = "closed" if self._closed else "new" if self._resident is None else f"pid {self._resident.pid}"
         return f"<Sandbox {self.spec.hostname!r} {state}>"
 
     def __enter__(self) -> Self:
@@ -303,12 +309,14 @@ class Sandbox:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_resident", None) is not None:
+        if getattr(self, "_resident", None) is None:
+            return
+        if self._home == home():
             import warnings  # noqa: PLC0415 - rare
 
             text = f"{self!r} was forgotten: it is ended now; use `with` or close()"
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
-            self.close()
+        self.close()
 
     def open(self) -> None:
         """Make the sandbox; ``with`` does it."""
@@ -320,16 +328,17 @@ class Sandbox:
         try:
             request = self._setting.request(dumpable=True)
             self._stream_owner = request.builder.stream_owner
-            self._resident = request.hold()
+            launched = request.hold()
+            self._resident = Process(["sandbox"], launched)
             for kind in sorted(self._setting.kinds):
-                self._namespaces[kind] = self._resident.namespace(kind)
-            calls.say(self._resident.status, hide=True)
+                self._namespaces[kind] = launched.namespace(kind)
+            calls.say(launched.status, hide=True)
         except BaseException:
             self._end()
             raise
 
     def close(self) -> None:
-        """End everything in the sandbox and give everything back."""
+        """End everything in the sandbox and give everything back; a fork's copy gives back its descriptors only."""
         self._closed = True
         try:
             self._end()
@@ -343,7 +352,7 @@ class Sandbox:
                 process.close()
         finally:
             if self._resident is not None:
-                Process(["sandbox"], self._resident).close()
+                self._resident.close()
             for namespace in self._namespaces.values():
                 namespace.close()
             self._processes.clear()
@@ -353,6 +362,8 @@ class Sandbox:
     def _live(self, *, pty: bool = False) -> Request:
         if self._resident is None or self._setting is None:
             raise ClosedError(f"{self!r} is not open: use it in `with`")
+        if self._killed:
+            raise GoneError("clone", repr(self), hint="it was killed, and nothing can start in it any more")
         if pty not in self._requests:
             setting = self._setting
             root_inside = setting.identity or Identity(0, 0, () if setting.many_ids else None)
@@ -406,7 +417,8 @@ class Sandbox:
     def kill(self) -> None:
         """Kill every process in the sandbox, and with them the sandbox."""
         if self._resident is not None:
-            calls.say(self._resident.status)
+            self._killed = True
+            self._resident.kill()
 
     def explain(self, argv: Sequence[str] = ("COMMAND",)) -> str:
         """Return the system calls that make the sandbox and start a command in it, in order, a line each."""

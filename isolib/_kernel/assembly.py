@@ -12,6 +12,7 @@ import struct
 import threading
 from dataclasses import dataclass
 from errno import EINVAL, ENOENT, ENOSYS, EPERM
+from signal import SIGKILL
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
@@ -36,11 +37,13 @@ _BY_CLONE: Final = KINDS - {"cgroup", "time"}
 
 #: Nobody needs a privilege for port 80 of a network that is his alone (ip(7), since Linux 4.11).
 _LOW_PORTS: Final = b"/proc/sys/net/ipv4/ip_unprivileged_port_start"
+_SYSCTLS: Final = "/proc/sys"
 
 _CAP_SYS_ADMIN: Final = 21
 #: The only line of the first user namespace's uid_map (user_namespaces(7)).
 _ALL_IDS: Final = [b"0", b"0", b"4294967295"]
 
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_KEEPCAPS: Final = 8
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -314,8 +317,21 @@ def add_birth(builder: Builder, scene: Scene, maps: IdMapPlan | None, joins: Joi
         _add_inner_root(builder, scene, maps)
     _add_role(builder, scene)
     if "net" in scene.new:
-        builder.add(INSIDE, Step("LINK_UP", text=b"lo", what="lo"))
+        _add_network(builder)
+
+
+def _add_network(builder: Builder) -> None:
+    builder.add(INSIDE, Step("LINK_UP", text=b"lo", what="lo"))
+    if _can_set_sysctls():
         builder.add(INSIDE, Step("WRITE", text=_LOW_PORTS, text2=b"0", flags=os.O_WRONLY, ignore=ENOENT, what="low ports"))
+
+
+def _can_set_sysctls() -> bool:
+    """Return whether /proc/sys can be written; in containers, and in sandboxes, it is read-only, and low ports stay root's."""
+    try:
+        return not os.statvfs(_SYSCTLS).f_flag & os.ST_RDONLY
+    except FileNotFoundError:
+        return False
 
 
 def _add_role(builder: Builder, scene: Scene) -> None:
@@ -381,6 +397,7 @@ def add_command(
     rights: Rights | None = None,
     cwd: str | None = None,
     own_keyring: bool = False,
+    outlives_supervisor: bool = False,
 ) -> None:
     """Add what the command's own process does before its exec: privileges go after all that needs them."""
     rights = rights or Rights()
@@ -405,6 +422,9 @@ def add_command(
         raised = mask if identity is not None and identity.uid else 0
         builder.add(COMMAND, Step("CAPSET", flags=mask, value=raised, what="capabilities"))
         builder.add(COMMAND, Step("AMBIENT", value=raised, what="ambient capabilities"))
+    if outlives_supervisor:
+        # Late, for a change of credentials takes it back.  Where the supervisor is PID 1 its end is everybody's anyway.
+        builder.add(COMMAND, Step("PRCTL", flags=_PR_SET_PDEATHSIG, value=SIGKILL, what="PR_SET_PDEATHSIG"))
     _add_confinement(builder, rights)
 
 

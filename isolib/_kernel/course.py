@@ -55,7 +55,7 @@ _HOST: Final = _fixed(
     Call("memfd_create", '"isolib-plan"'),
     Call("writev", "the plan"),
     Call("rt_sigprocmask", "block every signal"),
-    Call("clone", "CLONE_VM|CLONE_FS|CLONE_FILES|CLONE_SIGHAND"),
+    Call("clone", "CLONE_VM|CLONE_FS|CLONE_FILES"),
     Call("rt_sigprocmask", "as it was"),
     Call("wait4", "the middle process, __WALL"),
     Call("close", "the plan, the children's ends and the pidfd of stage 1", times=3),
@@ -76,6 +76,7 @@ _KILL_CHILDREN: Final = (
     ("wait4", "-1, __WALL"),
 )
 _MIDDLE: Final = _fixed(
+    Call("rt_sigaction", "SIGCHLD, SIG_DFL"),
     Call("prctl", "PR_SET_CHILD_SUBREAPER, 1"),
     Call("clone", "CLONE_VM|CLONE_VFORK"),
     Call("pidfd_open", "stage 1"),

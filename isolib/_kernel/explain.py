@@ -102,6 +102,7 @@ _RESOLVE: Final = {
 }
 _FSCONFIG: Final = {0: "SET_FLAG", 1: "SET_STRING", 5: "SET_FD", 6: "CMD_CREATE"}
 _PRCTL: Final = {
+    1: "PR_SET_PDEATHSIG",
     4: "PR_SET_DUMPABLE",
     36: "PR_SET_CHILD_SUBREAPER",
     38: "PR_SET_NO_NEW_PRIVS",

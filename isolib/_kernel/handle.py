@@ -28,7 +28,7 @@ from functools import partial
 from importlib.util import find_spec, module_from_spec
 from itertools import chain, starmap
 from threading import Lock, RLock
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from isolib.errors import ClosedError
 
@@ -98,6 +98,9 @@ class _Registry:
 
 
 _registry = _Registry()
+
+#: What tells this process from its forks, for things that are no `Handle`.
+home: Final = _registry.home
 
 
 def live() -> tuple[Handle, ...]:

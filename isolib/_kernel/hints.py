@@ -151,8 +151,8 @@ def _refused_ioctl(context: str, _: Sysctl) -> str:
 def _refused_option(context: str, _: Sysctl) -> str:
     if any(word in context for word in ("overlay", "lowerdir", "upperdir", "workdir")):
         return (
-            "overlay refuses a layer or an option: upper and work must lie on one writable file system that is no overlay; "
-            "layers are at most 500, all opened in this mount namespace; dmesg tells which it was"
+            "overlay refuses a layer or an option: upper and work must lie on one writable file system that is no overlay, and "
+            "neither in the other; layers are at most 500, all opened in this mount namespace; dmesg tells which it was"
         )
     return "the file system does not know the option, or not this value; dmesg tells which"
 
@@ -236,6 +236,7 @@ TABLE: Final = _table(
         ),
         (("fsopen", "mount"), e.ENODEV, "the kernel does not know the file system: modprobe it, or see /proc/filesystems"),
         (("fsconfig", "mount"), e.EBUSY, "it is in use: an overlay's upper or work directory, or a device with other options"),
+        (("fsconfig", "mount"), e.ELOOP, "a layer of the overlay is, holds or lies in its upper or work directory, or they do"),
         (("move_mount",), e.EINVAL, _MOVING),
         (("move_mount",), e.ELOOP, "the mount would come below itself"),
         (("open_tree",), e.EINVAL, "the path is on no mount of this mount namespace, or holds unbindable mounts"),

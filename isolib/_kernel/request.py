@@ -64,6 +64,7 @@ class Request:
         root: RootValue | None = None,
         mounts: Sequence[MountValue] = (),
         id_map: str | Sequence[IdMap] | None = None,
+        gid_map: str | Sequence[IdMap] | None = None,
         hostname: str | None = None,
         domainname: str | None = None,
         user: str | int | tuple[int, int] | None = None,
@@ -88,7 +89,7 @@ class Request:
         self._last: tuple[tuple[bytes, ...], Plan] | None = None
         builder = Builder()
         joins = assembly.plan_joins(builder, self._joins, kinds)
-        maps = _maps(kinds, id_map)
+        maps = _maps(kinds, id_map, gid_map)
         mnt = "mnt" in kinds | joins.kinds
         uts = "uts" in kinds | joins.kinds
         if (root is not None or mounts) and not mnt:
@@ -122,6 +123,7 @@ class Request:
             rights=rights,
             cwd=where,
             own_keyring=bool(kinds | joins.kinds),
+            outlives_supervisor="pid" not in kinds,
         )
         self.builder = builder
         self.scene = scene
@@ -177,13 +179,16 @@ def _is_pair(value: Sequence[object], low: int, high: int) -> bool:
     return len(value) == len((low, high)) and all(_is_whole(one, low, high) for one in value)
 
 
-def _maps(kinds: frozenset[str], id_map: str | Sequence[IdMap] | None) -> IdMapPlan | None:
+def _maps(
+    kinds: frozenset[str], id_map: str | Sequence[IdMap] | None, gid_map: str | Sequence[IdMap] | None
+) -> IdMapPlan | None:
+    # The map of the user ids is that of the group ids too, unless that is another one.
     if "user" not in kinds:
         if id_map is not None:
             raise PlanError("id_map= needs a user namespace: new={'user', ...}")
         return None
     wanted = "root" if id_map is None else id_map
-    return resolve(wanted, wanted)
+    return resolve(wanted, wanted if gid_map is None else gid_map)
 
 
 def _scene(

@@ -196,6 +196,6 @@ class Layers:
             flags.append("userxattr")  # trusted.* attributes belong to the first user namespace
         for key in flags:
             guest.add("FSCONFIG", fd=context, flags=calls.FSCONFIG_SET_FLAG, text=key, what=f"{what} ({key})")
-        mount = guest.finish_fs(context, what, SAFE)
+        mount = guest.finish_fs(context, f"{what} (overlay)", SAFE)
         guest.go_back()
         guest.attach(mount, self.target, Place("foreign", mount, writable=True))

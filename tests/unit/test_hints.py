@@ -110,6 +110,7 @@ CASES = [
     ("getcwd", errno.EACCES, "", "security module"),
     ("mmap", errno.ENOMEM, "", "memory.max"),
     ("pidfd_open", errno.ESRCH, "", "has ended"),
+    ("fsconfig", errno.ELOOP, "/x (overlay)", "upper"),
 ]
 
 

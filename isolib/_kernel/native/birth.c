@@ -30,7 +30,7 @@
 
 ISOLIB_DEFINE_CLONE;
 
-enum { STACK = 16384, MAX_PLACED = ISOLIB_MAX_SLOTS + ISOLIB_MAX_KEEP + 16, TERMINATE = 15 };
+enum { STACK = 16384, MAX_PLACED = ISOLIB_MAX_SLOTS + ISOLIB_MAX_KEEP + 16 };
 
 struct birth {
     int image;
@@ -101,7 +101,7 @@ static int stage1_main(void *argument) {
 static void end_stage1(struct birth *birth) {
     int32_t fd = __atomic_load_n(&birth->stage1_fd, __ATOMIC_SEQ_CST);
     if (fd >= 0)
-        SYS4(pidfd_send_signal, fd, TERMINATE, 0, 0);
+        SYS4(pidfd_send_signal, fd, ISO_SIGTERM, 0, 0);
 }
 
 static void watch_stage1(struct birth *birth, int32_t fd) {
@@ -115,26 +115,19 @@ static void watch_stage1(struct birth *birth, int32_t fd) {
         end_stage1(birth);
 }
 
-/* Whoever has become a child of this process: "12 345 6 ".  Without such a list (CONFIG_PROC_CHILDREN) it is -ENOENT. */
+/* Whoever has become a child of this process; -ENOENT: that cannot be told. */
 static long kill_children(const struct birth *birth) {
-    char numbers[2048], *word = numbers;
-    long fd = SYS4(openat, birth->proc, "thread-self/children", O_CLOEXEC, 0), got, process;
-    if (fd < 0)
-        return fd;
-    got = SYS3(read, fd, numbers, sizeof(numbers));
-    SYS1(close, fd);
-    for (long i = 0; i < got; i++) {
-        if (numbers[i] != ' ')
-            continue;
-        numbers[i] = 0;
-        process = SYS4(openat, birth->proc, word, O_DIRECTORY | O_CLOEXEC, 0);
+    struct iso_children children;
+    const char *number;
+    long result = iso_children_read(&children, birth->proc, "thread-self/children"), process;
+    while ((number = iso_children_next(&children))) {
+        process = SYS4(openat, birth->proc, number, O_DIRECTORY | O_CLOEXEC, 0);
         if (process >= 0) {
             SYS4(pidfd_send_signal, process, ISO_SIGKILL, 0, 0);
             SYS1(close, process);
         }
-        word = numbers + i + 1;
     }
-    return 0;
+    return result;
 }
 
 /* Where stage 1 has ended stage 2, what that leaves comes here, to the nearest subreaper, and must be gone before this is: a
@@ -150,8 +143,14 @@ static void reap(const struct birth *birth, long stage1) {
 static int middle_main(void *argument) {
     enum { FLAGS = ISO_CLONE_VM | ISO_CLONE_VFORK | ISO_CLONE_PARENT_SETTID | ISO_CLONE_CHILD_CLEARTID | SIGCHLD };
     enum { CHILD_SUBREAPER = 36 };
+    static const struct {
+        uint64_t handler, flags, restorer, mask;
+    } by_default = {0, 0, 0, 0};
     struct birth *birth = argument;
     long pid, fd;
+    /* Where the host ignores it, the kernel would reap stage 1, and its pid could be another's.  The handlers are not shared.
+     */
+    SYS4(rt_sigaction, ISO_SIGCHLD, &by_default, 0, 8);
     SYS5(prctl, CHILD_SUBREAPER, 1, 0, 0, 0);
     pid = isolib_clone_run(FLAGS, birth->stage1_stack + STACK, &birth->stage1, stage1_main, birth);
     if (pid < 0)
@@ -392,7 +391,7 @@ static int prepare(struct isolib_launch *launch, struct scratch *scratch, struct
 }
 
 static long give_birth(struct isolib_nursery *nursery) {
-    enum { FLAGS = ISO_CLONE_VM | ISO_CLONE_FS | ISO_CLONE_FILES | ISO_CLONE_SIGHAND };
+    enum { FLAGS = ISO_CLONE_VM | ISO_CLONE_FS | ISO_CLONE_FILES };
     sigset_t all, before;
     long pid;
     sigfillset(&all);

@@ -49,6 +49,12 @@ static void report(struct launcher *l, uint32_t step, long error) {
     send_message(l, &message, -1, -1);
 }
 
+/* Stage 2; what that leaves is ended by the middle process, which adopts it (birth.c). */
+static void end_child(const struct launcher *l) {
+    if (l->command_pidfd >= 0)
+        SYS4(pidfd_send_signal, l->command_pidfd, ISO_SIGKILL, 0, 0);
+}
+
 void fail(struct launcher *l, long error) {
     if (l->stage == ISOLIB_STAGE_COMMAND) { /* the supervisor, which shares this memory, reports */
         l->failed_at = l->at;
@@ -60,8 +66,8 @@ void fail(struct launcher *l, long error) {
         }
     } else {
         report(l, l->at, error);
-        if (l->go >= 0 && l->stage == ISOLIB_STAGE_FIRST)
-            SYS4(pidfd_send_signal, l->command_pidfd, ISO_SIGKILL, 0, 0); /* it waits */
+        if (l->stage == ISOLIB_STAGE_FIRST)
+            end_child(l);
     }
     leave(127);
 }
@@ -79,7 +85,7 @@ static void reset_signals(void) {
 
 /* In stage 1, until it clones, SIGTERM ends whatever step it is at; the host's side of the launch sends it. */
 static long block_terminate(int how) {
-    uint64_t terminate = 1 << (15 - 1);
+    uint64_t terminate = 1 << (ISO_SIGTERM - 1);
     return SYS4(rt_sigprocmask, how, &terminate, 0, 8);
 }
 
@@ -135,7 +141,6 @@ static void step_clone(struct launcher *l, const struct isolib_step *step) {
     }
     SYS1(close, go[0]);
     l->child = (int32_t)result;
-    l->child_is_init = (step->flags & ISO_CLONE_NEWPID) != 0;
     l->command_pidfd = pidfd;
     l->go = go[1];
     /* At once, so that the host can wait for its end and reap it, whatever fails from here on. */
@@ -158,9 +163,7 @@ static void step_go(struct launcher *l) {
         result = SYS5(ppoll, polled, 3, 0, 0, 0);
     while (result == -EINTR);
     if (!polled[0].revents) { /* its end of the pipe is open still, and the host is gone, or has said so */
-        if (!l->child_is_init)
-            kill_process(l, l->child);
-        SYS4(pidfd_send_signal, l->command_pidfd, ISO_SIGKILL, 0, 0);
+        end_child(l);
         leave(127);
     }
     leave(0);

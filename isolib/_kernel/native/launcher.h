@@ -19,10 +19,9 @@ struct launcher {
     int32_t host;
     int32_t proc;
     int32_t pty;
-    uint32_t at;   /* the step under way */
-    int32_t stage; /* enum isolib_stage */
-    int32_t child; /* stage 1: the pid of stage 2 */
-    int32_t child_is_init;
+    uint32_t at;     /* the step under way */
+    int32_t stage;   /* enum isolib_stage */
+    int32_t child;   /* stage 1: the pid of stage 2 */
     int32_t go;      /* stage 1: writing end, stage 2: reading end; it is closed when stage 2 supervises */
     int32_t signals; /* the supervisor's signalfd */
     int32_t command_pidfd;
@@ -45,8 +44,6 @@ long run_map_helper(struct launcher *l, const struct isolib_step *step);
 
 /* supervise.c: open_signals comes before there is a command, that it may fail; supervise does not return. */
 long open_signals(struct launcher *l);
-/* A process with all its descendants, as far as /proc tells of them. */
-void kill_process(struct launcher *l, int32_t pid);
 void supervise(struct launcher *l, const struct isolib_step *step, int command_pid) __attribute__((noreturn));
 
 /* launcher.c */

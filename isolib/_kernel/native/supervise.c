@@ -87,29 +87,20 @@ static long reap_one(struct supervision *s, int options) {
     return pid;
 }
 
-enum { DEPTH = 64, LIST = 4096 };
+enum { DEPTH = 64 };
 
-static void kill_tree(struct launcher *l, const char *number, int depth);
+static void kill_tree(struct supervision *s, const char *number, int depth);
 
-/* "12 345 6 " */
-static void kill_listed(struct launcher *l, int directory, const char *file, int depth) {
-    char numbers[LIST], *word = numbers;
-    long fd = SYS4(openat, directory, file, ISO_O_CLOEXEC, 0), got;
-    if (fd < 0)
-        return;
-    got = SYS3(read, fd, numbers, sizeof(numbers) - 1);
-    SYS1(close, fd);
-    for (long i = 0; i < got; i++) {
-        if (numbers[i] != ' ')
-            continue;
-        numbers[i] = 0;
-        kill_tree(l, word, depth);
-        word = numbers + i + 1;
-    }
+static void kill_listed(struct supervision *s, int directory, const char *file, int depth) {
+    struct iso_children children;
+    const char *number;
+    iso_children_read(&children, directory, file);
+    while ((number = iso_children_next(&children)))
+        kill_tree(s, number, depth);
 }
 
 /* Each thread has a list of the children that it made: /proc/PID/task/TID/children. */
-static void kill_children_of(struct launcher *l, long process, int depth) {
+static void kill_children_of(struct supervision *s, long process, int depth) {
     enum { NAME = 19, LENGTH = 16, FILE = 9 }; /* struct linux_dirent64 */
     char entries[1024], path[64];
     long tasks = SYS4(openat, process, "task", ISO_O_DIRECTORY | ISO_O_CLOEXEC, 0), got;
@@ -125,7 +116,7 @@ static void kill_children_of(struct launcher *l, long process, int depth) {
                 path[i] = name[i];
             for (size_t i = 0; i <= FILE; i++)
                 path[size + i] = "/children"[i];
-            kill_listed(l, (int)tasks, path, depth);
+            kill_listed(s, (int)tasks, path, depth);
         }
     }
     SYS1(close, tasks);
@@ -135,26 +126,21 @@ static void kill_children_of(struct launcher *l, long process, int depth) {
  * /proc/PID names the process for pidfd_send_signal, whatever pid namespace numbers it, and no other that gets its number
  * later.
  */
-static void kill_tree(struct launcher *l, const char *number, int depth) {
+static void kill_tree(struct supervision *s, const char *number, int depth) {
     enum { STOP = 19 };
-    long process = SYS4(openat, l->proc, number, ISO_O_DIRECTORY | ISO_O_CLOEXEC, 0);
+    long process = SYS4(openat, s->l->proc, number, ISO_O_DIRECTORY | ISO_O_CLOEXEC, 0);
     if (process < 0)
         return;
     SYS4(pidfd_send_signal, process, STOP, 0, 0);
     if (depth < DEPTH)
-        kill_children_of(l, process, depth + 1);
+        kill_children_of(s, process, depth + 1);
     SYS4(pidfd_send_signal, process, ISO_SIGKILL, 0, 0);
     SYS1(close, process);
 }
 
-void kill_process(struct launcher *l, int32_t pid) {
-    char number[DECIMAL];
-    kill_tree(l, decimal(number, pid), 0);
-}
-
 /* One round over the direct children; orphans of theirs that become ours are met in the next round. */
 static void kill_children(struct supervision *s) {
-    kill_listed(s->l, s->l->proc, "thread-self/children", 0);
+    kill_listed(s, s->l->proc, "thread-self/children", 0);
     if (s->command > 0 && !s->ended) /* without a list: CONFIG_PROC_CHILDREN */
         SYS4(pidfd_send_signal, s->l->command_pidfd, ISO_SIGKILL, 0, 0);
 }

@@ -73,16 +73,15 @@ static inline long iso_noted(int32_t number, long result) {
 #define ISO_CLONE_VM 0x100
 #define ISO_CLONE_FS 0x200
 #define ISO_CLONE_FILES 0x400
-#define ISO_CLONE_SIGHAND 0x800
 #define ISO_CLONE_PIDFD 0x1000
 #define ISO_CLONE_VFORK 0x4000
 #define ISO_CLONE_PARENT 0x8000
 #define ISO_CLONE_PARENT_SETTID 0x100000
 #define ISO_CLONE_CHILD_CLEARTID 0x200000
 #define ISO_CLONE_NEWTIME 0x80
-#define ISO_CLONE_NEWPID 0x20000000
 #define ISO_CLONE_INTO_CGROUP 0x200000000ULL
 #define ISO_SIGKILL 9
+#define ISO_SIGTERM 15
 #define ISO_SIGCHLD 17
 #define ISO_WALL 0x40000000
 
@@ -136,6 +135,34 @@ struct iso_msghdr {
 };
 #define ISO_SOL_SOCKET 1
 #define ISO_SCM_RIGHTS 1
+
+/* What /proc/PID/task/TID/children holds: "12 345 6 ", as far as it fits.  Without CONFIG_PROC_CHILDREN there is no such file.
+ */
+struct iso_children {
+    char numbers[4096];
+    long size, at;
+};
+
+static inline long iso_children_read(struct iso_children *children, int directory, const char *file) {
+    long fd = SYS4(openat, directory, file, ISO_O_CLOEXEC, 0);
+    children->at = 0;
+    children->size = fd < 0 ? 0 : SYS3(read, fd, children->numbers, sizeof(children->numbers));
+    if (fd >= 0)
+        SYS1(close, fd);
+    return fd < 0 ? fd : 0;
+}
+
+/* The next number, or NULL. */
+static inline const char *iso_children_next(struct iso_children *children) {
+    const char *number = children->numbers + children->at;
+    for (; children->at < children->size; children->at++) {
+        if (children->numbers[children->at] == ' ') {
+            children->numbers[children->at++] = 0;
+            return number;
+        }
+    }
+    return NULL;
+}
 
 /* Marks every descriptor but those in `keep` (sorted, ascending) close-on-exec or closes it, by close_range over the gaps. */
 static inline long iso_close_others(const int32_t *keep, uint32_t count, unsigned int flags) {
