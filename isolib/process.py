@@ -415,7 +415,8 @@ class Process:
         """Kill the process and everything that it has started; returns at once (see `wait`).
 
         With a pid namespace of its own nothing escapes that.  Without one its descendants are killed wherever they have
-        moved in the process tree, but one that forks faster than it is killed may be ahead for a while.
+        moved in the process tree, but one that forks faster than it is killed may be ahead for a while, and one whose
+        supervisor was killed by somebody is not found any more; the process itself ends with its supervisor.
         """
         if self._exit is None and self._launched.status >= 0 and self._home == home():
             self._killed = True

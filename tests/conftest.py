@@ -14,9 +14,11 @@ import select
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import hypothesis
@@ -372,3 +374,12 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> list[type[BaseException]]:
     kinds: list[type[BaseException]] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda event: kinds.append(event.exc_type))
     return kinds
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Return a directory that everybody may enter, on a file system of the disk."""
+    path = Path(tempfile.mkdtemp(dir="/var/tmp", prefix="isolib-test-"))
+    path.chmod(0o755)
+    yield path
+    subprocess.run(["rm", "-rf", path], check=True)  # overlay leaves directories that nobody may read

@@ -140,7 +140,13 @@ def check_injection(injection: Injection, subject: Subject) -> None:
     assert_told(error, subject.plan, injection.number, injection.call, said)
 
 
-@pytest.mark.parametrize("name", ["everything", "joins", "visitor", "tree", "confined"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("everything", "joins", "visitor", "tree", "confined"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sandbox", "resident")),
+    ],
+)
 def test_a_call_that_fails_by_strace(name: str, tmp_path: Path) -> None:
     """The same in the plan as it is, by a tracer that knows nothing of plans."""
     with SUBJECTS[name](tmp_path) as subject:
@@ -148,10 +154,3 @@ def test_a_call_that_fails_by_strace(name: str, tmp_path: Path) -> None:
         for injection in found:
             check_injection(injection, subject)
     assert len(found) > 5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["sandbox", "resident"])
-def test_a_call_of_a_sandbox_that_fails_by_strace(name: str, tmp_path: Path) -> None:
-    """Each call of a default sandbox, one after the other."""
-    test_a_call_that_fails_by_strace(name, tmp_path)

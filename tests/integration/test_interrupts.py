@@ -1,4 +1,4 @@
-"""KeyboardInterrupt at every point of a process's or a sandbox's life: whatever was begun is undone, and nothing leaks."""
+"""An interrupt at any point of a life: nothing that isolib opened or started is left."""
 
 from __future__ import annotations
 
@@ -158,6 +158,25 @@ def test_interrupt_at_every_point(scenario: Scenario, lost: list[type[BaseExcept
         interrupt(turn, scenario, is_ours)
         assert_nothing_left(before, f"point {turn} of {points}")
     assert set(lost) <= {KeyboardInterrupt}
+
+
+def test_interrupted_close_is_finished() -> None:
+    """When an interrupt comes out of close(), and the process counts as closed, it has ended."""
+    turn, closed = 0, 0
+    came = True
+    while came:
+        turn += 1
+        with spawn(["sleep", "1000"], new={"user", "pid"}) as process:
+            supervisor = os.dup(process.fileno())
+            came = interrupt(turn, process.close, is_ours) == 0
+            try:
+                process.fileno()
+            except isolib.ClosedError:
+                closed += came
+                assert select.select([supervisor], [], [], 0)[0], f"point {turn}"
+            finally:
+                os.close(supervisor)
+    assert closed > 3
 
 
 def test_interrupt_by_a_signal(scenario: Scenario, lost: list[type[BaseException]]) -> None:

@@ -76,6 +76,9 @@ def test_host_processes_are_invisible() -> None:
     """ps sees its own; kill reaches nobody else."""
     pids = [word for word in inside("ls /proc").split() if word.isdigit()]
     assert 1 <= len(pids) <= 4
+    with isolib.spawn(["sleep", "1000"]) as process:
+        assert "No such process" in inside(f"kill -9 {process.pid} 2>&1")
+        assert process.poll() is None
 
 
 def test_command_cannot_reach_its_supervisor() -> None:

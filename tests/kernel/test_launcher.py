@@ -391,6 +391,26 @@ def test_keyrings_that_are_hidden_in_part(open_call: str, error: int) -> None:
     assert (op, number) == ("keyctl", errno.EPERM)
 
 
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("call", "kind", "started"),
+    [
+        ("setresuid", "SETUID", "isolib.spawn(['true'], user=(1000, 1000))"),
+        ("setresgid", "SETGID", "isolib.spawn(['true'], user=(1000, 1000))"),
+        ("capset", "CAPSET", "isolib.run(['true'], cwd='/tmp')"),
+    ],
+)
+def test_call_that_does_nothing(call: str, kind: str, started: str) -> None:
+    """Where a call says that it has changed ids or capabilities, and has not, nothing is executed."""
+    program = f"""
+        try:
+            {started}
+        except isolib.SetupFailed as error:
+            print(json.dumps([error.step.split()[1], error.errno]))
+    """
+    assert run_denied(program, Denied(call, 0)) == [kind, errno.EPERM]
+
+
 def test_clone3_that_is_hidden_and_needed() -> None:
     """Birth in a cgroup takes clone3: without it the error says what hides it."""
     program = """

@@ -147,8 +147,8 @@ class TestBind:
 
     def test_link_of_the_host(self) -> None:
         """A target that leads through a symbolic link of the host's goes where the link leads inside."""
-        out = on_skeleton("ls /usr/bin/env; cat /usr/share/doc/*", Bind("/etc/hostname", "/bin/env"), Tmpfs("/usr/share/doc"))
-        assert "/usr/bin/env" in out
+        out = on_skeleton("cat /usr/bin/env", Bind("/etc/hostname", "/bin/env"))
+        assert out == Path("/etc/hostname").read_text(encoding="ascii")
 
     def test_recursive_read_only(self, tmp_path: Path) -> None:
         """Mounts below the source come along and are read-only as it is."""
@@ -546,8 +546,8 @@ class TestDev:
 
     def test_shared_memory(self) -> None:
         """/dev/shm is writable for all and limited; POSIX message queues are the namespace's own."""
-        out = on_skeleton("stat -c %a /dev/shm; touch /dev/shm/x && ls /dev/mqueue; findmnt -no FSTYPE /dev/mqueue /dev/pts")
-        assert out.split() == ["1777", "mqueue", "devpts"] or out.split()[0] == "1777"
+        out = on_skeleton("stat -c %a /dev/shm; touch /dev/shm/x; ls /dev/mqueue; grep -o ' /dev/mqueue mqueue ' /proc/mounts")
+        assert out.split() == ["1777", "/dev/mqueue", "mqueue"]
 
     def test_without_ipc_namespace(self) -> None:
         """Without an ipc namespace of its own there is no mqueue."""
