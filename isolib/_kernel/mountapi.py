@@ -81,9 +81,9 @@ def make_directories(root: int, path: str, mode: int = 0o755) -> int:
             if name in {"", "."}:
                 continue
             done = f"{done}/{name}"
-            following = _next_directory(root, current, done, name, mode)
-            os.close(current)
-            current = following
+            # In this order no interrupt finds a number here that is closed already, and may be somebody else's.
+            previous, current = current, _next_directory(root, current, done, name, mode)
+            os.close(previous)
     except BaseException:
         os.close(current)
         raise

@@ -43,6 +43,8 @@ CONTROLLERS: Final = {
     "freezer": ("freezer", "CONFIG_CGROUP_FREEZER"),
 }
 _CORE: Final = frozenset({"freezer", "devices"})  # no controllers in v2: a file of every group, and a BPF program
+#: How the groups are called that a probe makes for a moment.
+_OURS: Final = "isolib-doctor-"
 _V1_NAMES: Final = frozenset({*(v1 for v1, _ in CONTROLLERS.values()), "cpuacct", "net_cls", "net_prio", "perf_event", "rdma"})
 
 
@@ -212,22 +214,31 @@ def _in_unified(name: str, group: Group, state: str, need: Need, facts: Facts) -
 
 
 @contextmanager
-def _any_group(exam: Examination, file: str) -> Iterator[str]:
-    """Give a group that is not the top one, which lacks many files: one that has ``file``, if any has."""
+def _any_group(exam: Examination, file: str) -> Iterator[tuple[str, frozenset[str]]]:
+    """Give a group that is not the top one, which lacks many files, and its files: one that has ``file``, if any has."""
     group = _unified_group(exam)
-    known = _groups(group)
-    with_file = next((path for path in known if os.path.exists(f"{path}/{file}")), None)
-    if with_file or known:
-        yield with_file or known[0]
+    known = {path: files for path in _groups(group) if (files := _files(path))}
+    path = next((path for path, files in known.items() if file in files), next(iter(known), None))
+    if path is not None:
+        yield path, known[path]
         return
     with _new_group(group, exam.facts) as made:
-        yield made
+        yield made, _files(made)
+
+
+def _files(group: str) -> frozenset[str]:
+    """Return the files of a group; none when it is gone by now, for then what was seen last may be half of it."""
+    try:
+        files = frozenset(os.listdir(group))
+    except OSError:
+        return frozenset()
+    return files if os.path.isdir(group) else frozenset()
 
 
 @contextmanager
 def _new_group(parent: Group, facts: Facts) -> Iterator[str]:
     """Make a group for the length of the block."""
-    path = f"{parent.path}/isolib-doctor-{os.getpid()}-{threading.get_native_id()}"
+    path = f"{parent.path}/{_OURS}{os.getpid()}-{threading.get_native_id()}"
     try:
         os.mkdir(path)
     except OSError as error:
@@ -242,13 +253,14 @@ def _groups(group: Group) -> list[str]:
     found = [group.path] if group.path != group.top else []
     for directory in dict.fromkeys((group.path, group.top)):
         with suppress(OSError), os.scandir(directory) as entries:
-            found += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+            # Not those that other threads have made for a moment, to look at: their files may be going.
+            found += [one.path for one in entries if one.is_dir(follow_symlinks=False) and not one.name.startswith(_OURS)]
     return found
 
 
 def _group_file(file: str, exam: Examination) -> str:
-    with _any_group(exam, file) as path:
-        if not os.path.exists(f"{path}/{file}"):
+    with _any_group(exam, file) as (path, files):
+        if file not in files:
             need = Need(since={"cgroup.kill": "5.14", "cgroup.freeze": "5.2"}.get(file, ""))
             raise Refused(f"{path} has no {file}", refusals.without(need, exam.facts))
     return ""
@@ -266,10 +278,10 @@ def _memory_peak(exam: Examination) -> str:
     legacy = own_group(exam.facts.mounts, _entries(), "memory")
     if legacy is not None and os.path.exists(f"{legacy.path}/memory.max_usage_in_bytes"):
         return "v1, memory.max_usage_in_bytes"
-    with _any_group(exam, "memory.current") as path:
-        if not os.path.exists(f"{path}/memory.current"):
+    with _any_group(exam, "memory.current") as (path, files):
+        if "memory.current" not in files:
             raise Refused("no group has memory.current", refusals.controller_not_enabled("memory", os.path.dirname(path)))
-        if not os.path.exists(f"{path}/memory.peak"):
+        if "memory.peak" not in files:
             raise Refused(f"{path} has no memory.peak", refusals.without(Need(since="5.19"), exam.facts))
     return "v2, memory.peak"
 
