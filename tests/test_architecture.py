@@ -144,7 +144,7 @@ def upward(module: Module) -> Iterator[str]:
 
 def extension_users(module: Module) -> Iterator[str]:
     """Yield imports of the extension by anybody but its one user."""
-    if module.name != ITS_IMPORTER and EXTENSION in set(imports(module)):
+    if not f"{module.name}.".startswith(f"{ITS_IMPORTER}.") and EXTENSION in set(imports(module)):
         yield f"{module.name} imports {EXTENSION}"
 
 
@@ -256,6 +256,7 @@ RULES: dict[Callable[[Module], Iterator[str]], list[tuple[str, str]]] = {
     ],
     extension_users: [
         ("isolib._kernel.plan", "from isolib._kernel import _ext"),
+        ("isolib._kernel.callsign", "from isolib._kernel import _ext"),
         ("isolib.process", "import isolib._kernel._ext"),
         ("isolib.process", "from isolib._kernel._ext import lib"),
     ],
@@ -312,6 +313,7 @@ def test_rule_bites(rule: Callable[[Module], Iterator[str]]) -> None:
         ("isolib.mounts.root", "from isolib.mounts import values\nfrom isolib.mounts.values import Bind"),
         ("isolib.oneshot", "from isolib.sandbox import Sandbox"),
         ("isolib._kernel.calls", "from isolib._kernel import _ext"),
+        ("isolib._kernel.calls.bpf", "from isolib._kernel import _ext"),
         (
             "isolib._kernel.seam",
             "from isolib.process import Process\nimport importlib\nimportlib.import_module('isolib.process')",
