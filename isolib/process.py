@@ -10,7 +10,6 @@ the process when the host ends, whatever way, and ends what the process left beh
 
 from __future__ import annotations
 
-import os
 import signal as signals
 import threading
 import time
@@ -19,12 +18,15 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from isolib._kernel import calls
 from isolib._kernel.handle import home
+from isolib._kernel.lodging import Account
 from isolib._kernel.request import Request
 from isolib._kernel.streams import DEVNULL, PIPE, STDOUT, open_stream, stdio, surrender
+from isolib._kernel.verdict import Evidence, usage, verdict
 from isolib.errors import ClosedError, GoneError, PlanError, SandboxTimeout
-from isolib.types import Exit, Reason, Usage, parse_duration
+from isolib.types import parse_duration
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import timedelta
     from types import TracebackType
@@ -33,14 +35,14 @@ if TYPE_CHECKING:
     import psutil
 
     from isolib._kernel.launch import Launched
+    from isolib._kernel.lodging import Lodging
     from isolib._kernel.request import Confine, MountValue, RootValue
-    from isolib.types import HasFileno, IdMap
+    from isolib.types import Exit, HasFileno, IdMap, Usage
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "Process", "spawn"]
 
 _BOTH: Final = calls.UNTIL_EXIT | calls.UNTIL_STREAMS
 _SECOND: Final = 1_000_000_000
-_BLOCK: Final = 512
 
 
 def spawn(
@@ -48,7 +50,7 @@ def spawn(
     *,
     new: Iterable[str] = (),
     join: Iterable[HasFileno] = (),
-    cgroup: HasFileno | None = None,
+    cgroup: HasFileno | Lodging | None = None,
     root: RootValue | None = None,
     mounts: Sequence[MountValue] = (),
     id_map: str | Sequence[IdMap] | None = None,
@@ -79,7 +81,8 @@ def spawn(
     join
         Handles of namespaces to enter.
     cgroup
-        A handle of a cgroup v2 directory: the process is born in it (CLONE_INTO_CGROUP).
+        A `isolib.cgroups.Cgroup`, or a descriptor of any directory of cgroup v2: the process, its supervisor and all that it
+        starts are born in it (CLONE_INTO_CGROUP; in v1 the new process enters by itself, before anything else).
     root
         A value of `isolib.mounts.Root`; needs a new or joined mnt namespace, as mounts do.
     mounts
@@ -363,38 +366,13 @@ class Process:
         return result
 
     def _ended(self) -> Exit:
-        pump = self._pump
-        usage = self._usage()
-        if not pump.has_exit:  # the supervisor itself was killed, and with it the command
-            return Exit(None, signals.SIGKILL, Reason.KILLED, usage)
-        status, ending = pump.exit.value, pump.exit.ending
-        signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-        code = None if signal is not None else os.WEXITSTATUS(status)
-        if ending == calls.END_DEADLINE:
-            reason = Reason.TIMEOUT
-        elif self._limit is not None and (pump.out.overflow or pump.err.overflow):
-            reason = Reason.LIMIT
-        elif ending == calls.END_KILLED or (signal == signals.SIGKILL and self._killed):
-            reason = Reason.KILLED
-        else:
-            reason = Reason.EXITED if signal is None else Reason.SIGNALED
-        return Exit(code, signal, reason, usage)
+        pump, lodge = self._pump, self._launched.lodge
+        account = Account() if lodge is None else lodge.settle()
+        overflowed = self._limit is not None and bool(pump.out.overflow or pump.err.overflow)
+        return verdict(pump, Evidence(account, self._killed, overflowed), self._usage(account))
 
-    def _usage(self) -> Usage:
-        pump = self._pump
-        ended = pump.ended_ns or time.monotonic_ns()
-        wall = (ended - self._launched.started_ns) / _SECOND
-        if not pump.has_exit:
-            return Usage(wall=wall)
-        message = pump.exit
-        return Usage(
-            wall=wall,
-            cpu_user=message.cpu_user_us / 1e6,
-            cpu_system=message.cpu_system_us / 1e6,
-            memory_peak=message.memory_peak,
-            io_read=message.blocks_read * _BLOCK,
-            io_written=message.blocks_written * _BLOCK,
-        )
+    def _usage(self, account: Account = Account()) -> Usage:  # noqa: B008 - immutable
+        return usage(self._pump, self._launched.started_ns, time.monotonic_ns(), account)
 
     # ---- ending ----
 
@@ -414,13 +392,16 @@ class Process:
     def kill(self) -> None:
         """Kill the process and everything that it has started; returns at once (see `wait`).
 
-        With a pid namespace of its own nothing escapes that.  Without one its descendants are killed wherever they have
-        moved in the process tree, but one that forks faster than it is killed may be ahead for a while, and one whose
-        supervisor was killed by somebody is not found any more; the process itself ends with its supervisor.
+        With a pid namespace of its own, or a control group, nothing escapes that.  Without either its descendants are killed
+        wherever they have moved in the process tree, but one that forks faster than it is killed may be ahead for a while, and
+        one whose supervisor was killed by somebody is not found any more; the process itself ends with its supervisor.
         """
         if self._exit is None and self._launched.status >= 0 and self._home == home():
             self._killed = True
             calls.say(self._launched.status)
+            lodge = self._launched.lodge
+            if lodge is not None and lodge.is_frozen():  # nobody in there hears a word
+                lodge.kill()
 
     def close(self) -> None:
         """Kill it if it still runs, wait for its end, and close everything that belongs to it."""
@@ -443,6 +424,8 @@ class Process:
         with self._lock:
             self._run_pump(calls.UNTIL_EXIT, _SECOND)
             if self._exit is None:  # a supervisor that was stopped or frozen from outside
+                if self._launched.lodge is not None:
+                    self._launched.lodge.kill()
                 calls.pidfd_send_signal(self._launched.pidfd, signals.SIGKILL, f"process {self.pid}")
                 self._run_pump(calls.UNTIL_EXIT, -1)
 

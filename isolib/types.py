@@ -97,13 +97,13 @@ class Reason(enum.Enum):
     SIGNALED = "signaled"
     """A signal ended it that isolib did not send."""
     OOM = "oom"
-    """The kernel killed it, for it used more memory than it may."""
+    """It was killed, or it failed because the kernel had killed a process of its own, for it used more memory than it may."""
     TIMEOUT = "timeout"
     """isolib killed it, for it ran longer than it may."""
     KILLED = "killed"
     """isolib killed it, for it was told to."""
     LIMIT = "limit"
-    """isolib killed it, for it went over another limit: its output, its processor time."""
+    """It went over another limit: its output, for which isolib killed it, or the number of processes, which made it fail."""
 
 
 @dataclass(frozen=True, slots=True)

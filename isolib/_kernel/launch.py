@@ -20,6 +20,7 @@ from isolib.errors import SetupFailed, Unsupported, from_errno
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from isolib._kernel.lodging import Lodge
     from isolib._kernel.plan import Plan
 
 _IMAGE_PATH: Final = os.path.join(os.path.dirname(__file__), "isolib-launcher")
@@ -108,10 +109,12 @@ class Launched:
     forgotten: at no point could an interrupt leave one that nobody owns.
     """
 
-    __slots__ = ("_request",)
+    __slots__ = ("_request", "lodge")
 
-    def __init__(self, request: calls.LaunchRequest) -> None:
+    def __init__(self, request: calls.LaunchRequest, lodge: Lodge | None = None) -> None:
         self._request = request
+        #: Where it lives in the tree of control groups, or None: where its creator does.
+        self.lodge = lodge
 
     @property
     def status(self) -> int:
@@ -172,7 +175,12 @@ class Launched:
 
 
 def launch(
-    plan: Plan, fds: Sequence[int] = (), *, stdio: tuple[int, int, int] = _INHERITED, keep: Sequence[int] = ()
+    plan: Plan,
+    fds: Sequence[int] = (),
+    *,
+    stdio: tuple[int, int, int] = _INHERITED,
+    keep: Sequence[int] = (),
+    lodge: Lodge | None = None,
 ) -> Launched:
     """Run a plan with the declared descriptors; returns when the command has been executed or the resident process holds.
 
@@ -186,7 +194,7 @@ def launch(
         calls.launch(request, _wanted(plan, fds, stdio, keep))
     except calls.LaunchRefused as refused:
         raise failure(plan, refused) from None
-    return Launched(request)
+    return Launched(request, lodge)
 
 
 def run(
@@ -197,6 +205,7 @@ def run(
     stdio: tuple[int, int, int],
     timeout_ns: int,
     premises: tuple[bytes, int] | None = None,
+    lodge: Lodge | None = None,
 ) -> tuple[Launched, int] | None:
     """Run a plan to the end of its command, in one call; returns what is left of it and what the pump returned.
 
@@ -204,12 +213,13 @@ def run(
     """
     request = calls.new_launch()
     try:
-        pumped = calls.run(request, pump, _wanted(plan, fds, stdio, (), premises), timeout_ns)
+        wanted = _wanted(plan, fds, stdio, (), premises)._replace(careful=lodge is not None)
+        pumped = calls.run(request, pump, wanted, timeout_ns)
     except calls.LaunchRefused as refused:
         if refused.errno == ESTALE and refused.stage == "host":
             return None
         raise failure(plan, refused) from None
-    return Launched(request), pumped
+    return Launched(request, lodge), pumped
 
 
 def _wanted(

@@ -17,7 +17,7 @@ from isolib._kernel.explain import explain_step
 from isolib.errors import PlanError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from isolib._kernel.course import Section
 
@@ -70,7 +70,7 @@ class Step(NamedTuple):
 
 
 #: The kinds whose second text is counted bytes, not a string.
-BLOBS: Final = frozenset({"MAP", "MAP_HELPER", "EXEC", "WRITE", "AFFINITY", "SETGROUPS", "SECCOMP"})
+BLOBS: Final = frozenset({"MAP", "MAP_HELPER", "EXEC", "WRITE", "PUT", "AFFINITY", "SETGROUPS", "SECCOMP"})
 
 
 class Plan:
@@ -219,6 +219,8 @@ class Builder:
         self._declared: dict[Slot, int] = {}
         self.clone_flags = 0
         self.cgroup: Slot | None = None
+        #: Tells the supervisor that the group is out of memory.
+        self.oom: Slot | None = None
         self.pty: Slot | None = None
         #: The root as the first module that needed one began it, for those that come after.
         self.guest: Slot | None = None
@@ -236,6 +238,10 @@ class Builder:
     def fds(self) -> list[int]:
         """The descriptors of the declared slots, in their order."""
         return list(self._declared.values())
+
+    def fds_with(self, filled: Mapping[Slot, int]) -> list[int]:
+        """Return the same, with some slots filled for one launch only."""
+        return [filled.get(slot, fd) for slot, fd in self._declared.items()]
 
     def add(self, phase: str, step: Step) -> Slot | None:
         """Append a step; returns the slot that it fills."""
@@ -265,7 +271,7 @@ class Builder:
         clone = Step("CLONE", fd=self.cgroup, flags=self.clone_flags, what="new process")
         steps = [*self._host, clone, *self._maps, Step("GO"), *self._inside]
         if end.kind == "EXEC":
-            steps.append(Step("SUPERVISE", flags=self.supervise_flags, value=self.deadline_ms))
+            steps.append(Step("SUPERVISE", fd=self.oom, flags=self.supervise_flags, value=self.deadline_ms))
             steps.extend(self._command)
         else:
             end = end._replace(flags=self.supervise_flags, value=self.deadline_ms)

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Protocol
+from errno import ECHILD, ENOSYS, EPERM
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from isolib._kernel import assembly, calls
 from isolib._kernel.assembly import Identity, Scene
 from isolib._kernel.idmap import resolve
 from isolib._kernel.launch import launch, run
-from isolib._kernel.plan import Builder, exec_step
-from isolib.errors import PlanError
+from isolib._kernel.plan import INSIDE, Builder, Step, exec_step
+from isolib.errors import PlanError, SetupFailed
 from isolib.types import check_argv, check_hostname, check_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from isolib._kernel.assembly import Rights
     from isolib._kernel.idmap import IdMapPlan
     from isolib._kernel.launch import Launched
+    from isolib._kernel.lodging import Lodge, Lodging, Shape
     from isolib._kernel.plan import Plan, Slot
     from isolib.types import HasFileno, IdMap
 
@@ -46,9 +48,14 @@ if TYPE_CHECKING:
             """Return what the command is left with."""
 
 
+T = TypeVar("T")
+
 _MAX_ID: Final = 2**32 - 2
 _INFINITY: Final = 2**64 - 1
 _MAX_DEADLINE: Final = (2**31 - 1) // 1000
+#: How a launch fails where CLONE_INTO_CGROUP is not to be had: the kernel kills the process, or a filter hides clone3.
+_CLONE_FAILS: Final = frozenset({ECHILD, ENOSYS, EPERM})
+_TOO_LITTLE: Final = "the memory limit of its control group was reached before the program could start: raise memory_max"
 _RLIMITS: Final = 16  # RLIM_NLIMITS of asm-generic/resource.h
 
 
@@ -60,7 +67,7 @@ class Request:
         *,
         new: Iterable[str] = (),
         join: Iterable[HasFileno] = (),
-        cgroup: HasFileno | None = None,
+        cgroup: HasFileno | Lodging | None = None,
         root: RootValue | None = None,
         mounts: Sequence[MountValue] = (),
         id_map: str | Sequence[IdMap] | None = None,
@@ -102,8 +109,10 @@ class Request:
         powerless = rights is not None and rights.capabilities == 0
         scene = replace(_scene(builder, kinds, maps, identity, where), joined=joins.kinds, powerless=powerless)
         builder.stream_owner = stream_owner or _stream_owner(scene)
-        if cgroup is not None:
-            builder.cgroup = builder.declare(cgroup.fileno(), "cgroup")
+        self._lodging = None if cgroup is None or not hasattr(cgroup, "lodge") else cast("Lodging", cgroup)
+        self._places = _Places(builder, self._lodging.shape) if self._lodging else None
+        if cgroup is not None and self._lodging is None:
+            builder.cgroup = builder.declare(cast("HasFileno", cgroup).fileno(), "cgroup")
         builder.deadline_ms = _deadline_ms(deadline)
         assembly.add_birth(builder, scene, maps, joins, dumpable=dumpable)
         assembly.add_names(builder, hostname if hostname is None else check_hostname(hostname, "hostname"), domainname)
@@ -144,7 +153,8 @@ class Request:
 
     def launch(self, argv: Sequence[str | bytes | os.PathLike[str]], stdio: tuple[int, int, int]) -> Launched:
         """Start the program."""
-        return launch(self.plan(argv), self.builder.fds, stdio=stdio, keep=self._keep)
+        plan = self.plan(argv)
+        return self._housed(lambda fds, lodge: launch(plan, fds, stdio=stdio, keep=self._keep, lodge=lodge))
 
     def run(
         self,
@@ -155,12 +165,59 @@ class Request:
         premises: tuple[bytes, int] | None,
     ) -> tuple[Launched, int] | None:
         """Run the program to its end; see `isolib._kernel.launch.run`."""
-        return run(self.plan(argv), self.builder.fds, pump, stdio=stdio, timeout_ns=timeout_ns, premises=premises)
+        plan = self.plan(argv)
+        return self._housed(
+            lambda fds, lodge: run(plan, fds, pump, stdio=stdio, timeout_ns=timeout_ns, premises=premises, lodge=lodge)
+        )
 
     def hold(self) -> Launched:
         """Start a resident process without a program, which keeps the namespaces and mounts alive."""
         null = calls.STDIO_NULL
-        return launch(self.builder.build(assembly.HOLD), self.builder.fds, stdio=(null, null, null))
+        plan = self.builder.build(assembly.HOLD)
+        return self._housed(lambda fds, lodge: launch(plan, fds, stdio=(null, null, null), lodge=lodge))
+
+    def _housed(self, start: Callable[[list[int], Lodge | None], T]) -> T:
+        """Start a process in a place of its own in the group, where there is a group."""
+        while self._lodging is not None and self._places is not None:
+            lodge = self._lodging.lodge()
+            try:
+                started = start(self.builder.fds_with(self._places.filled(lodge)), lodge)
+            except SetupFailed as failed:
+                if lodge.settle().oom_kills:
+                    error = SetupFailed(failed.step, failed.op, failed.target, failed.errno, _TOO_LITTLE)
+                    raise error from failed
+                if failed.errno not in _CLONE_FAILS or not self._lodging.avoid_clone():
+                    raise
+            except BaseException:
+                lodge.settle()
+                raise
+            else:
+                if started is None:  # a premise of the plan holds no more
+                    lodge.settle()
+                return started
+        return start(self.builder.fds, None)
+
+
+class _Places:
+    """The slots of a plan that each launch fills with the descriptors of its lodge."""
+
+    def __init__(self, builder: Builder, shape: Shape) -> None:
+        self._clone = self._procs = None
+        if shape.unified:
+            self._clone = builder.cgroup = builder.declare(-1, "cgroup")
+            self._procs = builder.declare(-1, "cgroup.procs")
+        self._tasks = [builder.declare(-1, "tasks") for _ in range(shape.legacy)]
+        self._oom = builder.oom = builder.declare(-1, "memory.oom_control") if shape.oom else None
+        for slot in (self._procs, *self._tasks):
+            if slot is not None:
+                # A process of one thread that moves itself waits for nobody else in v1 (cgroup_procs_write_start).
+                builder.add(INSIDE, Step("PUT", fd=slot, text2=b"0", what=slot.label))
+
+    def filled(self, lodge: Lodge) -> dict[Slot, int]:
+        """Return what the slots hold for one launch."""
+        found = dict(zip(self._tasks, lodge.tasks, strict=True))
+        others = ((self._clone, lodge.directory), (self._procs, lodge.procs), (self._oom, lodge.oom))
+        return found | {slot: fd for slot, fd in others if slot is not None}
 
 
 def _deadline_ms(seconds: float) -> int:

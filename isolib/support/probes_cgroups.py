@@ -9,12 +9,12 @@ import os
 import pwd
 import threading
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from errno import EACCES, ECHILD, EPERM
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
+from isolib._kernel.cgroupfs import controller_state, mode, own_group
 from isolib._kernel.plan import Builder
 from isolib._kernel.procfs import parse_cgroup
 from isolib.errors import SyscallError
@@ -25,9 +25,10 @@ from isolib.support.facts import read, read_bytes
 from isolib.support.refusals import NOTHING, Need, Refusal, Refused, said
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from isolib._kernel.procfs import CgroupEntry, Mount
+    from isolib._kernel.cgroupfs import Group
+    from isolib._kernel.procfs import CgroupEntry
     from isolib.support.examination import Examination
     from isolib.support.facts import Facts
 
@@ -45,76 +46,6 @@ CONTROLLERS: Final = {
 _CORE: Final = frozenset({"freezer", "devices"})  # no controllers in v2: a file of every group, and a BPF program
 #: How the groups are called that a probe makes for a moment.
 _OURS: Final = "isolib-doctor-"
-_V1_NAMES: Final = frozenset({*(v1 for v1, _ in CONTROLLERS.values()), "cpuacct", "net_cls", "net_prio", "perf_event", "rdma"})
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """The caller's group in one hierarchy.
-
-    Attributes
-    ----------
-    path
-        Its directory.
-    top
-        The directory where the hierarchy is mounted.
-    unified
-        Whether it is of cgroup v2.
-    readonly
-        Whether it is mounted read-only.
-    """
-
-    path: str
-    top: str
-    unified: bool
-    readonly: bool
-
-
-def mode(mounts: Sequence[Mount]) -> str:
-    """Return ``"unified"``, ``"hybrid"``, ``"legacy"``, or an empty string where no hierarchy is mounted."""
-    unified = any(mount.fs_type == "cgroup2" for mount in mounts)
-    legacy = any(mount.fs_type == "cgroup" and _V1_NAMES & set(mount.super_options) for mount in mounts)
-    if unified:
-        return "hybrid" if legacy else "unified"
-    return "legacy" if legacy else ""
-
-
-def own_group(mounts: Sequence[Mount], entries: Sequence[CgroupEntry], controller: str | None = None) -> Group | None:
-    """Return the caller's group in the hierarchy of a v1 controller, or of v2; None where it cannot be seen."""
-    for entry in entries:
-        if (controller in entry.controllers) if controller else (entry.hierarchy_id == 0):
-            for mount in mounts:
-                of_it = controller in mount.super_options if controller else True
-                if mount.fs_type == ("cgroup" if controller else "cgroup2") and of_it:
-                    below = _below(mount.root, entry.path)
-                    if below is not None:
-                        return Group(
-                            path=mount.mount_point + below,
-                            top=mount.mount_point,
-                            unified=controller is None,
-                            readonly="ro" in mount.options or "ro" in mount.super_options,
-                        )
-    return None
-
-
-def _below(root: str, path: str) -> str | None:
-    """Return a group's path below the one that is mounted; None when it is outside."""
-    if path.startswith("/.."):
-        return None
-    if root == "/":
-        return "" if path == "/" else path
-    return path[len(root) :] if path == root or path.startswith(root + "/") else None
-
-
-def controller_state(content: str, name: str) -> str:
-    """Return what /proc/cgroups says of a v1 controller: ``"absent"``, ``"disabled"``, ``"unbound"`` or ``"bound"``."""
-    for line in content.splitlines():
-        fields = line.split()
-        if fields and fields[0] == name:
-            if fields[3] == "0":
-                return "disabled"
-            return "unbound" if fields[1] == "0" else "bound"
-    return "absent"
 
 
 def _entries() -> list[CgroupEntry]:

@@ -53,6 +53,7 @@ EXAMPLES = {
     "MKDIR": Step("MKDIR", fd=DECLARED, text=b"directory", value=0o755),
     "SYMLINK": Step("SYMLINK", fd=DECLARED, text=b"link", text2=b"target"),
     "WRITE": Step("WRITE", fd=DECLARED, text=b"file", text2=b"content\0with NUL", flags=1),
+    "PUT": Step("PUT", fd=DECLARED, text2=b"0"),
     "PIVOT_ROOT": Step("PIVOT_ROOT", text=b".", text2=b"."),
     "UMOUNT": Step("UMOUNT", text=b".", flags=2),
     "FCHDIR": Step("FCHDIR", fd=DECLARED),

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isolib._kernel.cgroupfs import controller_state, mode, own_group
 from isolib._kernel.procfs import CgroupEntry, parse_mountinfo
 from isolib.support import netlink, refusals
 from isolib.support.facts import CAPABILITIES, Facts, option_in, version_of
-from isolib.support.probes_cgroups import controller_state, mode, own_group
 from isolib.support.probes_host import container_of
 from isolib.support.refusals import FILTER, Need
 

@@ -33,6 +33,7 @@ TERMINAL: Final = 3
 
 END_DEADLINE: Final[int] = lib.ISOLIB_END_DEADLINE
 END_KILLED: Final[int] = lib.ISOLIB_END_KILLED
+END_OOM: Final[int] = lib.ISOLIB_END_OOM
 
 PUMP_DONE: Final[int] = lib.ISOLIB_PUMP_DONE
 PUMP_TIMEOUT: Final[int] = lib.ISOLIB_PUMP_TIMEOUT
@@ -103,6 +104,8 @@ class Launch(NamedTuple):
     stream_owner: tuple[int, int] | None = None
     #: What the plan was made for: the working directory and the time of the last change of "/".
     premises: tuple[bytes, int] | None = None
+    #: Whether `run` waits until the command runs, and for the end of the supervisor, not only for its word.
+    careful: bool = False
 
 
 def _fill(request: LaunchRequest, wanted: Launch) -> tuple[object, ...]:
@@ -119,6 +122,7 @@ def _fill(request: LaunchRequest, wanted: Launch) -> tuple[object, ...]:
     request.stdio = wanted.stdio
     request.stream_owner = wanted.stream_owner or (lib.ISOLIB_NOBODY, lib.ISOLIB_NOBODY)
     request.host, request.proc = wanted.host, wanted.proc
+    request.careful = wanted.careful
     if wanted.premises is not None:
         where = ffi.new("char[]", wanted.premises[0])
         request.premise_cwd, request.premise_root_ns = where, wanted.premises[1]

@@ -21,7 +21,8 @@ enum isolib_kind {
     STEP_MAP,        /* stage 1 writes text2 to the child's /proc/PID/text */
     STEP_MAP_HELPER, /* stage 1 runs text (newuidmap, newgidmap) with the child's pid and the strings text2 */
     STEP_GO,         /* stage 2 starts with the next step; stage 1 watches over it until it supervises or holds */
-    STEP_SUPERVISE,  /* stage 2 starts the command and stays; flags: ISOLIB_SUPERVISE_*, value: deadline in ms, 0: none */
+    STEP_SUPERVISE,  /* stage 2 starts the command and stays; flags: ISOLIB_SUPERVISE_*, value: deadline in ms, 0: none; fd: an
+                        eventfd that tells that a cgroup is out of memory, which ends everything */
     STEP_HOLD,       /* stage 2 stays without a command: it keeps its namespaces alive */
     STEP_EXEC,       /* the last: candidates text, argv and environment text2, flags: argc, value: envc */
 
@@ -41,6 +42,7 @@ enum isolib_kind {
     STEP_MKNOD, /* an empty file */
     STEP_SYMLINK,
     STEP_WRITE, /* text2 into the file text; flags: O_*, value: mode << 32 | RESOLVE_* */
+    STEP_PUT,   /* text2 into the file that slot fd is: who opened it had the right, this process need not */
     STEP_PIVOT_ROOT,
     STEP_UMOUNT,
     STEP_FCHDIR,
@@ -133,7 +135,7 @@ enum isolib_saying {
     ISOLIB_SAY_HIDE = 'h' /* the host has taken the namespaces' descriptors: be undumpable from now on */
 };
 
-enum isolib_ending { ISOLIB_END_BY_ITSELF = 0, ISOLIB_END_DEADLINE = 1, ISOLIB_END_KILLED = 2 };
+enum isolib_ending { ISOLIB_END_BY_ITSELF = 0, ISOLIB_END_DEADLINE = 1, ISOLIB_END_KILLED = 2, ISOLIB_END_OOM = 3 };
 
 enum isolib_stage { ISOLIB_STAGE_HOST = 0, ISOLIB_STAGE_FIRST = 1, ISOLIB_STAGE_INSIDE = 2, ISOLIB_STAGE_COMMAND = 3 };
 
@@ -182,6 +184,7 @@ struct isolib_launch {
     const char *premise_cwd;
     int64_t premise_root_ns; /* when "/" was last changed */
     int32_t quiet;           /* see struct isolib_boot; set by isolib_run */
+    int32_t careful;         /* isolib_run is not quiet, and ends when the supervisor is gone, not when it tells of the end */
     /* out; -1 where there is none */
     int32_t status;
     int32_t pidfd;   /* of the supervisor */

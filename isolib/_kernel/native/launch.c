@@ -195,7 +195,7 @@ int isolib_launch(struct isolib_launch *launch) {
 
 int isolib_run(struct isolib_launch *launch, struct isolib_pump *pump, int64_t timeout_ns, int32_t *pumped) {
     int result;
-    launch->quiet = 1;
+    launch->quiet = !launch->careful;
     result = isolib_launch(launch);
     if (result != 0)
         return result;

@@ -104,16 +104,17 @@ static long clone_inside(const struct launcher *l, const struct isolib_step *ste
     struct {
         uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
     } args = {0};
+    int cgroup = step->fd < 0 ? -1 : slot(l, step->fd); /* the host may have left the slot empty */
     long pid;
     args.flags = step->flags | ISO_CLONE_PARENT | ISO_CLONE_PIDFD;
     args.pidfd = (uint64_t)(uintptr_t)pidfd;
-    if (step->fd >= 0) {
+    if (cgroup >= 0) {
         args.flags |= ISO_CLONE_INTO_CGROUP;
-        args.cgroup = (uint64_t)slot(l, step->fd);
+        args.cgroup = (uint64_t)cgroup;
     }
     pid = SYS2(clone3, &args, sizeof(args));
     /* Seccomp filters of container engines answer ENOSYS to clone3, because they cannot look into its arguments. */
-    if (pid == -ENOSYS && step->fd < 0)
+    if (pid == -ENOSYS && cgroup < 0)
         pid = SYS5(clone, step->flags | ISO_CLONE_PARENT | ISO_CLONE_PIDFD, 0, pidfd, 0, 0);
     return pid;
 }

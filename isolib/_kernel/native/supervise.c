@@ -11,6 +11,7 @@ struct supervision {
     struct launcher *l;
     int is_init;
     int command; /* pid, -1: none */
+    int32_t oom; /* eventfd, -1: none */
     int ended;
     int childless; /* wait4 has said that nothing is left */
     int32_t ending;
@@ -46,6 +47,7 @@ static void close_what_is_not_needed(struct supervision *s) {
     insert_sorted(keep, &count, s->l->command_pidfd);
     insert_sorted(keep, &count, s->l->signals);
     insert_sorted(keep, &count, s->l->go);
+    insert_sorted(keep, &count, s->oom);
     iso_close_others(keep, count, 0);
     SYS1(close, s->l->go); /* last: to close a file may take long, and stage 1 is watching until now */
 }
@@ -232,6 +234,7 @@ void supervise(struct launcher *l, const struct isolib_step *step, int command_p
     struct supervision s = {.l = l,
                             .is_init = (step->flags & ISOLIB_SUPERVISE_INIT) != 0,
                             .command = command_pid,
+                            .oom = step->fd < 0 ? -1 : slot(l, step->fd),
                             .ending = ISOLIB_END_BY_ITSELF,
                             .status = ISO_SIGKILL};
     long result;
@@ -247,11 +250,14 @@ void supervise(struct launcher *l, const struct isolib_step *step, int command_p
     if (step->value)
         s.deadline_ns = now_ns() + (int64_t)step->value * 1000000;
     while (!s.ended) {
-        struct iso_pollfd polled[3] = {{l->signals, ISO_POLLIN, 0}, {l->status, ISO_POLLIN, 0}, {l->host, ISO_POLLIN, 0}};
+        struct iso_pollfd polled[4] = {
+            {l->signals, ISO_POLLIN, 0}, {l->status, ISO_POLLIN, 0}, {l->host, ISO_POLLIN, 0}, {s.oom, ISO_POLLIN, 0}};
         struct iso_timespec left;
-        long ready = SYS5(ppoll, polled, 3, time_left(&s, &left), 0, 0);
+        long ready = SYS5(ppoll, polled, 4, time_left(&s, &left), 0, 0);
         if (ready == 0)
             s.ending = ISOLIB_END_DEADLINE;
+        if (ready > 0 && polled[3].revents)
+            s.ending = ISOLIB_END_OOM;
         if (ready > 0 && ((polled[1].revents && on_word(&s)) || polled[2].revents)) /* asked, closed, or gone */
             s.ending = ISOLIB_END_KILLED;
         if (ready <= 0 ? ready != -EINTR : s.ending != ISOLIB_END_BY_ITSELF)

@@ -1,0 +1,212 @@
+"""An open directory of a control group, and its files: read, written, and complained about by name and value.
+
+Nothing here knows what a file means, nor that it is a kernel's: a plain directory with files of the same names will do, which
+is how the controllers are tested without privileges.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM, ERANGE, EROFS
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from isolib._kernel.handle import Fd
+from isolib._kernel.hints import hint
+from isolib.errors import GoneError, from_errno
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from isolib.errors import SyscallError
+
+__all__ = ["Directory", "parse_flat", "parse_nested"]
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+#: As much as one read of a counter yields; the longest, memory.stat, has some 1,500 bytes.
+_COUNTER: Final = 16384
+
+_WRITE_HINTS: Final = {
+    EACCES: "it takes write permission: root, or a group that was delegated to this user",
+    EBUSY: "it is in use: memory above the new limit that cannot be reclaimed, or processes in a group with controllers",
+    EINVAL: "the kernel does not take this value here: out of its range, not a whole disk, or more than the group above has",
+    ENODEV: "there is no such device, or it has no such setting",
+    EOPNOTSUPP: "the group is threaded or its domain invalid (cgroup.type), or its controller is not enabled here",
+    EPERM: "the kernel refuses it to this user, or for this group",
+    ERANGE: "out of the range that the kernel takes",
+    EROFS: "cgroupfs is mounted read-only here",
+}
+
+
+class Directory:
+    """A directory of a control group, owned by its descriptor; what it holds is opened relative to that.
+
+    Attributes
+    ----------
+    path
+        Where it was opened: a label for messages.
+    version
+        2 or 1: of which cgroup interface it is.
+    """
+
+    __slots__ = ("_fd", "_kept", "path", "version")
+
+    def __init__(self, fd: Fd, path: str, version: int) -> None:
+        self._fd = fd
+        self.path = path
+        self.version = version
+        self._kept: dict[str, Fd] = {}
+
+    @classmethod
+    def open(cls, path: str, version: int, *, parent: Directory | None = None) -> Self:
+        """Open a directory by its path, or by its name below another.
+
+        Raises
+        ------
+        SyscallError
+            It cannot be opened; `GoneError` when there is none.
+        """
+        label = path if parent is None else f"{parent.path}/{path}"
+        try:
+            if parent is None:
+                fd = Fd.take(os.open, path, _DIRECTORY)
+            else:
+                fd = Fd.take(partial(os.open, dir_fd=parent.fileno()), path, _DIRECTORY)
+        except OSError as error:
+            raise _refused("open", label, error.errno or 0) from None
+        assert fd is not None  # noqa: S101 - os.open raises
+        return cls(fd, label, version)
+
+    def __repr__(self) -> str:
+        return f"<Directory {self.path} v{self.version}>"
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._fd.fileno()
+
+    def close(self) -> None:
+        """Close it, and the counters that it keeps open; again is nothing."""
+        kept, self._kept = self._kept, {}
+        for fd in kept.values():
+            fd.close()
+        self._fd.close()
+
+    # ---- files ----
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a file of this name."""
+        try:
+            os.stat(name, dir_fd=self.fileno(), follow_symlinks=False)
+        except OSError:
+            return False
+        return True
+
+    def open_file(self, name: str, flags: int) -> Fd:
+        """Open one of its files."""
+        try:
+            fd = Fd.take(partial(os.open, dir_fd=self.fileno()), name, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise self.refused("open", name, error.errno or 0) from None
+        assert fd is not None  # noqa: S101 - os.open raises
+        return fd
+
+    def read(self, name: str) -> str:
+        """Return what is in a file.
+
+        Raises
+        ------
+        SyscallError
+            It cannot be read; `GoneError` when the group is gone.
+        """
+        with self.open_file(name, os.O_RDONLY) as fd:
+            try:
+                parts = []
+                while part := os.read(fd.fileno(), _COUNTER):
+                    parts.append(part)
+            except OSError as error:
+                raise self.refused("read", name, error.errno or 0) from None
+        return b"".join(parts).decode("ascii", "replace")
+
+    def sample(self, name: str) -> bytes:
+        """Return what is in a short file that is asked again and again: it stays open, which is ten times faster."""
+        fd = self._kept.get(name)
+        if fd is None:
+            fd = self._kept.setdefault(name, self.open_file(name, os.O_RDONLY))
+        try:
+            return os.pread(fd.fileno(), _COUNTER, 0)
+        except OSError as error:
+            raise self.refused("read", name, error.errno or 0) from None
+
+    def write(self, name: str, value: str) -> None:
+        """Write a value into a file, by one call.
+
+        Raises
+        ------
+        SyscallError
+            The kernel refuses; the message names the file and the value.  `GoneError` when the group is gone.
+        """
+        try:
+            fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.fileno())
+        except OSError as error:
+            raise self.refused("open", name, error.errno or 0, value) from None
+        try:
+            os.write(fd, value.encode("ascii"))
+        except OSError as error:
+            raise self.refused("write", name, error.errno or 0, value) from None
+        finally:
+            os.close(fd)
+
+    def refused(self, op: str, name: str, errno: int, value: str | None = None) -> SyscallError:
+        """Return the exception for a call that failed on one of its files."""
+        shown = f"{self.path}/{name}" if value is None else f"{self.path}/{name} = {value.strip()!r}"
+        # A group that was removed says ENODEV to those who have its files open, and ENOENT to others.
+        if errno in {ENODEV, ENOENT} and not self.is_there():
+            return GoneError(op, shown, errno, "the control group has been removed")
+        return _refused(op, shown, errno)
+
+    def is_there(self) -> bool:
+        """Return whether the group still exists; every group has this file, and a removed one has none."""
+        return self.has("cgroup.procs")
+
+    # ---- directories ----
+
+    def make(self, name: str) -> None:
+        """Make a group below.
+
+        Raises
+        ------
+        SyscallError
+            The kernel refuses; `FileExistsError` names the directory.
+        """
+        try:
+            os.mkdir(name, 0o755, dir_fd=self.fileno())
+        except OSError as error:
+            raise self.refused("mkdir", name, error.errno or 0) from None
+
+    def names(self) -> list[str]:
+        """Return the names of the groups below."""
+        with os.scandir(self.fileno()) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _refused(op: str, target: str, errno: int) -> SyscallError:
+    return from_errno(op, target, errno, _WRITE_HINTS.get(errno) or hint(op, errno, target))
+
+
+def parse_flat(data: bytes) -> dict[str, int]:
+    """Return the lines ``NAME NUMBER`` of a file such as cpu.stat; others are passed over."""
+    found = {}
+    for line in data.split(b"\n"):
+        name, _, number = line.partition(b" ")
+        if number.isdigit():
+            found[name.decode("ascii", "replace")] = int(number)
+    return found
+
+
+def parse_nested(data: bytes) -> dict[str, dict[str, str]]:
+    """Return the lines ``NAME KEY=VALUE KEY=VALUE`` of a file such as io.stat."""
+    found: dict[str, dict[str, str]] = {}
+    for line in data.decode("ascii", "replace").splitlines():
+        name, *pairs = line.split()
+        found[name] = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    return found

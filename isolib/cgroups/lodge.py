@@ -1,0 +1,244 @@
+"""The place of one process in a group: a group below it, of its own.
+
+Limits stand in the group; the process lives one level lower.  So it never sees the files of its own limits (its cgroup
+namespace begins below them), what it used is counted apart from what others in the group did, and it is born in a directory
+that was never killed: once cgroup.kill was written to a group, some kernels kill every process that is cloned into it.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from contextlib import suppress
+from itertools import count
+from threading import RLock
+from typing import TYPE_CHECKING, Final
+
+from isolib._kernel.handle import Fd, home
+from isolib._kernel.lodging import Account
+from isolib.cgroups import removal
+from isolib.cgroups.controllers.cpuset import inherit
+from isolib.cgroups.controllers.io import STAT_FILES, load_stat, load_v1_stat, total
+from isolib.cgroups.files import Directory, parse_flat
+from isolib.errors import SyscallError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["COUNTING", "Lodge", "Quarters"]
+
+#: The controllers that count apart what each process in a group uses; processes do not compete within a group, so cpu is not.
+COUNTING: Final = ("memory", "io", "pids")
+_EVENTFD: Final = struct.Struct("=Q")
+
+
+class Quarters:
+    """What a group gives to those who live in it: its directories, and how a process is born there.
+
+    Parameters
+    ----------
+    unified
+        The group's directory in v2, or None.
+    legacy
+        Its directories in v1, by controller (as v2 calls them); co-mounted controllers share one.
+    counting
+        The controllers of v2 that are enabled for the groups below.
+    """
+
+    def __init__(self, unified: Directory | None, legacy: Mapping[str, Directory], counting: frozenset[str]) -> None:
+        self.unified = unified
+        self.legacy = legacy
+        self.counting = counting
+        #: Directories of v1, each once: those with a group of its own for each process, and those without.
+        distinct = list({id(one): one for one in legacy.values()}.values())
+        self.counted = [one for one in distinct if any(legacy.get(name) is one for name in COUNTING)]
+        self.shared = [one for one in distinct if one not in self.counted]
+        #: Whether a process that the kernel kills for want of memory takes the others with it: in v1 its supervisor sees to it.
+        self.tell_oom = False
+        #: Whether memory.oom.group is set for each process: its own are killed with it, others are not (v2).
+        self.oom_alone = False
+        #: Whether processes live in the group itself: its domain is threaded.
+        self.flat = False
+        self.numbers = count(1)
+
+    def has_cpuset(self, directory: Directory) -> bool:
+        """Return whether a directory of v1 is of cpuset, which nobody enters before it was given processors."""
+        return self.legacy.get("cpuset") is directory
+
+
+class Lodge:
+    """A group for one process; see `isolib._kernel.lodging.Lodge`."""
+
+    def __init__(self, quarters: Quarters, *, clone: bool) -> None:
+        self.directory = self.procs = self.oom = -1
+        self.tasks: tuple[int, ...] = ()
+        self.name = f"p{next(quarters.numbers)}"
+        self._home = home()
+        self._quarters = quarters
+        self._lock = RLock()
+        self._account: Account | None = None
+        self._unified: Directory | None = None
+        self._owned: list[Fd] = []
+        self._hits_before = 0
+        try:
+            self._make(clone=clone)
+        except BaseException:
+            self._leave()
+            raise
+
+    def _make(self, *, clone: bool) -> None:
+        quarters = self._quarters
+        if quarters.unified is not None:
+            if not quarters.flat:
+                quarters.unified.make(self.name)
+            self._unified = quarters.unified if quarters.flat else Directory.open(self.name, 2, parent=quarters.unified)
+            if quarters.oom_alone and "memory" in quarters.counting:
+                self._unified.write("memory.oom.group", "1")
+            if clone:
+                self.directory = self._unified.fileno()
+            else:
+                self.procs = self._open(self._unified, "cgroup.procs", os.O_WRONLY)
+        for one in quarters.counted:
+            one.make(self.name)
+            if quarters.has_cpuset(one):
+                inherit(one, Directory.open(self.name, 1, parent=one))
+        tasks = [self._open(one, f"{self.name}/tasks", os.O_WRONLY) for one in quarters.counted]
+        self.tasks = (*tasks, *(self._open(one, "tasks", os.O_WRONLY) for one in quarters.shared))
+        if quarters.tell_oom:
+            self.oom = self._tell_oom(quarters.legacy["memory"])
+
+    def _open(self, directory: Directory, name: str, flags: int) -> int:
+        fd = directory.open_file(name, flags)
+        self._owned.append(fd)
+        return fd.fileno()
+
+    def _tell_oom(self, memory: Directory) -> int:
+        """Return an eventfd that the kernel writes to when the group is out of memory (cgroup-v1/memory.rst, 10)."""
+        told = Fd.take(os.eventfd, 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        assert told is not None  # noqa: S101 - os.eventfd raises
+        self._owned.append(told)
+        with memory.open_file(f"{self.name}/memory.oom_control", os.O_RDONLY) as control:
+            memory.write(f"{self.name}/cgroup.event_control", f"{told.fileno()} {control.fileno()}")
+        return told.fileno()
+
+    def ready(self) -> None:
+        """Forget what happened before a process came."""
+        if self.oom >= 0:
+            with suppress(BlockingIOError):
+                os.read(self.oom, _EVENTFD.size)
+        self._hits_before = self._hits_above()
+
+    # ---- as isolib._kernel.lodging has it ----
+
+    def kill(self) -> None:
+        """Kill everybody in it, the supervisor too, and wait for their ends."""
+        if self._home == home() and not self._quarters.flat:
+            with suppress(ProcessLookupError):  # it has been removed
+                removal.kill(self._unified, self._legacy())
+
+    def is_frozen(self) -> bool:
+        """Return whether those in it stand still."""
+        if self._unified is None:
+            return any(
+                "FROZEN" in one.read(name)
+                for one, name in ((one, f"{self.name}/freezer.state") for one in self._quarters.counted)
+                if one.has(name)
+            )
+        try:
+            return b"frozen 1" in self._unified.sample("cgroup.events")
+        except ProcessLookupError:
+            return False
+
+    def settle(self) -> Account:
+        """Kill who is left, wait for their ends, take the place down, and return what it says; again is the same value."""
+        with self._lock:
+            if self._account is None and self._home == home():
+                try:
+                    self.kill()
+                    self._account = self._read()
+                except ProcessLookupError:  # the whole group has been removed by somebody else
+                    self._account = Account()
+                self._leave()
+            return self._account or Account()
+
+    def _leave(self) -> None:
+        quarters = self._quarters
+        if self._unified is not None and not quarters.flat:
+            self._unified.close()
+        for fd in self._owned:
+            fd.close()
+        with suppress(ProcessLookupError):
+            if quarters.unified is not None and not quarters.flat:
+                removal.remove(quarters.unified, self.name)
+            for one in quarters.counted:
+                removal.remove(one, self.name)
+
+    def _legacy(self) -> list[Directory]:
+        found = []
+        for one in self._quarters.counted:
+            with suppress(ProcessLookupError):
+                found.append(Directory.open(self.name, 1, parent=one))
+        return found
+
+    # ---- what it says ----
+
+    def _read(self) -> Account:
+        user = system = None
+        if self._unified is not None and not self._quarters.flat:
+            cpu = parse_flat(self._unified.read("cpu.stat").encode())
+            user, system = cpu["user_usec"] / 1e6, cpu["system_usec"] / 1e6
+        read, written = self._io()
+        peak = self._number("pids", "pids.peak", "pids.peak")
+        return Account(
+            cpu_user=user,
+            cpu_system=system,
+            memory_peak=self._number("memory", "memory.peak", "memory.max_usage_in_bytes"),
+            io_read=read,
+            io_written=written,
+            pids_peak=None if peak is None else max(peak - 1, 1),  # its supervisor is no process of the caller's
+            oom_kills=self._oom_kills(),
+            pids_hits=self._hits_here() + max(0, self._hits_above() - self._hits_before),
+        )
+
+    def _file(self, controller: str, v2: str, v1: str) -> str | None:
+        """Return what a file of this process's group holds; None where the host counts no such thing for it."""
+        quarters = self._quarters
+        legacy = quarters.legacy.get(controller)
+        try:
+            if legacy is not None:
+                return legacy.read(f"{self.name}/{v1}")
+            if self._unified is not None and controller in quarters.counting:
+                return self._unified.read(v2)
+        except ProcessLookupError:
+            raise
+        except SyscallError:  # a kernel that is too old for it
+            return None
+        return None
+
+    def _number(self, controller: str, v2: str, v1: str) -> int | None:
+        text = self._file(controller, v2, v1)
+        return None if text is None else int(text)
+
+    def _oom_kills(self) -> int:
+        text = self._file("memory", "memory.events.local", "memory.oom_control")
+        return 0 if text is None else parse_flat(text.encode()).get("oom_kill", 0)
+
+    def _hits_here(self) -> int:
+        text = self._file("pids", "pids.events", "pids.events")
+        return 0 if text is None else parse_flat(text.encode()).get("max", 0)
+
+    def _hits_above(self) -> int:
+        """Since Linux 6.11 v2 counts a refusal where the limit is, no more where the process is."""
+        quarters = self._quarters
+        if quarters.unified is None or "pids" not in quarters.counting:
+            return 0
+        with suppress(SyscallError):
+            return parse_flat(quarters.unified.sample("pids.events")).get("max", 0)
+        return 0
+
+    def _io(self) -> tuple[int | None, int | None]:
+        text = self._file("io", STAT_FILES[2][0], STAT_FILES[1][0])
+        if text is None:
+            return None, None
+        is_legacy = "io" in self._quarters.legacy
+        return total(load_v1_stat(text.encode(), b"") if is_legacy else load_stat(text.encode()))

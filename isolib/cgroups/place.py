@@ -1,0 +1,283 @@
+"""Where new groups go: below the caller's own group in every hierarchy, or below one that was delegated to him.
+
+cgroup v2 has a rule that v1 has not: a group that gives controllers to groups below it has no processes itself (the top one is
+exempt).  The caller's own group has one, the caller.  So in v2 the place is, in this order:
+
+1. the caller's group, if it is the top one;
+2. the nearest group above it that he may use and that has no processes: what a delegated subtree with a leaf for the caller is;
+3. with ``allow=("move-self",)``, the caller's group, once its processes have been moved to a leaf below it;
+4. a scope that systemd delegates (the extra ``isolib[systemd]``).
+
+A group above is passed over where systemd runs and has not delegated it: that belongs to systemd (CGROUP_DELEGATION).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass, field
+from errno import EBUSY, EOPNOTSUPP
+from threading import Lock
+from typing import TYPE_CHECKING, Final
+
+from isolib._kernel import cgroupfs, reaper
+from isolib._kernel.handle import home
+from isolib.cgroups import systemd
+from isolib.cgroups.files import Directory
+from isolib.cgroups.hierarchy import V1_CONTROLLERS, may_use, read_words, survey
+from isolib.cgroups.lodge import COUNTING
+from isolib.errors import PermissionDenied, SyscallError, Unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from isolib._kernel.cgroupfs import Group
+    from isolib.cgroups.hierarchy import Survey
+
+__all__ = ["MOVE_SELF", "Place", "enable", "find"]
+
+MOVE_SELF: Final = "move-self"
+_CONTROL: Final = "cgroup.subtree_control"
+
+
+@dataclass(slots=True)
+class Place:
+    """The directories in which a group is made.
+
+    Attributes
+    ----------
+    unified
+        In v2, or None.
+    legacy
+        In v1, by controller as v2 calls it; co-mounted controllers share one.
+    refusals
+        Why there is no directory for a controller.
+    """
+
+    unified: Directory | None = None
+    legacy: dict[str, Directory] = field(default_factory=dict)
+    refusals: dict[str, Unsupported] = field(default_factory=dict)
+
+
+class _Cache:
+    """The places of this process, by its lines in /proc/PID/cgroup: they change when somebody moves it."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.places: dict[tuple[object, ...], Place] = {}
+        #: The scopes that systemd has delegated, one for each process that has asked.
+        self.scopes: dict[tuple[int, int], str] = {}
+
+
+_cache: Final = _Cache()
+
+
+def _renew() -> None:
+    _cache.lock = Lock()
+
+
+os.register_at_fork(after_in_child=_renew)
+
+
+def find(controllers: Collection[str], allow: Collection[str] = ()) -> Place:
+    """Return where a group with these controllers is made.
+
+    Parameters
+    ----------
+    controllers
+        Those that it must have; those that only count are added where they can be had.
+    allow
+        ``"move-self"`` among them lets the processes of the caller's own group be moved.
+
+    Raises
+    ------
+    Unsupported
+        There is no place: who refuses, and exactly what would help.
+    """
+    wanted = frozenset(controllers) | frozenset(COUNTING)
+    key = (home(), cgroupfs.read_entries(), wanted, MOVE_SELF in allow)
+    with _cache.lock:
+        found = _cache.places.get(key)
+        if found is None or not all(one.is_there() for one in _directories(found)):
+            found = _search(survey(), wanted, frozenset(controllers), move_self=MOVE_SELF in allow)
+            _cache.places.clear()  # of a place that is left nothing is needed
+            _cache.places[home(), cgroupfs.read_entries(), wanted, MOVE_SELF in allow] = found
+        return found
+
+
+def _directories(place: Place) -> list[Directory]:
+    return [*([place.unified] if place.unified else []), *place.legacy.values()]
+
+
+def _search(found: Survey, wanted: frozenset[str], needed: frozenset[str], *, move_self: bool) -> Place:
+    place = Place()
+    in_v2 = {name for name in wanted if (one := found.binding(name)) is not None and one.version == 2}  # noqa: PLR2004
+    if found.unified is not None:
+        path = _unified_place(found.unified, in_v2 & found.in_v2, in_v2 & found.in_v2 & needed, move_self=move_self)
+        place.unified = Directory.open(path, 2)
+        enable(place.unified, found.unified.top, in_v2 & found.in_v2)
+        available = set(read_words(f"{path}/{_CONTROL}"))
+        for name in (in_v2 & found.in_v2) - available:
+            place.refusals[name] = _not_enabled(name, path)
+    opened: dict[str, Directory] = {}
+    for name in wanted - in_v2:
+        group = found.legacy.get(V1_CONTROLLERS[name])
+        refusal = _v1_refusal(name, group)
+        if refusal is not None:
+            place.refusals[name] = refusal
+        elif group is not None:
+            if group.path not in opened:
+                opened[group.path] = Directory.open(group.path, 1)
+            place.legacy[name] = opened[group.path]
+    return place
+
+
+def _v1_refusal(name: str, group: Group | None) -> Unsupported | None:
+    feature = f"the {name} controller of a control group"
+    if group is None:
+        v1_name = V1_CONTROLLERS[name]
+        return Unsupported(
+            feature,
+            "this host, where it is in no hierarchy",
+            f"boot without cgroup_disable={name}, or as root: mount -t cgroup -o {v1_name} cgroup /sys/fs/cgroup/{v1_name}",
+        )
+    if group.readonly:
+        return Unsupported(feature, f"{group.top}, which is mounted read-only", "start with a writable cgroupfs")
+    if not may_use(group.path, unified=False):
+        return Unsupported(
+            feature,
+            f"the permissions of {group.path}",
+            f"root, or a group there that belongs to this user (uid {os.geteuid()})",
+        )
+    return None
+
+
+def _not_enabled(name: str, path: str) -> Unsupported:
+    return Unsupported(
+        f"the {name} controller of a control group",
+        f"{path}/{_CONTROL}, which lacks it",
+        f"as its owner: echo +{name} > {path}/{_CONTROL}, and the same in each group above it",
+    )
+
+
+# ---- v2 ----
+
+
+def _unified_place(own: Group, in_v2: set[str], needed: set[str], *, move_self: bool) -> str:
+    if own.readonly:
+        raise Unsupported("control groups", f"{own.top}, which is mounted read-only", "start with a writable cgroupfs")
+    if is_top(own.path) and may_use(own.path, unified=True):
+        return own.path
+    if not in_v2 and may_use(own.path, unified=True):  # where it gives nothing, the rule does not apply
+        return own.path
+    above = _nearest_above(own)
+    if above is not None:
+        return above
+    if may_use(own.path, unified=True):
+        if move_self:
+            _move_processes(own.path)
+            return own.path
+        if not needed and not systemd.is_running():
+            return own.path
+    if systemd.is_running():
+        return _systemd_scope(own)
+    raise _no_place(own)
+
+
+def is_top(path: str) -> bool:
+    """Return whether a directory is the top of the whole hierarchy, not that of a cgroup namespace; it has no type."""
+    return not os.path.exists(f"{path}/cgroup.type")
+
+
+def _nearest_above(own: Group) -> str | None:
+    directory = own.path
+    while directory != own.top:
+        directory = os.path.dirname(directory)
+        if not may_use(directory, unified=True):
+            return None
+        if systemd.is_running() and not _is_delegated(directory, own.top):
+            return None
+        if is_top(directory) or not read_words(f"{directory}/cgroup.procs"):
+            return directory
+    return None
+
+
+def _is_delegated(directory: str, top: str) -> bool:
+    """Return whether systemd has delegated a group, or one above it."""
+    while directory != top:
+        if systemd.delegated_by_systemd(directory):
+            return True
+        directory = os.path.dirname(directory)
+    return False
+
+
+def _move_processes(path: str) -> None:
+    """Move the processes of a group to a leaf below it, that it can give controllers to others."""
+    directory = Directory.open(path, 2)
+    leaf = f"isolib-self-{os.getpid()}"
+    with suppress(FileExistsError):
+        os.mkdir(leaf, 0o755, dir_fd=directory.fileno())
+    for _ in range(100):  # some are born meanwhile
+        pids = directory.read("cgroup.procs").split()
+        if not pids:
+            return
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                directory.write(f"{leaf}/cgroup.procs", pid)
+    raise Unsupported(
+        "moving the processes of a control group", f"{path}, where more are born than can be moved", "start in a group below it"
+    )
+
+
+def _systemd_scope(own: Group) -> str:
+    """Ask systemd for a delegated scope, once; it lives as long as the reaper of this process does."""
+    if (known := _cache.scopes.get(home())) is not None and os.path.isdir(known):
+        return known
+    try:
+        scope = systemd.start_scope([reaper.pid()])
+    except Unsupported as refusal:
+        raise _no_place(own) from refusal
+    path = own.top + scope.path
+    directory = Directory.open(path, 2)
+    directory.make("reaper")
+    directory.write("reaper/cgroup.procs", str(reaper.pid()))
+    _cache.scopes[home()] = path
+    return path
+
+
+def _no_place(own: Group) -> Unsupported:
+    path = own.path
+    if not may_use(path, unified=True):
+        return Unsupported(
+            "control groups",
+            f"the permissions of {path}, which this user (uid {os.geteuid()}) may not use",
+            "systemd-run --user --scope -p Delegate=yes COMMAND; or pip install isolib[systemd]; or as root: mkdir a group, "
+            "chown it and its cgroup.procs, cgroup.threads and cgroup.subtree_control, and start in a group below it",
+        )
+    return Unsupported(
+        "control groups with controllers",
+        f"cgroup v2, where a group with processes gives no controllers to groups below it: this process is in {path}",
+        f"allow=('move-self',), which moves the processes of {path} to a group below it; or start in one: "
+        f"mkdir {path}/main && echo $$ > {path}/main/cgroup.procs",
+    )
+
+
+def enable(directory: Directory, top: str, names: Collection[str]) -> None:
+    """Enable controllers for the groups below a directory of v2, from the top down, as far as that is possible."""
+    missing = set(names) - set(read_words(f"{directory.path}/{_CONTROL}"))
+    if not missing:
+        return
+    chain = [directory.path]
+    while chain[-1] != top and missing - set(read_words(f"{chain[-1]}/cgroup.controllers")):
+        chain.append(os.path.dirname(chain[-1]))
+    for path in reversed(chain):
+        one = directory if path == directory.path else Directory.open(path, 2)
+        available = set(read_words(f"{path}/cgroup.controllers"))
+        for name in sorted(missing & available - set(read_words(f"{path}/{_CONTROL}"))):
+            try:
+                one.write(_CONTROL, f"+{name}")
+            except PermissionDenied:
+                continue
+            except SyscallError as error:
+                if error.errno not in {EBUSY, EOPNOTSUPP}:
+                    raise

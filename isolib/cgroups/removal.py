@@ -1,0 +1,260 @@
+"""Ending what lives in a group, and taking its directories down.
+
+In v2 one write kills a whole tree, however fast it forks, and cgroup.events tells when the last one is gone.  v1 has neither:
+there every process is killed by a descriptor of its own, which tells of its end.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from contextlib import suppress
+from errno import EBUSY, ENOENT
+from typing import TYPE_CHECKING, Final
+
+from isolib._kernel import calls
+from isolib._kernel.handle import Fd
+from isolib.errors import GoneError, IsolibError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isolib.cgroups.files import Directory
+    from isolib.errors import SyscallError
+
+__all__ = ["is_populated", "kill", "pids_in", "remove", "wait_until_empty"]
+
+_PATIENCE: Final = 30.0
+#: Seconds between two looks where the kernel tells nobody: processes of v1 that have ended, but are being taken apart.
+_LOOK_AGAIN: Final = 0.002
+_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def is_populated(directory: Directory) -> bool:
+    """Return whether somebody lives in a group of v2, or below."""
+    return b"populated 1" in directory.sample("cgroup.events")
+
+
+def pids_in(directory: Directory, *, below: bool = True) -> list[int]:
+    """Return the processes of a group, of those below it too, as this pid namespace numbers them (0: not visible here)."""
+    found = []
+    for fd in _each_group(directory.fileno(), below=below):
+        for name in ("cgroup.procs", "cgroup.threads"):  # a threaded group has no list of processes
+            try:
+                file = os.open(name, _FLAGS, dir_fd=fd)
+            except FileNotFoundError:
+                break
+            try:
+                with open(file, "rb") as stream:
+                    found += [int(word) for word in stream.read().split()]
+                break
+            except OSError:
+                continue
+    return list(dict.fromkeys(found))
+
+
+def _each_group(fd: int, *, below: bool = True) -> Iterator[int]:
+    """Yield a descriptor of the group, and of each below, deepest last."""
+    yield fd
+    if not below:
+        return
+    for name in _names(fd):
+        try:
+            child = os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=fd)
+        except FileNotFoundError:
+            continue
+        try:
+            yield from _each_group(child)
+        finally:
+            os.close(child)
+
+
+def _names(fd: int) -> list[str]:
+    with suppress(FileNotFoundError), os.scandir(fd) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return []
+
+
+# ---- killing ----
+
+
+def kill(unified: Directory | None, legacy: list[Directory]) -> None:
+    """Kill everybody in a group and below it, and wait for their ends.
+
+    Raises
+    ------
+    SyscallError
+        The kernel refuses.
+    IsolibError
+        Somebody is still there after 30 s: in an uninterruptible wait of a driver or a network file system.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    if unified is not None:
+        if is_populated(unified):
+            _kill_unified(unified)
+            wait_until_empty(unified, deadline - time.monotonic())
+        return
+    for directory in legacy:
+        thaw_all(directory)
+    while any(_kill_listed(directory, deadline) for directory in legacy):
+        pass
+
+
+def _kill_unified(directory: Directory) -> None:
+    if directory.has("cgroup.kill"):
+        directory.write("cgroup.kill", "1")
+        return
+    # Before 5.14: nobody forks while frozen, and SIGKILL ends who is frozen in v2.
+    directory.write("cgroup.freeze", "1")
+    try:
+        for pid in pids_in(directory):
+            _kill_one(pid)
+    finally:
+        directory.write("cgroup.freeze", "0")
+
+
+def wait_until_empty(directory: Directory, timeout: float | None) -> None:
+    """Wait until nobody lives in a group of v2: the kernel tells by cgroup.events.
+
+    Raises
+    ------
+    TimeoutError
+        Somebody still does.
+    """
+    if not wait_for(directory, "cgroup.events", b"populated 0", timeout):
+        left = ", ".join(map(str, pids_in(directory)[:10]))
+        raise IsolibError(f"{directory.path}: processes are left in it after {timeout:g} s: {left}")
+
+
+def wait_for(directory: Directory, file: str, content: bytes, timeout: float | None) -> bool:
+    """Wait until a file of v2 that tells of its changes holds this; returns whether it does."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with directory.open_file(file, os.O_RDONLY) as fd:
+        poll = select.poll()
+        poll.register(fd.fileno(), select.POLLPRI)
+        while True:
+            try:
+                if content in os.pread(fd.fileno(), 4096, 0):
+                    return True
+            except OSError as error:
+                raise directory.refused("read", file, error.errno or 0) from None
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            poll.poll(None if left is None else max(1, left * 1000))
+
+
+def thaw_all(directory: Directory) -> None:
+    """Thaw a tree of v1 groups: who is frozen there does not die of SIGKILL."""
+    for fd in _each_group(directory.fileno()):
+        with suppress(OSError):
+            file = os.open("freezer.state", os.O_WRONLY | os.O_CLOEXEC, dir_fd=fd)
+            try:
+                os.write(file, b"THAWED")
+            finally:
+                os.close(file)
+
+
+def _kill_listed(directory: Directory, deadline: float) -> bool:
+    """Kill those that are in a tree of v1 now, and wait for their ends; returns whether there were any."""
+    pids = [pid for pid in pids_in(directory) if pid]
+    poll = select.poll()
+    kept = []
+    for pid in pids:
+        try:
+            pidfd = Fd.take(os.pidfd_open, pid)
+        except ProcessLookupError:
+            continue
+        assert pidfd is not None  # noqa: S101 - pidfd_open raises
+        # Named by its descriptor from here on: it is killed if it is still in the group, and nobody else is.
+        if pid in pids_in(directory):
+            with suppress(GoneError):
+                calls.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL, f"process {pid}")
+            poll.register(pidfd.fileno(), select.POLLIN)
+            kept.append(pidfd)
+    for pidfd in kept:
+        with pidfd:
+            single = select.poll()
+            single.register(pidfd.fileno(), select.POLLIN)
+            if not single.poll(max(0, deadline - time.monotonic()) * 1000):
+                raise IsolibError(f"{directory.path}: processes are left in it after {_PATIENCE:g} s")
+    return bool(pids)
+
+
+def _kill_one(pid: int) -> None:
+    with suppress(OSError, GoneError):
+        pidfd = Fd.take(os.pidfd_open, pid)
+        if pidfd is not None:
+            with pidfd:
+                calls.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL, f"process {pid}")
+
+
+# ---- taking down ----
+
+
+def remove(parent: Directory, name: str) -> None:
+    """Remove an empty group and those below it; one that does not exist is removed already.
+
+    Raises
+    ------
+    SyscallError
+        EBUSY: somebody lives in it; the message names the processes.
+    """
+    deadline = time.monotonic() + 1
+    pause = select.poll()
+    while True:
+        try:
+            _remove_tree(parent.fileno(), name)
+        except OSError as error:
+            # v1 counts a process for a moment after everybody has been told that it ended, and tells nobody when it stops.
+            if error.errno != EBUSY or time.monotonic() > deadline:
+                raise _not_removed(parent, name, error.errno or 0) from None
+            pause.poll(_LOOK_AGAIN * 1000)
+        else:
+            return
+
+
+def _remove_tree(parent: int, name: str) -> None:
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno != EBUSY:
+            raise
+    else:
+        return
+    try:
+        fd = os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=parent)
+    except FileNotFoundError:
+        return
+    try:
+        for child in _names(fd):
+            _remove_tree(fd, child)
+    finally:
+        os.close(fd)
+    with suppress(FileNotFoundError):
+        os.rmdir(name, dir_fd=parent)
+
+
+def _not_removed(parent: Directory, name: str, errno: int) -> SyscallError:
+    if errno == ENOENT:
+        return GoneError("rmdir", f"{parent.path}/{name}", errno)
+    error = parent.refused("rmdir", name, errno)
+    if errno == EBUSY:
+        try:
+            with Fd(os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=parent.fileno())) as fd:
+                pids = [pid for one in _each_group(fd.fileno()) for pid in _listed(one)]
+        except OSError:
+            pids = []
+        left = ", ".join(map(str, pids[:10])) or "none that this pid namespace shows"
+        error.hint = f"somebody lives in it: {left}"
+    return error
+
+
+def _listed(fd: int) -> list[int]:
+    file = os.open("cgroup.procs", _FLAGS, dir_fd=fd)
+    with open(file, "rb") as stream:
+        return [int(word) for word in stream.read().split()]
