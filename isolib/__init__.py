@@ -8,7 +8,7 @@ The layers, lowest first; a module imports from lower layers only, and modules o
 
     L0  errors, types
     L1  _kernel: the only code that makes system calls
-    L2  namespaces, mounts, process, support
+    L2  cgroups, namespaces, mounts, process, support
     L3  spec, oneshot, sandbox
     L4  this module
 
@@ -19,6 +19,11 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # type checkers take it for true; importing typing would cost more than the rest
 if TYPE_CHECKING:
+    from isolib.cgroups import Cgroup as Cgroup
+    from isolib.cgroups import IoLimit as IoLimit
+    from isolib.cgroups import hierarchy as hierarchy
+    from isolib.cgroups import new_cgroup as new_cgroup
+    from isolib.cgroups import open_cgroup as open_cgroup
     from isolib.errors import ClosedError as ClosedError
     from isolib.errors import CommandFailed as CommandFailed
     from isolib.errors import GoneError as GoneError
@@ -68,6 +73,7 @@ __version__ = "0.1.0"
 
 _KINDS = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 _HOMES = {
+    "cgroups": ("Cgroup", "IoLimit", "hierarchy", "new_cgroup", "open_cgroup"),
     "errors": (
         "ClosedError",
         "CommandFailed",

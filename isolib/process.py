@@ -182,6 +182,7 @@ class Process:
         self._files: list[IO[bytes] | None] = [None, None, None, None]
         self._early = [b"", b"", b""]  # what the files had read ahead when `communicate` took over
         self._exit: Exit | None = None
+        self._origin: tuple[Request, tuple[int, int, int]] | None = None
         self._killed = False
         self._limit: int | None = None
         self._input: Any = None
@@ -203,7 +204,25 @@ class Process:
     ) -> Self:
         """Launch a request (for the modules that compose; others use `spawn`)."""
         streams = stdio(stdin, stdout, stderr, pty=pty)
-        return cls(argv, request.launch(argv, streams))
+        process = cls(argv, request.launch(argv, streams))
+        process._origin = request, streams
+        return process
+
+    def again(self) -> Self:
+        """End it with all that it started, and start the same program anew, with the same arguments.
+
+        Returns
+        -------
+        Process
+            The new one; streams that were pipes are new pipes.
+        """
+        if self._origin is None:
+            raise PlanError(f"{self!r} cannot be started again: it was not made by spawn")
+        request, streams = self._origin
+        self.close()
+        process = type(self)(self.args, request.launch(self.args, streams))
+        process._origin = self._origin
+        return process
 
     # ---- what it is ----
 

@@ -298,7 +298,11 @@ _EXPLAIN: Final[dict[str, Callable[[Step], list[Call]]]] = {
     "MKNOD": _one("mknodat", "{fd}, {text}, S_IFREG|{s.value:#o}"),
     "SYMLINK": _one("symlinkat", "{text2}, {fd}, {text}"),
     "WRITE": _write,
-    "PUT": lambda s: [Call("write", f"{_fd(s.fd)}, {os.fsdecode(s.text2)!r}", "cgroups(7)", when="where the slot is filled")],
+    "PUT": lambda s: [
+        Call(
+            "write", f"{_fd(s.fd)}, {os.fsdecode(s.text2)!r}", "cgroups(7)", when="where the slot is filled" if s.flags else ""
+        )
+    ],
     "PIVOT_ROOT": _one("pivot_root", "{text}, {text2}"),
     "UMOUNT": lambda s: [Call("umount2", f"{_text(s.text)}, {'MNT_DETACH' if s.flags == 2 else s.flags}")],  # noqa: PLR2004
     "FCHDIR": _one("fchdir", "{fd}"),

@@ -211,7 +211,7 @@ class _Places:
         for slot in (self._procs, *self._tasks):
             if slot is not None:
                 # A process of one thread that moves itself waits for nobody else in v1 (cgroup_procs_write_start).
-                builder.add(INSIDE, Step("PUT", fd=slot, text2=b"0", what=slot.label))
+                builder.add(INSIDE, Step("PUT", fd=slot, flags=int(slot is self._procs), text2=b"0", what=slot.label))
 
     def filled(self, lodge: Lodge) -> dict[Slot, int]:
         """Return what the slots hold for one launch."""

@@ -23,7 +23,7 @@ from isolib.cgroups.files import Directory, parse_flat
 from isolib.errors import SyscallError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = ["COUNTING", "Lodge", "Quarters"]
 
@@ -43,22 +43,33 @@ class Quarters:
         Its directories in v1, by controller (as v2 calls them); co-mounted controllers share one.
     counting
         The controllers of v2 that are enabled for the groups below.
+    flat
+        Whether processes live in the group itself in v2: it has threaded groups below, and can have no others.
+    foreign
+        Whether the group is somebody else's, in which nothing is made.
     """
 
-    def __init__(self, unified: Directory | None, legacy: Mapping[str, Directory], counting: frozenset[str]) -> None:
+    def __init__(
+        self,
+        unified: Directory | None,
+        legacy: Mapping[str, Directory],
+        counting: frozenset[str],
+        *,
+        flat: bool = False,
+        foreign: bool = False,
+    ) -> None:
         self.unified = unified
         self.legacy = legacy
         self.counting = counting
         #: Directories of v1, each once: those with a group of its own for each process, and those without.
         distinct = list({id(one): one for one in legacy.values()}.values())
-        self.counted = [one for one in distinct if any(legacy.get(name) is one for name in COUNTING)]
+        self.counted = [one for one in distinct if any(legacy.get(name) is one for name in COUNTING) and not foreign]
         self.shared = [one for one in distinct if one not in self.counted]
         #: Whether a process that the kernel kills for want of memory takes the others with it: in v1 its supervisor sees to it.
         self.tell_oom = False
         #: Whether memory.oom.group is set for each process: its own are killed with it, others are not (v2).
         self.oom_alone = False
-        #: Whether processes live in the group itself: its domain is threaded.
-        self.flat = False
+        self.flat = flat or foreign
         self.numbers = count(1)
 
     def has_cpuset(self, directory: Directory) -> bool:
@@ -69,12 +80,13 @@ class Quarters:
 class Lodge:
     """A group for one process; see `isolib._kernel.lodging.Lodge`."""
 
-    def __init__(self, quarters: Quarters, *, clone: bool) -> None:
+    def __init__(self, quarters: Quarters, *, clone: bool, left: Callable[[], None]) -> None:
         self.directory = self.procs = self.oom = -1
         self.tasks: tuple[int, ...] = ()
         self.name = f"p{next(quarters.numbers)}"
         self._home = home()
         self._quarters = quarters
+        self._left = left
         self._lock = RLock()
         self._account: Account | None = None
         self._unified: Directory | None = None
@@ -159,6 +171,7 @@ class Lodge:
                 except ProcessLookupError:  # the whole group has been removed by somebody else
                     self._account = Account()
                 self._leave()
+                self._left()
             return self._account or Account()
 
     def _leave(self) -> None:

@@ -29,12 +29,12 @@ from isolib.cgroups.lodge import COUNTING
 from isolib.errors import PermissionDenied, SyscallError, Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from isolib._kernel.cgroupfs import Group
     from isolib.cgroups.hierarchy import Survey
 
-__all__ = ["MOVE_SELF", "Place", "enable", "find"]
+__all__ = ["MOVE_SELF", "Place", "available_in", "enable", "enabled_in", "find", "not_enabled"]
 
 MOVE_SELF: Final = "move-self"
 _CONTROL: Final = "cgroup.subtree_control"
@@ -52,11 +52,21 @@ class Place:
         In v1, by controller as v2 calls it; co-mounted controllers share one.
     refusals
         Why there is no directory for a controller.
+    top
+        Where cgroup v2 is mounted.
+    source
+        Finds the same place with other controllers.
     """
 
+    source: Callable[[Collection[str]], Place]
     unified: Directory | None = None
     legacy: dict[str, Directory] = field(default_factory=dict)
     refusals: dict[str, Unsupported] = field(default_factory=dict)
+    top: str = "/"
+
+    def directory(self, name: str) -> Directory | None:
+        """Return where a controller is, or None."""
+        return self.legacy.get(name) or (None if name in self.refusals else self.unified)
 
 
 class _Cache:
@@ -110,15 +120,14 @@ def _directories(place: Place) -> list[Directory]:
 
 
 def _search(found: Survey, wanted: frozenset[str], needed: frozenset[str], *, move_self: bool) -> Place:
-    place = Place()
+    place = Place(lambda more: find(more, (MOVE_SELF,) if move_self else ()))
     in_v2 = {name for name in wanted if (one := found.binding(name)) is not None and one.version == 2}  # noqa: PLR2004
     if found.unified is not None:
         path = _unified_place(found.unified, in_v2 & found.in_v2, in_v2 & found.in_v2 & needed, move_self=move_self)
-        place.unified = Directory.open(path, 2)
+        place.unified, place.top = Directory.open(path, 2), found.unified.top
         enable(place.unified, found.unified.top, in_v2 & found.in_v2)
-        available = set(read_words(f"{path}/{_CONTROL}"))
-        for name in (in_v2 & found.in_v2) - available:
-            place.refusals[name] = _not_enabled(name, path)
+        for name in (in_v2 & found.in_v2) - enabled_in(place.unified):
+            place.refusals[name] = not_enabled(name, path)
     opened: dict[str, Directory] = {}
     for name in wanted - in_v2:
         group = found.legacy.get(V1_CONTROLLERS[name])
@@ -152,7 +161,8 @@ def _v1_refusal(name: str, group: Group | None) -> Unsupported | None:
     return None
 
 
-def _not_enabled(name: str, path: str) -> Unsupported:
+def not_enabled(name: str, path: str) -> Unsupported:
+    """Return the exception for a controller that a group does not give to those below it."""
     return Unsupported(
         f"the {name} controller of a control group",
         f"{path}/{_CONTROL}, which lacks it",
@@ -262,9 +272,19 @@ def _no_place(own: Group) -> Unsupported:
     )
 
 
+def enabled_in(directory: Directory) -> frozenset[str]:
+    """Return the controllers that a group of v2 gives to those below it."""
+    return frozenset(directory.sample(_CONTROL).decode("ascii").split())
+
+
+def available_in(directory: Directory) -> frozenset[str]:
+    """Return the controllers that a group of v2 has."""
+    return frozenset(directory.sample("cgroup.controllers").decode("ascii").split())
+
+
 def enable(directory: Directory, top: str, names: Collection[str]) -> None:
     """Enable controllers for the groups below a directory of v2, from the top down, as far as that is possible."""
-    missing = set(names) - set(read_words(f"{directory.path}/{_CONTROL}"))
+    missing = set(names) - enabled_in(directory)
     if not missing:
         return
     chain = [directory.path]

@@ -42,7 +42,8 @@ enum isolib_kind {
     STEP_MKNOD, /* an empty file */
     STEP_SYMLINK,
     STEP_WRITE, /* text2 into the file text; flags: O_*, value: mode << 32 | RESOLVE_* */
-    STEP_PUT,   /* text2 into the file that slot fd is: who opened it had the right, this process need not */
+    STEP_PUT, /* text2 into the file that slot fd is: who opened it had the right, this process need not; flags 1: the slot may
+                 be empty */
     STEP_PIVOT_ROOT,
     STEP_UMOUNT,
     STEP_FCHDIR,

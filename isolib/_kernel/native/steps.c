@@ -98,10 +98,12 @@ static long write_file(int dir, const struct launcher *l, const struct isolib_st
     return result < 0 ? result : 0;
 }
 
-/* The host leaves the slot empty where it has found another way. */
-static long put(int fd, const char *data, uint32_t size) {
-    long result = fd < 0 ? (long)size : SYS3(write, fd, data, size);
-    return result < 0 ? result : (result == (long)size ? 0 : -EIO);
+static long put(int fd, const char *data, const struct isolib_step *step) {
+    long result;
+    if (fd < 0 && step->flags & 1)
+        return 0;
+    result = SYS3(write, fd, data, step->size2);
+    return result < 0 ? result : (result == (long)step->size2 ? 0 : -EIO);
 }
 
 static long mount_setattr_step(const struct launcher *l, const struct isolib_step *step) {
@@ -330,7 +332,7 @@ static long run_mount_step(struct launcher *l, const struct isolib_step *step) {
     case STEP_WRITE:
         return write_file(fd, l, step);
     case STEP_PUT:
-        return put(fd, text2, step->size2);
+        return put(fd, text2, step);
     case STEP_PIVOT_ROOT:
         return SYS2(pivot_root, text, text2);
     case STEP_UMOUNT:

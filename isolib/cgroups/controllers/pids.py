@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from isolib.cgroups.controllers.knobs import Controller, count, number
 from isolib.cgroups.files import parse_flat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
 
 __all__ = ["Pids"]
 
 
 class Pids(Controller):
-    """How many processes and threads a group may have.
+    """How many processes and threads a group may have; called, it returns their numbers.
 
     The supervisor of each process that isolib starts is one of them.
     """
 
     name = "pids"
+    _listed: Callable[[], list[int]]
+
+    def __call__(self) -> list[int]:
+        """Return the ids of the processes in the group and below it, as this pid namespace numbers them."""
+        return self._listed()
+
+    def listing(self, listed: Callable[[], list[int]]) -> Self:
+        """Return this controller, which asks this function for the processes."""
+        self._listed = listed
+        return self
 
     max = count("pids.max", "pids.max", "The most at any one time; None: no limit.  One more is refused with EAGAIN.")
 

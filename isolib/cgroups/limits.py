@@ -1,0 +1,158 @@
+"""The limits of a new group: arguments, validated before anything is made, and applied in the order that the kernel wants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypedDict
+
+from isolib.cgroups.controllers import hugetlb as huge
+from isolib.cgroups.controllers import io as disk
+from isolib.cgroups.controllers.knobs import Controller
+from isolib.cgroups.place import MOVE_SELF
+from isolib.cgroups.values import cpu_quota, parse_count, parse_cpus, parse_flag, parse_limit, parse_weight
+from isolib.errors import PlanError, SyscallError, Unsupported
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from isolib.cgroups.controls import Controls
+    from isolib.cgroups.values import IoLimit
+
+__all__ = ["LimitFields", "Limits", "parse_allow"]
+
+
+class LimitFields(TypedDict, total=False):
+    """The limits that `isolib.new_cgroup` takes."""
+
+    memory_max: int | str | None
+    memory_high: int | str | None
+    memory_low: int | str | None
+    swap_max: int | str | None
+    cpu_max: float | None
+    cpu_weight: int | None
+    cpus: str | Iterable[int] | None
+    mems: str | Iterable[int] | None
+    pids_max: int | None
+    io_weight: int | None
+    io_max: Mapping[str | os.PathLike[str] | tuple[int, int], IoLimit] | None
+    hugetlb_max: Mapping[int | str, int | str | None] | None
+    devices: Sequence[object] | None
+    oom_group: bool
+    allow: Collection[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """An argument: its controller, the attribute that it sets, and how it is read."""
+
+    controller: str
+    attribute: str
+    parse: Callable[[object, str], Any]
+
+
+#: In the order in which they are applied: what others depend on goes first.  (v1 takes no limit on swap before one on memory.)
+_KINDS: Final = {
+    "cpus": _Kind("cpuset", "cpus", parse_cpus),
+    "mems": _Kind("cpuset", "mems", parse_cpus),
+    "memory_max": _Kind("memory", "max", parse_limit),
+    "memory_high": _Kind("memory", "high", parse_limit),
+    "memory_low": _Kind("memory", "low", parse_limit),
+    "swap_max": _Kind("memory", "swap_max", parse_limit),
+    "cpu_max": _Kind("cpu", "max", cpu_quota),
+    "cpu_weight": _Kind("cpu", "weight", parse_weight),
+    "pids_max": _Kind("pids", "max", parse_count),
+    "io_weight": _Kind("io", "weight", parse_weight),
+    "io_max": _Kind("io", "max", disk.parse_max),
+    "hugetlb_max": _Kind("hugetlb", "max", huge.parse_limits),
+}
+#: Those that are compared with what the group above has.
+_ORDERED: Final = ("memory_max", "swap_max", "cpu_max", "pids_max")
+_SETS: Final = ("cpus", "mems")
+_ALLOWED: Final = frozenset({*_KINDS, "oom_group", "devices", MOVE_SELF})
+
+
+def parse_allow(allow: object) -> frozenset[str]:
+    """Return what may be left out, or done, when there is no other way.
+
+    Raises
+    ------
+    PlanError
+        It names something else.
+    """
+    if isinstance(allow, str) or not hasattr(allow, "__iter__"):
+        raise PlanError(f"allow={allow!r}: a list of names is wanted, such as ('swap_max',)")
+    names = frozenset(allow)
+    unknown = names - _ALLOWED
+    if unknown:
+        raise PlanError(f"allow: {', '.join(sorted(map(repr, unknown)))}: the names are {', '.join(sorted(_ALLOWED))}")
+    return names
+
+
+class Limits:
+    """What was asked for, by the name of the argument; only what is not None."""
+
+    def __init__(self, given: Mapping[str, object]) -> None:
+        self._given = {name: given[name] for name in _KINDS if given.get(name) is not None}
+        self._parsed = {name: _KINDS[name].parse(value, name) for name, value in self._given.items()}
+        self.oom_group = parse_flag(given.get("oom_group", True), "oom_group")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._given
+
+    @property
+    def controllers(self) -> frozenset[str]:
+        """The controllers that it takes."""
+        return frozenset(_KINDS[name].controller for name in self._given)
+
+    def check_within(self, parent: Controls) -> None:
+        """Compare with the limits of the group above.
+
+        Raises
+        ------
+        PlanError
+            One is above it; the message names the file and both values.
+        """
+        for name in (*_ORDERED, *_SETS):
+            if name not in self._given:
+                continue
+            kind = _KINDS[name]
+            try:
+                above = getattr(getattr(parent, _ATTRIBUTES[kind.controller]), kind.attribute)
+            except (Unsupported, SyscallError):  # it has no such limit
+                continue
+            wanted = self._parsed[name]
+            if name in _SETS:
+                exceeds = bool(above) and not wanted <= above
+            else:
+                number = wanted[0] / wanted[1] if isinstance(wanted, tuple) else wanted
+                exceeds = above is not None and (number is None or number > above)
+            if exceeds:
+                where = parent.paths.get(kind.controller, "the group above")
+                raise PlanError(
+                    f"{name}={self._given[name]!r}: more than {kind.controller}.{kind.attribute} of {where}: {above}"
+                )
+
+    def apply(self, controls: Controls, allow: frozenset[str]) -> dict[str, Unsupported]:
+        """Set every limit; returns the refusals of those that may be left out.
+
+        Raises
+        ------
+        Unsupported, SyscallError
+            A limit cannot be kept here.
+        """
+        refused: dict[str, Unsupported] = {}
+        for name, value in self._given.items():
+            kind = _KINDS[name]
+            controller = getattr(controls, _ATTRIBUTES[kind.controller])
+            assert isinstance(controller, Controller)  # noqa: S101 - as the table says
+            try:
+                setattr(controller, kind.attribute, value)
+            except Unsupported as error:
+                if name not in allow:
+                    raise
+                refused[name] = error
+        return refused
+
+
+_ATTRIBUTES: Final = {name: name for name in ("cpu", "cpuset", "memory", "io", "hugetlb")} | {"pids": "pids_controller"}
