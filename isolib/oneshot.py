@@ -13,10 +13,13 @@ from isolib.types import parse_duration
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import timedelta
+    from typing import Any
 
+    from isolib._kernel.lodging import Lodge
     from isolib._kernel.request import Request
+    from isolib.cgroups import Cgroup
     from isolib.types import Exit
 
 _BOTH: Final = calls.UNTIL_EXIT | calls.UNTIL_STREAMS
@@ -30,6 +33,39 @@ def _new_pump(data: bytes | None, output_limit: int | None) -> tuple[calls.Pump,
     if output_limit is not None:
         pump.out.limit = pump.err.limit = output_limit
     return pump, alive
+
+
+def new_group(limits: Mapping[str, Any], allow: Collection[str], *, oom: str = "group") -> Cgroup:
+    """Make a control group with the limits of a sandbox."""
+    from isolib.cgroups.make import make  # noqa: PLC0415 - who has no limits needs none of it
+
+    return make(limits, allow=allow, oom=oom)
+
+
+class OneShotGroups:
+    """The control groups of one-shot sandboxes with the same limits: each has a new one, which goes with it."""
+
+    def __init__(self, limits: Mapping[str, Any], allow: Collection[str]) -> None:
+        self._limits = limits
+        self._allow = allow
+        with new_group(limits, allow) as group:  # its form is the host's, and so that of all
+            self.shape = group.shape
+
+    def lodge(self) -> Lodge:
+        """Return the place for one process."""
+        group = new_group(self._limits, self._allow)
+        try:
+            return group.lodge().last(group.close)
+        except BaseException:
+            group.close()
+            raise
+
+    @staticmethod
+    def avoid_clone() -> bool:
+        """Be told that CLONE_INTO_CGROUP killed a process at its birth."""
+        from isolib.cgroups.group import avoid_clone  # noqa: PLC0415 - it is loaded by now
+
+        return avoid_clone()
 
 
 class OneShot(Process):

@@ -221,7 +221,7 @@ class Process:
         request, streams = self._origin
         self.close()
         process = type(self)(self.args, request.launch(self.args, streams))
-        process._origin = self._origin
+        process._origin = self._origin  # noqa: SLF001 - its own class
         return process
 
     # ---- what it is ----

@@ -17,21 +17,23 @@ from isolib._kernel import assembly, calls
 from isolib._kernel.assembly import Identity, Rights
 from isolib._kernel.handle import home
 from isolib._kernel.request import Request, user_ids
-from isolib.errors import ClosedError, CommandFailed, GoneError, PlanError, SandboxTimeout
+from isolib.errors import ClosedError, CommandFailed, GoneError, OutOfMemory, PlanError, SandboxTimeout, Unsupported
 from isolib.mounts import Root, WorkTree
-from isolib.oneshot import OneShot
+from isolib.oneshot import OneShot, OneShotGroups, new_group
 from isolib.process import DEVNULL, PIPE, Process
 from isolib.spec import Completed, Limits, SandboxSpec
-from isolib.types import IdMap, Reason
+from isolib.types import IdMap, Reason, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import timedelta
     from types import TracebackType
     from typing import Self, Unpack
 
     from isolib._kernel.handle import Fd
+    from isolib._kernel.lodging import Lodging
     from isolib._kernel.request import MountValue, RootValue
+    from isolib.cgroups import Cgroup
     from isolib.spec import SandboxFields
     from isolib.types import HasFileno
 
@@ -71,10 +73,11 @@ class _Setting:
         uid, gid = (0, 0) if self.identity is None else (self.identity.uid, self.identity.gid)
         return _own_map(uid, os.geteuid()), _own_map(gid, os.getegid())
 
-    def request(self, *, deadline: float = 0, dumpable: bool = False) -> Request:
+    def request(self, *, deadline: float = 0, dumpable: bool = False, cgroup: Lodging | None = None) -> Request:
         uid_map, gid_map = self.maps
         return Request(
             new=self.kinds,
+            cgroup=cgroup,
             root=self.root,
             mounts=self.mounts,
             id_map=uid_map,
@@ -181,7 +184,8 @@ class _Prepared:
     def __init__(self, spec: SandboxSpec) -> None:
         self.premises = (_where(), os.stat("/").st_mtime_ns)
         self.limits = spec.limits
-        self.request = _Setting(spec).request(deadline=cast("float | None", spec.limits.wall) or 0)
+        groups = OneShotGroups(spec.limits.group, spec.group_allow) if spec.limits.group else None
+        self.request = _Setting(spec).request(deadline=cast("float | None", spec.limits.wall) or 0, cgroup=groups)
 
 
 def _where() -> bytes:
@@ -258,6 +262,9 @@ def _complete(
     if check and end.returncode != 0:
         if end.reason is Reason.TIMEOUT:
             raise SandboxTimeout(argv, cast("float", limits.wall), completed.stdout, completed.stderr, end.usage)
+        if end.reason is Reason.OOM:
+            limit = None if limits.memory is None or limits.memory == "max" else parse_size(limits.memory, "memory")
+            raise OutOfMemory(argv, limit, completed.stdout, completed.stderr, end.usage)
         raise CommandFailed(argv, end, completed.stdout, completed.stderr)
     return completed
 
@@ -292,6 +299,7 @@ class Sandbox:
         self._resident: Process | None = None
         self._home = home()
         self._namespaces: dict[str, Fd] = {}
+        self._group: Cgroup | None = None
         self._requests: dict[bool, Request] = {}
         self._stream_owner: tuple[int, int] | None = None
         self._processes: list[Process] = []
@@ -326,7 +334,10 @@ class Sandbox:
             return
         self._setting = _Setting(self.spec)
         try:
-            request = self._setting.request(dumpable=True)
+            if self.spec.limits.group:
+                # Who is out of memory is ended with all that belongs to that command; the sandbox and its other commands go on.
+                self._group = new_group(self.spec.limits.group, self.spec.group_allow, oom="process")
+            request = self._setting.request(dumpable=True, cgroup=self._group)
             self._stream_owner = request.builder.stream_owner
             launched = request.hold()
             self._resident = Process(["sandbox"], launched)
@@ -355,6 +366,8 @@ class Sandbox:
                 self._resident.close()
             for namespace in self._namespaces.values():
                 namespace.close()
+            if self._group is not None:
+                self._group.close()
             self._processes.clear()
             self._namespaces.clear()
             self._resident = None
@@ -367,8 +380,13 @@ class Sandbox:
         if pty not in self._requests:
             setting = self._setting
             root_inside = setting.identity or Identity(0, 0, () if setting.many_ids else None)
+            # Each command lives in a group of its own, which is what its own cgroup namespace begins with.
+            apart = {"cgroup"} if self._group is not None else set()
+            joined = [one for kind, one in self._namespaces.items() if kind not in apart]
             self._requests[pty] = Request(
-                join=tuple(cast("Iterable[HasFileno]", self._namespaces.values())),
+                new=apart,
+                join=tuple(cast("Iterable[HasFileno]", joined)),
+                cgroup=self._group,
                 identity=root_inside,
                 cwd=setting.cwd,
                 env=setting.env,
@@ -419,6 +437,33 @@ class Sandbox:
         if self._resident is not None:
             self._killed = True
             self._resident.kill()
+
+    @property
+    def cgroup(self) -> Cgroup:
+        """The control group of the sandbox, with its limits and what it uses.
+
+        Raises
+        ------
+        Unsupported
+            The sandbox has no limits, and so no group.
+        """
+        self._live()
+        if self._group is None:
+            raise Unsupported("the control group of a sandbox", "this sandbox, which has no limit that needs one", "pids='max'")
+        return self._group
+
+    @property
+    def degraded(self) -> Mapping[str, Unsupported]:
+        """The limits that ``allow=`` let be left out, and who refuses them."""
+        return {} if self._group is None else self._group.degraded
+
+    def freeze(self) -> None:
+        """Suspend every process in the sandbox (see `isolib.Cgroup.freeze`)."""
+        self.cgroup.freeze()
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        self.cgroup.thaw()
 
     def explain(self, argv: Sequence[str] = ("COMMAND",)) -> str:
         """Return the system calls that make the sandbox and start a command in it, in order, a line each."""

@@ -6,20 +6,29 @@ import subprocess
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
-from isolib.errors import PlanError, Unsupported
+from isolib.errors import PlanError
 from isolib.types import check_hostname, check_path, parse_duration, parse_size
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import timedelta
 
     from isolib._kernel.request import MountValue, RootValue
+    from isolib.cgroups.values import IoLimit
     from isolib.types import Exit, Usage
 
 __all__ = ["Completed", "Limits", "SandboxSpec"]
 
-_LATER: Final = ("memory", "swap", "cpu", "cpu_weight", "pids", "io")
+#: The limits that control groups keep, and the arguments of `isolib.new_cgroup` that they are.
+_IN_GROUP: Final = {
+    "memory": "memory_max",
+    "swap": "swap_max",
+    "cpu": "cpu_max",
+    "cpu_weight": "cpu_weight",
+    "pids": "pids_max",
+    "io": "io_max",
+}
 
 
 class Completed(subprocess.CompletedProcess[bytes]):
@@ -56,8 +65,17 @@ class Limits:
         Seconds (or a timedelta) for each command; enforced by the supervisor, however busy the host is.  The reason is TIMEOUT.
     output
         Bytes kept of each of stdout and stderr; a command that writes more is killed.  The reason is LIMIT.
-    memory, swap, cpu, cpu_weight, pids, io
-        Of the whole sandbox; they need control groups.
+    memory, swap
+        Bytes, or a text such as "512M", of the whole sandbox; swap is beside the memory.  The reason is OOM.
+    cpu
+        In processors, of the whole sandbox: 0.5 is half of one.
+    cpu_weight
+        1 to 10000, against other groups; 100 is the default.
+    pids
+        Processes and threads of the whole sandbox; a supervisor for each command, and one for the sandbox, are among them.  The
+        reason is LIMIT where the command failed for it.
+    io
+        `isolib.cgroups.IoLimit` by device, as `isolib.new_cgroup` takes them.
     """
 
     memory: int | str | None = None
@@ -65,24 +83,30 @@ class Limits:
     cpu: float | None = None
     cpu_weight: int | None = None
     pids: int | None = None
-    io: object = None
+    io: Mapping[str | os.PathLike[str] | tuple[int, int], IoLimit] | None = None
     wall: float | timedelta | None = None
     output: int | str | None = None
 
     def __post_init__(self) -> None:
-        for name in _LATER:
-            if getattr(self, name) is not None:
-                raise Unsupported(
-                    f"{name}= of a sandbox", "this version of isolib, which has no control groups yet", f"leave {name}= out"
-                )
+        if self.group:
+            from isolib.cgroups.limits import Limits as GroupLimits  # noqa: PLC0415 - who has no limits needs none of it
+
+            GroupLimits(self.group, {new: old for old, new in _IN_GROUP.items()})
+        if self.io is not None:
+            object.__setattr__(self, "io", _Table(self.io))
         if self.wall is not None:
             object.__setattr__(self, "wall", parse_duration(self.wall, "wall"))
         if self.output is not None:
             object.__setattr__(self, "output", parse_size(self.output, "output"))
 
+    @property
+    def group(self) -> dict[str, Any]:
+        """The limits that a control group keeps, as arguments of `isolib.new_cgroup`."""
+        return {new: value for old, new in _IN_GROUP.items() if (value := getattr(self, old)) is not None}
 
-class _Env(dict[str, str]):
-    """An environment that can be a key: nobody changes it."""
+
+class _Table(dict[Any, Any]):
+    """A mapping that can be a key: nobody changes it."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
@@ -105,7 +129,8 @@ class SandboxFields(TypedDict, total=False):
     cpu: float | None
     cpu_weight: int | None
     pids: int | None
-    io: object
+    io: Mapping[str | os.PathLike[str] | tuple[int, int], IoLimit] | None
+    allow: Collection[str]
     wall: float | timedelta | None
     output: int | str | None
 
@@ -138,6 +163,9 @@ class SandboxSpec:
         Where commands start; None: the caller's working directory where the root is the host's, else "/".
     writable
         The working directory in the host's root: "discard" (changes go to a layer that vanishes), "keep", "none".
+    allow
+        Limits that may be left out where the host cannot keep them, by their names here ("memory", "pids" ...), and
+        "move-self", as in `isolib.new_cgroup`.  `Sandbox.degraded` says which were.
     """
 
     root: RootValue | None = None
@@ -149,11 +177,16 @@ class SandboxSpec:
     env: Mapping[str, str] | None = None
     cwd: str | os.PathLike[str] | None = None
     writable: str = "discard"
+    allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mounts", tuple(self.mounts))
+        object.__setattr__(self, "allow", tuple(self.allow))
+        unknown = set(self.allow) - _IN_GROUP.keys() - {"move-self"}
+        if unknown:
+            raise PlanError(f"allow: {sorted(unknown)}: the names are {', '.join(sorted(_IN_GROUP))}, and move-self")
         if self.env is not None:
-            object.__setattr__(self, "env", _Env(self.env))
+            object.__setattr__(self, "env", _Table(self.env))
         if self.cwd is not None:
             object.__setattr__(self, "cwd", check_path(self.cwd, "cwd"))
         check_hostname(self.hostname, "hostname")
@@ -161,6 +194,11 @@ class SandboxSpec:
             raise PlanError(f"network={self.network!r}: None (loopback only) or 'host'")
         if self.writable not in {"discard", "keep", "none"}:
             raise PlanError(f"writable={self.writable!r}: 'discard', 'keep' or 'none'")
+
+    @property
+    def group_allow(self) -> tuple[str, ...]:
+        """What `allow` is called by `isolib.new_cgroup`."""
+        return tuple(_IN_GROUP.get(name, name) for name in self.allow)
 
     @classmethod
     def of(cls, spec: SandboxSpec | None, given: SandboxFields) -> SandboxSpec:

@@ -48,6 +48,13 @@ _JOINED: Final = "joined"
 _clone_kills: Final[set[tuple[int, int]]] = set()
 
 
+def avoid_clone() -> bool:
+    """Remember that CLONE_INTO_CGROUP kills; returns whether that is news."""
+    is_news = home() not in _clone_kills
+    _clone_kills.add(home())
+    return is_news
+
+
 class Cgroup(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
     """A control group, in cgroup v2 and in as many hierarchies of v1 as it takes.
 
@@ -298,11 +305,8 @@ class Cgroup(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
 
     def avoid_clone(self) -> bool:
         """Be told that CLONE_INTO_CGROUP killed a process at its birth (for `isolib.spawn`)."""
-        if self._controls.unified is None or home() in _clone_kills:
-            return False
-        _clone_kills.add(home())
         self._drop_spare()
-        return True
+        return self._controls.unified is not None and avoid_clone()
 
     def _drop_spare(self) -> None:
         spare, self._spare = self._spare, None

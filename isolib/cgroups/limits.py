@@ -90,15 +90,21 @@ def parse_allow(allow: object) -> frozenset[str]:
 
 
 class Limits:
-    """What was asked for, by the name of the argument; only what is not None."""
+    """What was asked for, by the name of the argument; only what is not None.
 
-    def __init__(self, given: Mapping[str, object]) -> None:
+    Parameters
+    ----------
+    given
+        The arguments of `isolib.new_cgroup`.
+    called
+        What the caller calls them, for messages.
+    """
+
+    def __init__(self, given: Mapping[str, object], called: Mapping[str, str] | None = None) -> None:
+        called = called or {}
         self._given = {name: given[name] for name in _KINDS if given.get(name) is not None}
-        self._parsed = {name: _KINDS[name].parse(value, name) for name, value in self._given.items()}
+        self._parsed = {name: _KINDS[name].parse(value, called.get(name, name)) for name, value in self._given.items()}
         self.oom_group = parse_flag(given.get("oom_group", True), "oom_group")
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._given
 
     @property
     def controllers(self) -> frozenset[str]:

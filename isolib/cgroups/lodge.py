@@ -23,7 +23,8 @@ from isolib.cgroups.files import Directory, parse_flat
 from isolib.errors import SyscallError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Self
 
 __all__ = ["COUNTING", "Lodge", "Quarters"]
 
@@ -82,7 +83,7 @@ class Lodge:
 
     def __init__(self, quarters: Quarters, *, clone: bool, left: Callable[[], None]) -> None:
         self.directory = self.procs = self.oom = -1
-        self.tasks: tuple[int, ...] = ()
+        self.tasks: Sequence[int] = ()
         self.name = f"p{next(quarters.numbers)}"
         self._home = home()
         self._quarters = quarters
@@ -132,6 +133,11 @@ class Lodge:
         with memory.open_file(f"{self.name}/memory.oom_control", os.O_RDONLY) as control:
             memory.write(f"{self.name}/cgroup.event_control", f"{told.fileno()} {control.fileno()}")
         return told.fileno()
+
+    def last(self, left: Callable[[], None]) -> Self:
+        """Return this place, the only one of its group: that is closed when the process is gone."""
+        self._left = left
+        return self
 
     def ready(self) -> None:
         """Forget what happened before a process came."""
