@@ -59,7 +59,7 @@ def usage(pump: Pump, started_ns: int, now_ns: int, account: Account) -> Usage:
 def verdict(pump: Pump, evidence: Evidence, used: Usage) -> Exit:
     """Return how it ended."""
     if not pump.has_exit:  # the supervisor itself was killed, and with it the command
-        return Exit(None, SIGKILL, Reason.OOM if evidence.account.oom_kills else Reason.KILLED, used)
+        return Exit(None, int(SIGKILL), Reason.OOM if evidence.account.oom_kills else Reason.KILLED, used)
     status = pump.exit.value
     signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     code = None if signal is not None else os.WEXITSTATUS(status)

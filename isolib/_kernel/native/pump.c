@@ -52,6 +52,8 @@ static int make_room(struct isolib_stream *stream) {
 }
 
 static void end_stream(struct isolib_stream *stream) {
+    if (!stream->capacity) /* what was captured is nothing; that nothing was to be captured is something else */
+        make_room(stream);
     close(stream->fd);
     stream->fd = -1;
 }
