@@ -16,7 +16,9 @@ import fcntl
 import os
 import resource
 import stat
+import sys
 from collections import deque
+from contextlib import suppress
 from itertools import count
 from struct import Struct
 from threading import RLock
@@ -41,26 +43,32 @@ _LIVE: Final = 1
 _WORD: Final = 4
 _HIGH: Final = calls.TABLE_HIGH // _WORD
 _OWNER: Final = calls.TABLE_OWNER // _WORD
+_GUARD: Final = calls.TABLE_GUARD // _WORD
 
-#: Directories that are kept known when nobody uses them: who makes one group after the other need not send them each time.
+#: Directories that stay known when nobody uses them: who makes one group after the other need not send them each time.
 _KEPT: Final = 32
-#: Descriptors of the reaper that are no directories, with those that it opens to remove a tree.
+#: Descriptors that the reaper needs beside those of directories, most of them to walk down a tree.
 _OTHERS: Final = 160
 _LOWEST: Final = 3
 
 
 class _Base:
-    """A directory that the reaper knows by a number; the number is free again when nobody uses this any more."""
+    """A directory that the reaper knows by a number; both are let go when nobody uses this any more."""
 
-    __slots__ = ("__weakref__", "_free", "fd", "index")
+    __slots__ = ("__weakref__", "_reaper", "fd", "index")
 
-    def __init__(self, fd: Fd, index: int, free: list[int]) -> None:
+    def __init__(self, reaper: _Reaper, fd: Fd, index: int) -> None:
+        self._reaper = reaper
         self.fd = fd
         self.index = index
-        self._free = free
 
     def __del__(self) -> None:
-        self._free.append(self.index)
+        launched = self._reaper.launched
+        if launched is None or sys.is_finalizing():
+            return
+        with suppress(OSError):  # it was killed: the next one will not be told of this
+            calls.send_base(launched.status, self.index, -1)
+        self._reaper.numbers.append(self.index)
 
 
 class Ticket:
@@ -95,9 +103,8 @@ class Place:
         self._settle(reaper, bases)
 
     def _settle(self, reaper: _Reaper, bases: tuple[_Base, ...]) -> None:
-        unused = (0,) * (calls.ENTRY_BASES - len(bases))
-        row = (calls.ENTRY_CGROUP, len(bases), 0, *(base.index for base in bases), *unused)
-        self._reaper, self._bases, self._row = reaper, bases, row
+        numbers = [base.index for base in bases] + [0] * (calls.ENTRY_BASES - len(bases))
+        self._reaper, self._bases, self._row = reaper, bases, (calls.ENTRY_CGROUP, len(bases), 0, *numbers)
 
     def entrust(self, name: str | bytes) -> Ticket:
         """Have the directories of this name removed when this process is gone; as :func:`entrust`."""
@@ -128,7 +135,7 @@ class _Reaper:
         self._recent: deque[_Base] = deque(maxlen=_KEPT)
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         most = calls.TABLE_BASES if hard == resource.RLIM_INFINITY else max(1, min(calls.TABLE_BASES, hard - _OTHERS))
-        self._numbers = list(reversed(range(most)))
+        self.numbers = list(reversed(range(most)))
 
     @staticmethod
     def word_of(index: int) -> int:
@@ -138,8 +145,8 @@ class _Reaper:
     def record(self, row: tuple[int, ...], bases: tuple[_Base, ...], name: bytes) -> Ticket:
         """Write an entry."""
         with self.lock:
-            if self.launched is None or self.words[_OWNER] & calls.OWNER_DIED:
-                self.start()
+            if not self._is_guarded:
+                self._start()
             index = self.free.pop() if self.free else self._next()
             ticket = Ticket(self, index, bases)
             word = self.word_of(index)
@@ -156,30 +163,32 @@ class _Reaper:
         self.words[_HIGH] = index + 1
         return index
 
-    def start(self) -> Launched:
-        """Start the process, or another where somebody has ended it, with all that the table guards."""
-        before, self.launched = self.launched, None
-        if before is not None:
-            before.end()
-        self.words[_OWNER] = 0
-        builder = Builder()
-        table = builder.declare(self.table.fileno(), "table of the reaper")
-        launched = launch(builder.build(REAP._replace(fd=table)), builder.fds)
-        try:
-            for base in self._known.values():
-                calls.send_base(launched.status, base.index, base.fd.fileno())
-        except BaseException:
-            launched.end()
-            raise
-        self.launched = launched
-        return launched
+    @property
+    def _is_guarded(self) -> bool:
+        return self.words[_GUARD] != 0 and not self.words[_OWNER] & calls.OWNER_DIED
 
     def running(self) -> Launched:
         """Return the process, started if there is none."""
         with self.lock:
-            if self.launched is None or self.words[_OWNER] & calls.OWNER_DIED:
-                return self.start()
-            return self.launched
+            return self.launched if self.launched and self._is_guarded else self._start()
+
+    def _start(self) -> Launched:
+        """Start the process, or another one for the same table where somebody has ended it."""
+        self.words[_GUARD] = 0
+        before = self.launched
+        if before is not None:
+            before.end()
+        self.launched = None
+        self.words[_OWNER] = 0
+        builder = Builder()
+        table = builder.declare(self.table.fileno(), "table of the reaper")
+        launched = launch(builder.build(REAP._replace(fd=table)), builder.fds)
+        for base in self._known.values():
+            calls.send_base(launched.status, base.index, base.fd.fileno())
+        # What is interrupted before this is forgotten with its socket, and the process that it has made sees that.
+        self.launched = launched
+        self.words[_GUARD] = launched.supervisor_pid
+        return launched
 
     def bases(self, fds: Sequence[int]) -> tuple[_Base, ...]:
         """Return what the reaper knows these directories by, which it is told of those that it does not know."""
@@ -196,13 +205,13 @@ class _Reaper:
     def _new_base(self, fd: int, status: os.stat_result) -> _Base:
         if not stat.S_ISDIR(status.st_mode) or calls.fs_magic(fd) not in calls.CGROUP_MAGICS:
             raise PlanError(f"descriptor {fd} is not a directory of cgroups")
+        if not self.numbers:
+            self._recent.clear()
+        if not self.numbers:
+            raise IsolibError("things in too many parent directories are entrusted to the reaper: it can hold no more open")
         own = Fd.take(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST)
         assert own is not None  # noqa: S101 - fcntl raises
-        if not self._numbers:
-            self._recent.clear()
-        if not self._numbers:
-            raise IsolibError("things in too many parent directories are entrusted to the reaper: it can hold no more open")
-        base = _Base(own, self._numbers.pop(), self._numbers)
+        base = _Base(self, own, self.numbers.pop())
         calls.send_base(self.running().status, base.index, own.fileno())
         self._known[status.st_dev, status.st_ino] = base  # now: it counts as told from here on
         self._recent.append(base)
@@ -210,8 +219,9 @@ class _Reaper:
 
     def forget(self) -> None:
         """Let go of everything, in a fork of the process."""
-        if self.launched is not None:
-            self.launched.close()
+        launched, self.launched = self.launched, None
+        if launched is not None:
+            launched.close()
         self.words.release()
         self.bytes.release()
         self.table.close()
@@ -223,25 +233,16 @@ class _Reaper:
         return ours | ({self.launched.status, self.launched.pidfd} if self.launched else set())
 
 
-_lock = RLock()
 _reapers: dict[tuple[int, int], _Reaper] = {}
 
 
 def _own() -> _Reaper:
     key = home()
-    found = _reapers.get(key)
-    if found is None:
-        with _lock:
-            found = _reapers.get(key)
-            if found is None:
-                found = _reapers[key] = _Reaper()
-    return found
+    # Of two threads that come here at once one has made an empty table for nothing.
+    return _reapers.get(key) or _reapers.setdefault(key, _Reaper())
 
 
 def _forget_after_fork() -> None:
-    # The lock may be held by a thread that does not exist here.  Nothing may stay open in the child that is the parent's.
-    global _lock  # noqa: PLW0603
-    _lock = RLock()
     for reaper in _reapers.values():
         reaper.forget()
     _reapers.clear()

@@ -14,6 +14,7 @@ TABLE_BASES: Final[int] = lib.ISOLIB_TABLE_BASES
 TABLE_HEADER: Final[int] = ffi.sizeof("struct isolib_table")
 TABLE_HIGH: Final[int] = ffi.offsetof("struct isolib_table", "high")
 TABLE_OWNER: Final[int] = ffi.offsetof("struct isolib_table", "owner")
+TABLE_GUARD: Final[int] = ffi.offsetof("struct isolib_table", "guard")
 ENTRY_SIZE: Final[int] = ffi.sizeof("struct isolib_entry")
 ENTRY_BASES: Final[int] = lib.ISOLIB_ENTRY_BASES
 ENTRY_BODY: Final[int] = ffi.offsetof("struct isolib_entry", "kind")
@@ -39,5 +40,5 @@ def map_table(fd: int) -> memoryview:
 
 
 def send_base(status: int, index: int, fd: int) -> None:
-    """Send the reaper a directory: unix(7), SCM_RIGHTS."""
+    """Send the reaper a directory, or -1: the number is free again; unix(7), SCM_RIGHTS."""
     checked("sendmsg", "the reaper", lib.isolib_table_send_base(status, index, fd))

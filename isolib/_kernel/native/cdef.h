@@ -161,7 +161,8 @@ struct isolib_table {
     uint32_t capacity;
     uint32_t high;  /* the entries from here on have never been used */
     uint32_t owner; /* the reaper's number, a robust futex: the kernel makes it ISOLIB_OWNER_DIED when the reaper ends */
-    uint32_t reserved[10];
+    uint32_t guard; /* the number of the reaper that the host relies on; any other has been given up */
+    uint32_t reserved[9];
     /* the entries follow */
 };
 

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -41,7 +42,16 @@ void isolib_table_unmap(void *table) {
     munmap(table, TABLE_SIZE);
 }
 
-/* Never waits: the reaper takes each at once, and the queue has room for more than there may be. */
+/* The reaper takes each at once, if it gets the processor; somebody may have stopped it, so it is not waited for without limit.
+ */
+static int send_within(int fd, const struct msghdr *message, int milliseconds) {
+    struct pollfd room = {fd, POLLOUT, 0};
+    ssize_t sent = sendmsg(fd, message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent < 0 && errno == EAGAIN && poll(&room, 1, milliseconds) >= 0)
+        sent = sendmsg(fd, message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return sent < 0 ? -1 : 0;
+}
+
 int isolib_table_send_base(int status, uint32_t index, int fd) {
     struct isolib_base base = {index};
     struct iovec part = {&base, sizeof(base)};
@@ -58,5 +68,5 @@ int isolib_table_send_base(int status, uint32_t index, int fd) {
         control.aligned.cmsg_len = CMSG_LEN(sizeof(int));
         memcpy(CMSG_DATA(&control.aligned), &fd, sizeof(fd));
     }
-    return sendmsg(status, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -1 : 0;
+    return send_within(status, &message, 1000);
 }
