@@ -1,8 +1,8 @@
 """What all tests share: who runs what, and that nothing is left behind.
 
 Around every test a fixture compares what the process has: descriptors, mounts, threads, children, namespaces, network
-interfaces, cgroups, launchers of ours, and everything that "the host is left as found" speaks of. Where the kernel is lazy
-(an interface dies some time after its namespace) it waits for the kernel's own notification.
+interfaces, cgroups, launchers of ours, what the reaper guards, and everything that "the host is left as found" speaks of. Where
+the kernel is lazy (an interface dies some time after its namespace) it waits for the kernel's own notification.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from isolib._kernel.procfs import parse_cgroup, parse_fdinfo, parse_mountinfo, p
 from tests import throwaway
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+
+    from isolib._kernel.reaper import _Reaper
 
 PATIENCE = 10.0
 """Seconds in which what the kernel takes away by itself must be gone."""
@@ -153,12 +155,20 @@ def descriptors() -> Things:
 
 
 def kept() -> set[int]:
-    """Return the descriptors that every launch uses, and the user namespaces of id-mapped mounts."""
+    """Return the descriptors that every launch uses, the user namespaces of id-mapped mounts, and what the reaper shares."""
     grounds = getattr(sys.modules.get("isolib._kernel.launch"), "_grounds", {})
     namespaces = getattr(sys.modules.get("isolib._kernel.assembly"), "_userns_cache", {})
-    return {fd for ground in grounds.values() for fd in (ground.host, ground.proc, ground.image)} | {
-        fd.fileno() for fd in namespaces.values()
+    return {
+        *(fd for ground in grounds.values() for fd in (ground.host, ground.proc, ground.image)),
+        *(fd.fileno() for fd in namespaces.values()),
+        *(fd for reaper in reapers() for fd in reaper.descriptors),
     }
+
+
+def reapers() -> Iterable[_Reaper]:
+    """Return what this process has of its reaper; one at the most, unless something is wrong."""
+    found: dict[object, _Reaper] = getattr(sys.modules.get("isolib._kernel.reaper"), "_reapers", {})
+    return found.values()
 
 
 def mounts() -> Things:
@@ -221,11 +231,20 @@ def cgroups() -> Things:
 
 
 def launchers() -> Things:
-    """Return the launcher processes that watch this process; they are not its children (see `isolib._kernel.launch`)."""
+    """Return the launcher processes that watch this process; they are not its children (see `isolib._kernel.launch`).
+
+    The one reaper stays as long as this process.
+    """
     if "isolib._kernel.launch" not in sys.modules:
         return {}
     pids = (pid for pid in os.listdir("/proc") if pid.isdigit() and read(f"/proc/{pid}/cmdline").startswith(b"isolib"))
-    return {pid: describe_process(pid) for pid in pids if is_watching_us(pid)}
+    ours = {str(reaper.launched.supervisor_pid) for reaper in reapers() if reaper.launched}
+    return {pid: describe_process(pid) for pid in pids if pid not in ours and is_watching_us(pid)}
+
+
+def entrusted() -> Things:
+    """Return what the reaper would remove if this process ended now."""
+    return {f"entry {index}": "" for reaper in reapers() for index in reaper.live}
 
 
 def is_watching_us(pid: str) -> bool:
@@ -262,6 +281,7 @@ LOOK: dict[str, Callable[[], Things]] = {
     "interfaces": interfaces,
     "cgroups": cgroups,
     "launchers": launchers,
+    "entrusted": entrusted,
     "process": process,
 }
 

@@ -158,6 +158,45 @@ _KILL_BY_PROC: Final = (
 )
 
 
+_DEAD: Final = "when the host is gone, for each group that is entrusted"
+_LEFT: Final = "and those that are not empty, or hold others"
+_REAPER: Final = (
+    _fixed(
+        Call("sendmsg", "it holds", "unix(7)"),
+        Call("close_range", "whatever it does not need"),
+        Call("close_range", when=_GAPS),
+        Call("close", "the pipe by which stage 1 sees that the host is watched"),
+    ),
+    _fixed(
+        Call("ppoll", "pidfd of the host, status socket"),
+        Call("recvmsg", "directories in which things are made", "unix(7)", when="for each word of the host's"),
+        Call("fstatfs", when="for each directory"),
+        Call("close", when="for each that is needed no more"),
+        form="(?:ppoll (?:recvmsg |fstatfs |close )*)+",
+    ),
+    _fixed(
+        Call("clock_gettime", "CLOCK_MONOTONIC", when=_DEAD),
+        Call("openat2", "O_DIRECTORY, RESOLVE_BENEATH|RESOLVE_NO_SYMLINKS|RESOLVE_NO_XDEV", when=_DEAD),
+        Call("openat", '"cgroup.kill", "freezer.state", "cgroup.procs", "cgroup.events"', when=_DEAD),
+        Call("write", "1, FROZEN, THAWED", when=_DEAD),
+        Call("read", "processes, and whether there are any", when=_DEAD),
+        Call("getpid", when=_DEAD),
+        Call("pidfd_open", "a process", when=_LEFT),
+        Call("pidfd_send_signal", "SIGKILL", when=_LEFT),
+        Call("lseek", when=_LEFT),
+        Call("getdents64", "the groups below", when=_LEFT),
+        Call("ppoll", "its end, or a change of cgroup.events", when=_LEFT),
+        Call("unlinkat", "AT_REMOVEDIR", when=_DEAD),
+        Call("close", when=_DEAD),
+        form=(
+            "(?:(?:clock_gettime |openat2 |openat |write |read |getpid |pidfd_open |pidfd_send_signal |lseek |getdents64 "
+            "|ppoll |unlinkat |close )+)?"
+        ),
+    ),
+    _fixed(Call("exit_group", "0")),
+)
+
+
 def sections(steps: Sequence[Step]) -> Iterator[Section]:
     """Return what each process of a launch does, in the order of their birth; the calling thread first."""
     parts: dict[str, list[tuple[int | None, Explained]]] = {"first": [], "inside": [], "command": []}
@@ -179,4 +218,7 @@ def sections(steps: Sequence[Step]) -> Iterator[Section]:
     yield Section("inside", (_WAIT, *parts["inside"]))
     if parts["command"]:
         yield Section("command", (_COMMAND, *parts["command"]))
+    if end.kind == "REAP":
+        yield Section("supervisor", _REAPER)
+        return
     yield Section("supervisor", tuple(_supervisor(end.kind, is_init=end.flags != 0, deadline=end.value != 0)))

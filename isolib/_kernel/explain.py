@@ -164,6 +164,22 @@ def _hold(_: Step) -> list[Call]:
     return [Call("signalfd4", "every signal")]
 
 
+def _reap(s: Step) -> list[Call]:
+    return [
+        Call("lseek", f"{_fd(s.fd)}, SEEK_END"),
+        Call("mmap", f"{_fd(s.fd)}, MAP_SHARED"),
+        Call("rt_sigprocmask", "block every signal"),
+        Call("setsid", ""),
+        Call("setns", "pidfd of the host: where the calling thread is elsewhere"),
+        Call("prctl", 'PR_SET_NAME, "isolib-reaper"'),
+        Call("prctl", "PR_SET_DUMPABLE, 0"),
+        Call("prlimit64", "RLIMIT_NOFILE: as many as it may", times=2),
+        Call("chdir", '"/"'),
+        Call("gettid", ""),
+        Call("set_robust_list", "the table tells when it has ended", "get_robust_list(2)"),
+    ]
+
+
 def _exec(s: Step) -> list[Call]:
     first, *others = s.text.split(b"\0")[:-1]
     tried = [Call("execve", _text(path), when="when those before are not there") for path in others]
@@ -281,6 +297,7 @@ _EXPLAIN: Final[dict[str, Callable[[Step], list[Call]]]] = {
     "GO": _go,
     "SUPERVISE": _supervise,
     "HOLD": _hold,
+    "REAP": _reap,
     "EXEC": _exec,
     "SETNS": lambda s: [Call("setns", f"{_fd(s.fd)}, {_names(_CLONE, s.flags)}")],
     "UNSHARE": lambda s: [Call("unshare", _names(_CLONE, s.flags))],

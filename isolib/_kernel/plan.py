@@ -267,7 +267,7 @@ class Builder:
         self._maps.append(Step("MAP_HELPER", text=encode_text(path), text2=blob, what=f"{path} {' '.join(arguments)}"))
 
     def build(self, end: Step) -> Plan:
-        """Freeze: ``end`` is the EXEC step, or HOLD where nothing is executed."""
+        """Freeze: ``end`` is the EXEC step, or HOLD or REAP where nothing is executed."""
         clone = Step("CLONE", fd=self.cgroup, flags=self.clone_flags, what="new process")
         steps = [*self._host, clone, *self._maps, Step("GO"), *self._inside]
         if end.kind == "EXEC":
@@ -297,3 +297,6 @@ def exec_step(argv: Sequence[bytes], env: Sequence[bytes], candidates: Sequence[
 
 
 HOLD: Final = Step("HOLD", what="resident process")
+
+#: The last step of the reaper, to be given the slot of its table.
+REAP: Final = Step("REAP", what="reaper")

@@ -1,25 +1,298 @@
-"""Placeholder until the branch with the real one is merged."""
+"""The reaper, as its host sees it: what no descriptor can own is entrusted to it before it is made, and struck when it is gone.
+
+The reaper is one small process beside this one, started when something is entrusted for the first time (`native/reap.c`). It
+sleeps until this process has ended, by whatever: then it ends what is in the directories that are entrusted still, removes
+them, and ends too. One exception: where this process is PID 1 of a pid namespace, the kernel ends the reaper with it.
+
+What is entrusted stands in memory that both share, so recording it and striking it are stores: no system call, nobody is woken,
+and the GIL is not given away. An entry's body is written first, and the word that makes it count last; an aligned word of four
+bytes is written as a whole on every processor that isolib knows. Nothing orders the two for other processors, and nothing needs
+to: the reaper looks when it has learned of this process's end, and learns with it all that was stored before.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import fcntl
+import os
+import resource
+import stat
+import sys
+from collections import deque
+from contextlib import suppress
+from itertools import count
+from struct import Struct
+from threading import RLock
+from typing import TYPE_CHECKING, Final
+from weakref import WeakValueDictionary
+
+from isolib._kernel import calls
+from isolib._kernel.handle import Fd, home
+from isolib._kernel.launch import launch
+from isolib._kernel.plan import REAP, Builder
+from isolib.errors import IsolibError, PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from isolib._kernel.launch import Launched
+
+#: What follows an entry's state: kind, number of bases, nothing, the bases, the name.
+_BODY: Final = Struct(f"=III{calls.ENTRY_BASES}H256s")
+_NAME_MAX: Final = 255
+_LIVE: Final = 1
+_WORD: Final = 4
+_HIGH: Final = calls.TABLE_HIGH // _WORD
+_OWNER: Final = calls.TABLE_OWNER // _WORD
+_GUARD: Final = calls.TABLE_GUARD // _WORD
+
+#: Directories that stay known when nobody uses them: who makes one group after the other need not send them each time.
+_KEPT: Final = 32
+#: Descriptors that the reaper needs beside those of directories, most of them to walk down a tree.
+_OTHERS: Final = 160
+_LOWEST: Final = 3
+
+
+class _Base:
+    """A directory that the reaper knows by a number; both are let go when nobody uses this any more."""
+
+    __slots__ = ("__weakref__", "_reaper", "fd", "index")
+
+    def __init__(self, reaper: _Reaper, fd: Fd, index: int) -> None:
+        self._reaper = reaper
+        self.fd = fd
+        self.index = index
+
+    def __del__(self) -> None:
+        launched = self._reaper.launched
+        if launched is None or sys.is_finalizing():
+            return
+        with suppress(OSError):  # it was killed: the next one will not be told of this
+            calls.send_base(launched.status, self.index, -1)
+        self._reaper.numbers.append(self.index)
+
 
 class Ticket:
-    """A ticket."""
+    """The proof that something is entrusted; `strike` takes it back."""
+
+    __slots__ = ("_bases", "_index", "_reaper")
+
+    def __init__(self, reaper: _Reaper, index: int, bases: tuple[_Base, ...]) -> None:
+        self._reaper = reaper
+        self._index = index
+        self._bases = bases  # whose numbers stay theirs until then
 
     def strike(self) -> None:
-        """Strike."""
+        """Say that it is gone, or another's business from now on. Again is nothing, and so it is in a fork of the process."""
+        reaper = self._reaper
+        if reaper.home != home():
+            return
+        with reaper.lock:
+            if reaper.live.get(self._index) is self:
+                reaper.words[reaper.word_of(self._index)] = 0
+                # Interrupted from here on, it is an entry less; the first line bears being run again.
+                del reaper.live[self._index]
+                reaper.free.append(self._index)
 
 
-def entrust(bases: Sequence[int], name: str) -> Ticket:
-    """Entrust."""
-    return Ticket()
+class Place:
+    """Parent directories, one for each hierarchy, in which things of one name are made; looked at once for all of them."""
+
+    __slots__ = ("_bases", "_reaper", "_row")
+
+    def __init__(self, reaper: _Reaper, bases: tuple[_Base, ...]) -> None:
+        self._settle(reaper, bases)
+
+    def _settle(self, reaper: _Reaper, bases: tuple[_Base, ...]) -> None:
+        numbers = [base.index for base in bases] + [0] * (calls.ENTRY_BASES - len(bases))
+        self._reaper, self._bases, self._row = reaper, bases, (calls.ENTRY_CGROUP, len(bases), 0, *numbers)
+
+    def entrust(self, name: str | bytes) -> Ticket:
+        """Have the directories of this name removed when this process is gone; as :func:`entrust`."""
+        encoded = name if isinstance(name, bytes) else os.fsencode(name)
+        if b"/" in encoded or b"\0" in encoded or encoded in {b"", b".", b".."} or len(encoded) > _NAME_MAX:
+            raise PlanError(f"not the name of a directory: {name!r}")
+        reaper = self._reaper
+        if reaper.home != home():  # this is a fork: the directories are the same, the reaper is another
+            reaper = _own()
+            self._settle(reaper, reaper.bases([base.fd.fileno() for base in self._bases]))
+        return reaper.record(self._row, self._bases, encoded)
+
+
+class _Reaper:
+    """The table of this process, and the process that guards it."""
+
+    def __init__(self) -> None:
+        self.home = home()
+        self.lock = RLock()  # a finalizer may strike in the midst of anything here
+        self.table = calls.new_table()
+        self.bytes = calls.map_table(self.table.fileno())
+        self.words = self.bytes.cast("I")
+        self.live: dict[int, Ticket] = {}
+        self.free: list[int] = []
+        self._high = count()
+        self.launched: Launched | None = None
+        self._known: WeakValueDictionary[tuple[int, int], _Base] = WeakValueDictionary()
+        self._recent: deque[_Base] = deque(maxlen=_KEPT)
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        most = calls.TABLE_BASES if hard == resource.RLIM_INFINITY else max(1, min(calls.TABLE_BASES, hard - _OTHERS))
+        self.numbers = list(reversed(range(most)))
+
+    @staticmethod
+    def word_of(index: int) -> int:
+        """Return where the state of an entry stands."""
+        return (calls.TABLE_HEADER + index * calls.ENTRY_SIZE) // _WORD
+
+    def record(self, row: tuple[int, ...], bases: tuple[_Base, ...], name: bytes) -> Ticket:
+        """Write an entry."""
+        with self.lock:
+            if not self._is_guarded:
+                self._start()
+            index = self.free.pop() if self.free else self._next()
+            ticket = Ticket(self, index, bases)
+            word = self.word_of(index)
+            _BODY.pack_into(self.bytes, word * _WORD + calls.ENTRY_BODY, *row, name)
+            self.live[index] = ticket
+            self.words[word] = _LIVE
+            return ticket
+
+    def _next(self) -> int:
+        index = next(self._high)
+        if index >= calls.TABLE_ENTRIES:
+            self._high = count(calls.TABLE_ENTRIES)
+            raise IsolibError(f"{calls.TABLE_ENTRIES} things are entrusted to the reaper, and there is room for no more")
+        self.words[_HIGH] = index + 1
+        return index
+
+    @property
+    def _is_guarded(self) -> bool:
+        return self.words[_GUARD] != 0 and not self.words[_OWNER] & calls.OWNER_DIED
+
+    def running(self) -> Launched:
+        """Return the process, started if there is none."""
+        with self.lock:
+            return self.launched if self.launched and self._is_guarded else self._start()
+
+    def _start(self) -> Launched:
+        """Start the process, or another one for the same table where somebody has ended it."""
+        self.words[_GUARD] = 0
+        before = self.launched
+        if before is not None:
+            before.end()
+        self.launched = None
+        self.words[_OWNER] = 0
+        builder = Builder()
+        table = builder.declare(self.table.fileno(), "table of the reaper")
+        launched = launch(builder.build(REAP._replace(fd=table)), builder.fds)
+        for base in self._known.values():
+            calls.send_base(launched.status, base.index, base.fd.fileno())
+        # What is interrupted before this is forgotten with its socket, and the process that it has made sees that.
+        self.launched = launched
+        self.words[_GUARD] = launched.supervisor_pid
+        return launched
+
+    def bases(self, fds: Sequence[int]) -> tuple[_Base, ...]:
+        """Return what the reaper knows these directories by, which it is told of those that it does not know."""
+        if not 0 < len(fds) <= calls.ENTRY_BASES:
+            raise PlanError(f"{len(fds)} parent directories; 1 to {calls.ENTRY_BASES} are possible")
+        with self.lock:
+            return tuple([self._base(fd) for fd in fds])
+
+    def _base(self, fd: int) -> _Base:
+        status = os.fstat(fd)
+        found = self._known.get((status.st_dev, status.st_ino))
+        return self._new_base(fd, status) if found is None else found
+
+    def _new_base(self, fd: int, status: os.stat_result) -> _Base:
+        if not stat.S_ISDIR(status.st_mode) or calls.fs_magic(fd) not in calls.CGROUP_MAGICS:
+            raise PlanError(f"descriptor {fd} is not a directory of cgroups")
+        if not self.numbers:
+            self._recent.clear()
+        if not self.numbers:
+            raise IsolibError("things in too many parent directories are entrusted to the reaper: it can hold no more open")
+        own = Fd.take(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST)
+        assert own is not None  # noqa: S101 - fcntl raises
+        base = _Base(self, own, self.numbers.pop())
+        calls.send_base(self.running().status, base.index, own.fileno())
+        self._known[status.st_dev, status.st_ino] = base  # now: it counts as told from here on
+        self._recent.append(base)
+        return base
+
+    def forget(self) -> None:
+        """Let go of everything, in a fork of the process."""
+        launched, self.launched = self.launched, None
+        if launched is not None:
+            launched.close()
+        self.words.release()
+        self.bytes.release()
+        self.table.close()
+
+    @property
+    def descriptors(self) -> set[int]:
+        """What stays open for the life of this process."""
+        ours = {self.table.fileno(), *(base.fd.fileno() for base in self._known.values())}
+        return ours | ({self.launched.status, self.launched.pidfd} if self.launched else set())
+
+
+_reapers: dict[tuple[int, int], _Reaper] = {}
+
+
+def _own() -> _Reaper:
+    key = home()
+    # Of two threads that come here at once one has made an empty table for nothing.
+    return _reapers.get(key) or _reapers.setdefault(key, _Reaper())
+
+
+def _forget_after_fork() -> None:
+    for reaper in _reapers.values():
+        reaper.forget()
+    _reapers.clear()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+def place(bases: Sequence[int]) -> Place:
+    """Return a place to entrust things in: one look at the directories for all of them.
+
+    Parameters
+    ----------
+    bases
+        Descriptors of the parent directories in file systems of cgroups, which stay the caller's.
+    """
+    reaper = _own()
+    return Place(reaper, reaper.bases(bases))
+
+
+def entrust(bases: Sequence[int], name: str | bytes) -> Ticket:
+    """Have the directories of this name in each of these removed when this process is gone, with all that is in them.
+
+    To be called before they are made; what does not exist is nothing. Their processes are ended, frozen or not, and the groups
+    below them are removed too.
+
+    Parameters
+    ----------
+    bases
+        Descriptors of the parent directories in file systems of cgroups, one for each hierarchy, which stay the caller's.
+    name
+        Of the directory that will be made in each.
+
+    Returns
+    -------
+    Ticket
+        To `strike` when they are removed.
+
+    Raises
+    ------
+    PlanError
+        The name is not that of one directory, or a descriptor not of a directory of cgroups.
+    IsolibError
+        More is entrusted already than there is room for.
+    SetupFailed
+        The reaper could not be started.
+    """
+    return place(bases).entrust(name)
 
 
 def pid() -> int:
-    """Return the pid."""
-    return 0
+    """Return the process id of the reaper, which is started if there is none."""
+    return _own().running().supervisor_pid

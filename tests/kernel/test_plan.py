@@ -36,6 +36,7 @@ EXAMPLES = {
     "GO": Step("GO"),
     "SUPERVISE": Step("SUPERVISE", flags=1, value=1000),
     "HOLD": Step("HOLD"),
+    "REAP": Step("REAP", fd=DECLARED),
     "EXEC": exec_step([b"program", b"argument"], [b"A=1"], [b"/bin/program", b"/usr/bin/program"]),
     "SETNS": Step("SETNS", fd=DECLARED, flags=calls.CLONE_NEWNET),
     "UNSHARE": Step("UNSHARE", flags=calls.CLONE_NEWCGROUP),
@@ -86,7 +87,7 @@ EXAMPLES = {
 }
 
 MAPPING = {"MAP", "MAP_HELPER"}
-ENDS = {"HOLD", "SUPERVISE", "EXEC"}
+ENDS = {"HOLD", "REAP", "SUPERVISE", "EXEC"}
 
 
 def plan_with(step: Step, *, first: Step | None = None) -> Plan:
@@ -106,7 +107,7 @@ def plan_with(step: Step, *, first: Step | None = None) -> Plan:
         end = step
     else:
         host.append(step)
-    tail = [end] if end.kind == "HOLD" else [supervise, end]
+    tail = [end] if end.kind in {"HOLD", "REAP"} else [supervise, end]
     return Plan([*host, clone, *mapping, go, *tail], declared=[DECLARED, OTHER])
 
 
@@ -206,6 +207,10 @@ def test_launcher_accepts_every_kind(kind: str) -> None:
         [Step("CLONE"), Step("GO"), EXAMPLES["EXEC"]],
         [Step("CLONE"), EXAMPLES["MAP"], Step("GO"), EXAMPLES["MAP"], Step("HOLD")],
         [Step("CLONE"), Step("GO"), Step("SETNS"), Step("HOLD")],
+        [Step("CLONE"), Step("GO"), Step("REAP")],
+        [Step("CLONE"), Step("GO"), Step("SUPERVISE"), EXAMPLES["REAP"]],
+        [Step("CLONE"), Step("GO"), EXAMPLES["REAP"], Step("HOLD")],
+        [Step("CLONE"), Step("GO"), Step("REAP", fd=DECLARED, value=1)],
         [Step("CLONE"), Step("GO"), Step("CHDIR"), Step("SETSID", fd=DECLARED), Step("HOLD")],
         [Step("CLONE"), Step("GO"), Step("SECCOMP", text2=b"7 bytes"), Step("HOLD")],
         [Step("CLONE"), Step("GO"), Step("SETGROUPS", text2=b"3 b"), Step("HOLD")],

@@ -6,7 +6,7 @@
 #include <setjmp.h>
 #include <stdio.h>
 
-enum { BOOT_FD = 1000, DEPTH = 4 };
+enum { BOOT_FD = 1000, DEPTH = 4, ENTRIES = 8 };
 
 static jmp_buf ends[DEPTH];
 static int depth;
@@ -15,7 +15,7 @@ static size_t boot_size;
 static int failures; /* one call in so many fails; 0: none */
 static uint32_t ids[2][3];
 static uint32_t capabilities[6];
-static long calls, executed;
+static long calls, executed, unlinked;
 static void *mapped[64];
 static int mapped_count;
 static volatile uint64_t sum;
@@ -45,6 +45,87 @@ static long allocate(size_t size) {
         return -ENOMEM;
     mapped[mapped_count++] = memory;
     return (long)memory;
+}
+
+/* The reaper's table, whose size is the mapping's: mostly sound, with entries of which each field may be wrong. */
+static long allocate_table(size_t size) {
+    long memory = allocate(size);
+    struct isolib_table *table = (struct isolib_table *)memory;
+    struct isolib_entry *entries = (struct isolib_entry *)(table + 1);
+    if (memory < 0)
+        return memory;
+    *table =
+        (struct isolib_table){ISOLIB_TABLE_MAGIC, ISOLIB_TABLE_VERSION, sizeof(*entries), ENTRIES, (uint32_t)below(12), 0, {0}};
+    if (below(8) == 0)
+        ((uint32_t *)table)[below(5)] = (uint32_t)number();
+    for (int i = 0; i < ENTRIES && (size_t)((char *)(entries + i + 1) - (char *)table) <= size; i++) {
+        struct isolib_entry *entry = &entries[i];
+        entry->state = below(4) != 0;
+        entry->kind = ISOLIB_ENTRY_CGROUP;
+        entry->base_count = (uint32_t)below(4);
+        for (int at = 0; at < ISOLIB_ENTRY_BASES; at++)
+            entry->bases[at] = (uint16_t)(below(8) ? below(4) : number());
+        memset(entry->name, below(8) ? 'x' : '.', below(8) ? 1 + below(3) : sizeof(entry->name));
+        if (below(8) == 0)
+            entry->name[below(sizeof(entry->name))] = (char)number();
+        if (below(8) == 0)
+            ((uint8_t *)entry)[below(16)] = (uint8_t)number();
+    }
+    return memory;
+}
+
+static long table_size(void) {
+    return (long)(below(8) ? sizeof(struct isolib_table) + ENTRIES * sizeof(struct isolib_entry) : below(4096));
+}
+
+/* What the host says to the reaper: a directory, or that the number of one is free, or that all is over; or nothing more. */
+static long answer_receive(struct iso_msghdr *header) {
+    struct iso_fd_control *control = header->control;
+    struct isolib_base base = {(uint32_t)(below(8) ? below(4) : number())};
+    touch(header, sizeof(*header));
+    if (below(2))
+        return below(4) ? -EAGAIN : (long)below(2);
+    memcpy((void *)(uintptr_t)header->parts[0].base, &base, sizeof(base));
+    memset(control, 0, header->control_size);
+    if (below(8)) {
+        control->size = offsetof(struct iso_fd_control, fds) + 4;
+        control->level = ISO_SOL_SOCKET;
+        control->type = ISO_SCM_RIGHTS;
+        control->fds[0] = (int32_t)new_fd();
+    } else {
+        header->control_size = 0;
+    }
+    return sizeof(base);
+}
+
+/* Of directories that hold few others, so that a walk ends. */
+static long answer_entries(char *entries, size_t size) {
+    enum { LENGTH = 16, TYPE = 18, NAME = 19, RECORD = 24 };
+    static const char *const names[] = {".", "..", "7", "a", ".b"};
+    size_t count = below(4) ? 0 : 1 + below(3);
+    memset(entries, 0, size);
+    for (size_t i = 0; i < count; i++) {
+        char *entry = entries + i * RECORD;
+        *(uint16_t *)(void *)(entry + LENGTH) = RECORD;
+        entry[TYPE] = below(2) ? 4 : 8;
+        strcpy(entry + NAME, names[below(sizeof(names) / sizeof(*names))]);
+    }
+    return (long)(count * RECORD);
+}
+
+static long answer_statfs(long *status) {
+    static const long magics[] = {0x63677270, 0x27e0eb, 0xef53};
+    memset(status, 0, 120);
+    *status = magics[below(3)];
+    return 0;
+}
+
+/* Time goes on, or what waits with a limit would not end. */
+static long answer_clock(struct iso_timespec *now) {
+    static int64_t ticks;
+    ticks += (int64_t)below(10000000);
+    *now = (struct iso_timespec){ticks / 1000000000, ticks % 1000000000};
+    return 0;
 }
 
 static long answer_message(const struct iso_msghdr *header) {
@@ -130,6 +211,16 @@ static long answer_file(long nr, long b, long c, long d) {
 
 static long answer_read(long a, long b, long c) {
     (void)a;
+    if (c == 127) { /* cgroup.events */
+        memset((void *)b, 0, (size_t)c);
+        strcpy((char *)b + below(100), below(2) ? "populated 1" : "populated 0");
+        return (long)below(128);
+    }
+    if (c == 512) { /* cgroup.procs */
+        for (long i = 0; i < c; i++)
+            ((char *)b)[i] = below(4) ? (char)('0' + below(10)) : '\n';
+        return below(2) ? 0 : (long)below(513);
+    }
     if (c >= 128) { /* a signalfd, or a list of children */
         memset((void *)b, 0, (size_t)c);
         *(uint32_t *)b = below(2) ? 17 : 15;
@@ -160,9 +251,9 @@ long sys6(long nr, long a, long b, long c, long d, long e, long f) {
         return -(long)(1 + below(120));
     switch (nr) {
     case __NR_mmap:
-        return e == BOOT_FD ? (long)boot : allocate((size_t)b);
+        return e == BOOT_FD ? (long)boot : e >= 0 ? allocate_table((size_t)b) : allocate((size_t)b);
     case __NR_lseek:
-        return (long)boot_size;
+        return a == BOOT_FD ? (long)boot_size : table_size();
     case __NR_clone3:
         return answer_clone(((const long *)a)[1]);
     case __NR_clone:
@@ -185,7 +276,25 @@ long sys6(long nr, long a, long b, long c, long d, long e, long f) {
     case __NR_getrusage:
         return fill(b, 18 * sizeof(long));
     case __NR_clock_gettime:
-        return fill(b, sizeof(struct iso_timespec));
+        return answer_clock((struct iso_timespec *)b);
+    case __NR_recvmsg:
+        return answer_receive((struct iso_msghdr *)b);
+    case __NR_fstatfs:
+        return answer_statfs((long *)b);
+    case __NR_unlinkat:
+        touch_text(b);
+        unlinked++;
+        return below(2) ? -EBUSY : 0;
+    case __NR_prlimit64:
+        if (c)
+            touch((const void *)c, 16);
+        return fill(d, 16);
+    case __NR_set_robust_list:
+        touch((const void *)a, (size_t)b);
+        return 0;
+    case __NR_getpid:
+    case __NR_gettid:
+        return 42;
     case __NR_statx:
         touch_text(b);
         fill(e, sizeof(struct statx));
@@ -195,7 +304,7 @@ long sys6(long nr, long a, long b, long c, long d, long e, long f) {
         strcpy((char *)a, below(8) ? "/" : "(unreachable)/");
         return 2;
     case __NR_getdents64:
-        return 0;
+        return answer_entries((char *)b, (size_t)c);
     case __NR_setresuid:
         return set_ids(ids[0], a, b, c);
     case __NR_setresgid:
@@ -237,6 +346,7 @@ long sys6(long nr, long a, long b, long c, long d, long e, long f) {
     case __NR_socket:
     case __NR_signalfd4:
     case __NR_fcntl:
+    case __NR_pidfd_open:
         return new_fd();
     case __NR_kill:
         return below(2) ? -ESRCH : 0;
@@ -304,6 +414,7 @@ int main(int argc, char **argv) {
         mutate(mutated, &size);
         launch(mutated, size);
     }
-    printf("%ld plans, sound, failing and mutated: %ld system calls, %ld programs executed\n", count, calls, executed);
-    return calls > count && executed > 0 ? 0 : 1;
+    printf("%ld plans, sound, failing and mutated: %ld system calls, %ld programs executed, %ld directories removed\n", count,
+           calls, executed, unlinked);
+    return calls > count && executed > 0 && unlinked > 0 ? 0 : 1;
 }

@@ -159,6 +159,8 @@ static size_t random_plan(uint8_t *bytes, uint8_t *scratch) {
     }
     if (below(4) == 0) {
         steps[count++] = (struct isolib_step){.kind = STEP_HOLD, .fd = -1, .fd2 = -1, .out = -1};
+    } else if (below(4) == 0) {
+        steps[count++] = (struct isolib_step){.kind = STEP_REAP, .fd = (int32_t)below(slots), .fd2 = -1, .out = -1};
     } else {
         steps[count++] = (struct isolib_step){.kind = STEP_SUPERVISE, .fd = -1, .fd2 = -1, .out = -1, .value = below(3)};
         place(&w, texts, steps, &count, STEP_EXEC, slots);

@@ -24,6 +24,7 @@ enum isolib_kind {
     STEP_SUPERVISE,  /* stage 2 starts the command and stays; flags: ISOLIB_SUPERVISE_*, value: deadline in ms, 0: none; fd: an
                         eventfd that tells that a cgroup is out of memory, which ends everything */
     STEP_HOLD,       /* stage 2 stays without a command: it keeps its namespaces alive */
+    STEP_REAP,       /* stage 2 becomes the reaper; fd: its table */
     STEP_EXEC,       /* the last: candidates text, argv and environment text2, flags: argc, value: envc */
 
     STEP_SETNS,
@@ -137,6 +138,51 @@ enum isolib_saying {
 };
 
 enum isolib_ending { ISOLIB_END_BY_ITSELF = 0, ISOLIB_END_DEADLINE = 1, ISOLIB_END_KILLED = 2, ISOLIB_END_OOM = 3 };
+
+/* ---- the reaper's table ------------------------------------------------------------------------------------------------ */
+
+enum isolib_table_limits {
+    ISOLIB_TABLE_MAGIC = 0x31544c49, /* "ILT1" */
+    ISOLIB_TABLE_VERSION = 1,
+    ISOLIB_TABLE_ENTRIES = 16384,
+    ISOLIB_TABLE_BASES = 256,      /* directories in which names live */
+    ISOLIB_ENTRY_BASES = 16,       /* of one entry: one for each hierarchy of cgroups */
+    ISOLIB_OWNER_DIED = 0x40000000 /* FUTEX_OWNER_DIED, which no linux/ header may be included for */
+};
+
+enum isolib_entry_kind { ISOLIB_ENTRY_CGROUP = 1 /* a directory of cgroups with all that it holds */ };
+
+/*
+ * Shared memory of the host, which writes, and its reaper, which reads when the host is gone: to record a thing and to strike
+ * it is a store.  The host stores an entry's state last, and when the entry is struck first.  No more order is needed:
+ * what a thread has stored before it died is there for whoever has learned of its death from the kernel.
+ */
+struct isolib_table {
+    uint32_t magic;
+    uint32_t version;
+    uint32_t entry_size;
+    uint32_t capacity;
+    uint32_t high;  /* the entries from here on have never been used */
+    uint32_t owner; /* the reaper's number, a robust futex: the kernel makes it ISOLIB_OWNER_DIED when the reaper ends */
+    uint32_t guard; /* the number of the reaper that the host relies on; any other has been given up */
+    uint32_t reserved[9];
+    /* the entries follow */
+};
+
+struct isolib_entry {
+    uint32_t state; /* 0: there is none */
+    uint32_t kind;
+    uint32_t base_count;
+    uint32_t reserved;
+    uint16_t bases[16];
+    char name[256]; /* NAME_MAX and a NUL */
+    uint32_t padding[4];
+};
+
+/* What the host says to the reaper, with the descriptor of the directory; without one, that number is free again. */
+struct isolib_base {
+    uint32_t index;
+};
 
 enum isolib_stage { ISOLIB_STAGE_HOST = 0, ISOLIB_STAGE_FIRST = 1, ISOLIB_STAGE_INSIDE = 2, ISOLIB_STAGE_COMMAND = 3 };
 
@@ -268,6 +314,12 @@ int64_t isolib_monotonic_ns(void);
 int isolib_launcher_seal(const char *path);
 int isolib_reap(int pidfd);
 int isolib_say(int status, int word);
+
+/* table.c: the reaper's table in a sealed memory file */
+int isolib_table_new(void);
+void *isolib_table_map(int fd);
+void isolib_table_unmap(void *table);
+int isolib_table_send_base(int status, uint32_t index, int fd);
 
 /* how far isolib_namespace_new came */
 enum isolib_new {

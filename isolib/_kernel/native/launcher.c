@@ -274,6 +274,8 @@ static void run(struct launcher *l) {
             if (result < 0)
                 fail(l, result);
             supervise(l, step, -1);
+        case STEP_REAP:
+            run_reaper(l, step);
         case STEP_EXEC:
             result = run_exec(l, step);
             break;

@@ -46,6 +46,9 @@ long run_map_helper(struct launcher *l, const struct isolib_step *step);
 long open_signals(struct launcher *l);
 void supervise(struct launcher *l, const struct isolib_step *step, int command_pid) __attribute__((noreturn));
 
+/* reap.c */
+void run_reaper(struct launcher *l, const struct isolib_step *step) __attribute__((noreturn));
+
 /* launcher.c */
 long send_message(struct launcher *l, const struct isolib_message *message, int fd, int fd2);
 void fail(struct launcher *l, long error) __attribute__((noreturn));

@@ -23,6 +23,7 @@ static const uint16_t uses[STEP_KINDS] = {
     [STEP_MAP] = TEXT | BLOB2,
     [STEP_MAP_HELPER] = TEXT | BLOB2,
     [STEP_SUPERVISE] = FD_OPTIONAL,
+    [STEP_REAP] = FD,
     [STEP_EXEC] = BLOB | BLOB2,
     [STEP_SETNS] = FD,
     [STEP_OPEN] = FD_OPTIONAL | TEXT | OUT,
@@ -114,6 +115,8 @@ static int step_fits(const struct area *area, const struct isolib_step *step) {
         return 0;
     if (step->kind == STEP_SUPERVISE || step->kind == STEP_HOLD)
         return step->value <= MAX_DEADLINE_MS;
+    if (step->kind == STEP_REAP)
+        return step->flags == 0 && step->value == 0;
     if (step->kind == STEP_EXEC)
         return exec_fits(area, step);
     if (step->kind == STEP_MAP_HELPER)
@@ -125,7 +128,7 @@ static int step_fits(const struct area *area, const struct isolib_step *step) {
     return 1;
 }
 
-/* stage 1, CLONE, maps, GO, stage 2, then HOLD, or SUPERVISE, the command's steps, EXEC */
+/* stage 1, CLONE, maps, GO, stage 2, then HOLD, or REAP, or SUPERVISE, the command's steps, EXEC */
 static int order_fits(const struct isolib_step *steps, uint32_t count) {
     enum { FIRST, MAPPING, INSIDE, COMMAND, ENDED } phase = FIRST;
     for (uint32_t i = 0; i < count; i++) {
@@ -151,6 +154,7 @@ static int order_fits(const struct isolib_step *steps, uint32_t count) {
             phase = COMMAND;
             break;
         case STEP_HOLD:
+        case STEP_REAP:
             if (phase != INSIDE)
                 return 0;
             phase = ENDED;

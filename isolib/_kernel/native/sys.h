@@ -56,6 +56,7 @@ static inline long iso_noted(int32_t number, long result) {
 /* linux/fcntl.h, linux/sched.h and others clash with libc's; these few values are ABI. */
 #define ISO_AT_FDCWD (-100)
 #define ISO_AT_EMPTY_PATH 0x1000
+#define ISO_AT_REMOVEDIR 0x200
 #define ISO_O_CLOEXEC 02000000
 #define ISO_O_PATH 010000000
 #define ISO_O_RDWR 02
@@ -104,6 +105,7 @@ struct iso_pollfd {
     int16_t revents;
 };
 #define ISO_POLLIN 1
+#define ISO_POLLPRI 2
 #define ISO_POLLHUP 16
 
 struct iso_timespec {

@@ -1,0 +1,252 @@
+/*
+ * The reaper: it sleeps beside the host, and when that is gone it removes what no descriptor can own, by the table that the
+ * host has left in shared memory.  Whatever the host did last, be it half of an entry, is what the table holds then.
+ *
+ * Names are looked up in directories that the host has sent.  What it sent before it died lies in the socket's queue, which is
+ * read before anything else.  Everything is ended first, of all entries, then waited for and removed.  What cannot be removed
+ * for a moment (processes that are dying, or being born into it) is tried again until there is no more time.
+ *
+ * No message and no file is waited for without a limit: nobody is left who could end this process.
+ */
+#include "reap.h"
+
+enum { PATIENCE = 10 /* seconds for everything */, DONE_BYTES = ISOLIB_TABLE_ENTRIES / 8 };
+
+struct reaping {
+    const struct launcher *l;
+    struct isolib_table *table;
+    uint32_t self; /* the number of this process */
+    int64_t deadline_ns;
+    struct directory bases[ISOLIB_TABLE_BASES];
+    uint8_t done[DONE_BYTES];
+};
+
+/* As in linux/futex.h: what the kernel marks when this process ends, however it does. */
+struct robust_list {
+    void *next;
+    long offset;
+    void *pending;
+};
+
+static struct reaping reaping;
+static struct robust_list robust;
+
+/* ---- what the host says ---- */
+
+static int version_of(int fd) {
+    enum { CGROUP2 = 0x63677270, CGROUP = 0x27e0eb };
+    long status[16] = {0}; /* struct statfs */
+    if (SYS2(fstatfs, fd, status) < 0)
+        return 0;
+    return status[0] == CGROUP2 ? V2 : status[0] == CGROUP ? V1 : 0;
+}
+
+static void take_base(struct reaping *r, uint32_t index, int32_t fd) {
+    struct directory *base = &r->bases[index];
+    int version = fd >= 0 ? version_of(fd) : 0;
+    if (base->fd >= 0)
+        SYS1(close, base->fd);
+    if (fd >= 0 && !version)
+        SYS1(close, fd);
+    *base = (struct directory){version ? fd : -1, version};
+}
+
+enum hearing { NOTHING_MORE, TAKEN, CLOSED, SHALL_END };
+
+static enum hearing hear_one(struct reaping *r) {
+    enum { DONT_WAIT = 0x40, CLOEXEC = 0x40000000 };
+    struct isolib_base said = {0};
+    struct iso_iovec part = {&said, sizeof(said)};
+    struct iso_fd_control control = {0};
+    struct iso_msghdr header = {0, 0, &part, 1, &control, sizeof(control), 0};
+    int32_t fd = -1;
+    long got = SYS3(recvmsg, r->l->status, &header, DONT_WAIT | CLOEXEC);
+    if (got < 0)
+        return NOTHING_MORE;
+    if (header.control_size >= offsetof(struct iso_fd_control, fds) + 4 && control.level == ISO_SOL_SOCKET &&
+        control.type == ISO_SCM_RIGHTS)
+        fd = control.fds[0];
+    if (got == sizeof(said) && said.index < ISOLIB_TABLE_BASES)
+        take_base(r, said.index, fd);
+    else if (fd >= 0)
+        SYS1(close, fd);
+    if (got == 0)
+        return CLOSED;
+    return got == 1 ? SHALL_END : TAKEN;
+}
+
+static enum hearing hear(struct reaping *r) {
+    enum hearing heard;
+    do
+        heard = hear_one(r);
+    while (heard == TAKEN);
+    return heard;
+}
+
+/* Whether the host is going, too, is seen a moment after its socket has closed. */
+static int is_given_up(const struct reaping *r) {
+    return r->table->guard != r->self && !wait_for(r->l->host, ISO_POLLIN, now_ns() + SECOND / 2);
+}
+
+/* That the socket is at its end says nothing of the host: an interpreter that ends closes it before the process is gone.  But a
+ * start that was interrupted closes it too, and that reaper is nobody's. */
+static void wait_for_the_end(struct reaping *r) {
+    struct iso_pollfd polled[2] = {{r->l->host, ISO_POLLIN, 0}, {r->l->status, ISO_POLLIN, 0}};
+    while (!polled[0].revents) {
+        enum hearing heard = NOTHING_MORE;
+        polled[0].revents = polled[1].revents = 0;
+        if (SYS5(ppoll, polled, 2, 0, 0, 0) > 0 && polled[1].revents)
+            heard = hear(r);
+        if (polled[0].revents)
+            break;
+        if (heard == SHALL_END || (heard == CLOSED && is_given_up(r)))
+            leave(0);
+        if (heard == CLOSED)
+            polled[1].fd = -1;
+    }
+    hear(r);
+}
+
+/* ---- the table ---- */
+
+static const struct isolib_entry *entry_at(const struct reaping *r, uint32_t index) {
+    return (const struct isolib_entry *)(const void *)(r->table + 1) + index;
+}
+
+/* The name of one directory, and not a way to others. */
+static int is_name(const char name[256]) {
+    size_t size = 0;
+    while (size < 256 && name[size] && name[size] != '/')
+        size++;
+    return size > 0 && size < 256 && !name[size] && !is_dots(name);
+}
+
+static int is_live(const struct reaping *r, uint32_t index) {
+    const struct isolib_entry *entry = entry_at(r, index);
+    return entry->state && !(r->done[index / 8] & 1 << index % 8) && entry->kind == ISOLIB_ENTRY_CGROUP &&
+           entry->base_count <= ISOLIB_ENTRY_BASES && is_name(entry->name);
+}
+
+static const struct directory *base_of(const struct reaping *r, const struct isolib_entry *entry, uint32_t which) {
+    static const struct directory none = {-1, 0};
+    return entry->bases[which] < ISOLIB_TABLE_BASES ? &r->bases[entry->bases[which]] : &none;
+}
+
+/* Returns whether something is left that may go later. */
+static int remove_entry(struct reaping *r, uint32_t index) {
+    const struct isolib_entry *entry = entry_at(r, index);
+    int left = 0;
+    for (uint32_t i = 0; i < entry->base_count; i++) {
+        const struct directory *base = base_of(r, entry, i);
+        if (base->fd >= 0)
+            left |= remove_group(base, entry->name, r->deadline_ns);
+    }
+    if (!left)
+        r->done[index / 8] |= (uint8_t)(1 << index % 8);
+    return left;
+}
+
+static void undo_all(struct reaping *r) {
+    uint32_t high = r->table->high < r->table->capacity ? r->table->high : r->table->capacity;
+    int left;
+    r->deadline_ns = now_ns() + (int64_t)PATIENCE * SECOND;
+    do {
+        left = 0;
+        for (uint32_t index = 0; index < high; index++) {
+            const struct isolib_entry *entry = entry_at(r, index);
+            for (uint32_t i = 0; is_live(r, index) && i < entry->base_count; i++)
+                if (base_of(r, entry, i)->fd >= 0)
+                    end_group(base_of(r, entry, i), entry->name);
+        }
+        for (uint32_t index = 0; index < high; index++)
+            if (is_live(r, index))
+                left |= remove_entry(r, index);
+    } while (left && now_ns() < r->deadline_ns);
+}
+
+/* ---- the process ---- */
+
+/* Checked as the plan is: an entry beyond the end would be a SIGBUS, and nobody would be left. */
+static long map_table(struct reaping *r, int fd) {
+    enum { READ_WRITE = 3, SHARED = 1, FROM_END = 2 };
+    long size = SYS3(lseek, fd, 0, FROM_END), result;
+    if (size < (long)sizeof(*r->table))
+        return size < 0 ? size : -EINVAL;
+    result = iso_noted(__NR_mmap, sys6(__NR_mmap, 0, size, READ_WRITE, SHARED, fd, 0));
+    if (result < 0 && result > -4096)
+        return result;
+    r->table = (struct isolib_table *)result;
+    if (r->table->magic != ISOLIB_TABLE_MAGIC || r->table->version != ISOLIB_TABLE_VERSION ||
+        r->table->entry_size != sizeof(struct isolib_entry) || r->table->capacity > ISOLIB_TABLE_ENTRIES ||
+        r->table->capacity > ((uint64_t)size - sizeof(*r->table)) / sizeof(struct isolib_entry))
+        return -EPROTO;
+    return 0;
+}
+
+/* Out of everything of the host's that a signal, a terminal or a removed directory could reach it by.  Where the calling thread
+ * was in other namespaces than its process, and whoever calls may leave them, they must not live as long as this process. */
+static long detach(const struct launcher *l) {
+    enum { SETMASK = 2, SET_NAME = 15, SET_DUMPABLE = 4, NOFILE = 7 };
+    enum { NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x40000000 }; /* mnt, cgroup, uts, ipc, net */
+    uint64_t every_signal = ~0ULL, limit[2];
+    long result = SYS4(rt_sigprocmask, SETMASK, &every_signal, 0, 8);
+    if (result == 0)
+        result = SYS0(setsid);
+    if (result < 0)
+        return result;
+    SYS2(setns, l->host, NAMESPACES);
+    SYS5(prctl, SET_NAME, "isolib-reaper", 0, 0, 0);
+    SYS5(prctl, SET_DUMPABLE, 0, 0, 0, 0);
+    /* The directories that it is sent are descriptors, of which the host may have allowed itself few. */
+    if (SYS4(prlimit64, 0, NOFILE, 0, limit) == 0) {
+        limit[0] = limit[1];
+        SYS4(prlimit64, 0, NOFILE, limit, 0);
+    }
+    return SYS1(chdir, "/");
+}
+
+/* The host reads in the table whether its reaper lives: no system call, and true however it has ended. */
+static long be_watched(struct reaping *r) {
+    robust.next = &robust;
+    robust.pending = &r->table->owner;
+    r->table->owner = r->self = (uint32_t)SYS0(gettid);
+    return SYS2(set_robust_list, &robust, sizeof(robust));
+}
+
+static void close_what_is_not_needed(const struct launcher *l) {
+    int32_t keep[3] = {l->status, l->host, l->go};
+    for (int round = 0; round < 2; round++)
+        for (int i = 0; i < 2; i++)
+            if (keep[i] > keep[i + 1]) {
+                int32_t lower = keep[i + 1];
+                keep[i + 1] = keep[i];
+                keep[i] = lower;
+            }
+    iso_close_others(keep, 3, 0);
+    SYS1(close, l->go); /* last: stage 1 is watching until now */
+}
+
+void run_reaper(struct launcher *l, const struct isolib_step *step) {
+    struct reaping *r = &reaping;
+    struct isolib_message message = {.type = ISOLIB_HOLDING};
+    long result;
+#ifdef ISOLIB_HOSTED
+    *r = (struct reaping){0}; /* there it is entered again and again */
+#endif
+    result = map_table(r, slot(l, step->fd));
+    if (result == 0)
+        result = detach(l);
+    if (result == 0)
+        result = be_watched(r);
+    if (result == 0)
+        result = send_message(l, &message, -1, -1);
+    if (result < 0)
+        fail(l, result);
+    r->l = l;
+    for (int i = 0; i < ISOLIB_TABLE_BASES; i++)
+        r->bases[i].fd = -1;
+    close_what_is_not_needed(l);
+    wait_for_the_end(r);
+    undo_all(r);
+    leave(0);
+}
