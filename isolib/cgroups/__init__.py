@@ -1,0 +1,1 @@
+"""Control groups: what processes may use together, and what they have used."""

@@ -1,0 +1,1 @@
+"""The controllers of control groups, each a module of its own."""
