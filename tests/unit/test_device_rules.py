@@ -137,9 +137,9 @@ def test_program_decides_as_the_rules_do(rules: tuple[DeviceRule, ...]) -> None:
 
 @given(LISTS)
 def test_program_is_short_and_always_the_same(rules: tuple[DeviceRule, ...]) -> None:
-    """Each rule costs four instructions for each kind at the most, and the same list makes the same program."""
+    """Each rule costs six instructions for each kind at the most, and the same list makes the same program."""
     both = sum(2 if rule.kind == "a" else 1 for rule in rules)
-    assert len(program(rules)) <= 14 + 4 * both
+    assert len(program(rules)) <= 12 + 6 * both
     assert program(list(rules)) == program(rules)
 
 
@@ -161,10 +161,10 @@ def test_no_instruction_is_out_of_reach(rules: tuple[DeviceRule, ...]) -> None:
 
 def test_longest_program() -> None:
     """A list whose program fits is taken; one whose program is too long is refused before anything is done."""
-    many = [DeviceRule("c", 1, minor) for minor in range(2000)]
-    fitting = (MAX_INSTRUCTIONS - 14) // 4
+    many = [DeviceRule("c", 1, minor) for minor in range(20000)]
+    fitting = (MAX_INSTRUCTIONS - 12) // 6
     assert len(program(many[:fitting])) <= MAX_INSTRUCTIONS
-    with pytest.raises(PlanError, match=f"2000 rules make 8014 instructions .* {MAX_INSTRUCTIONS}"):
+    with pytest.raises(PlanError, match=f"20000 rules make 120012 instructions .* {MAX_INSTRUCTIONS}"):
         program(many)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import dropwhile
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import bpf
-from isolib._kernel.bpf import Label, Reg, and_, exit_, ja, jeq, jne, jset, ldxw, mov, rsh
+from isolib._kernel.bpf import Instruction, Label, Reg, and_, exit_, ja, jeq, jne, jset, ldxw, mov, rsh
 from isolib.cgroups.controllers.device_rules import ACCESSES, check_rules, decisive, granted, in_order, rule_text
 from isolib.errors import PlanError, Unsupported
 
@@ -27,14 +26,15 @@ _BITS: Final = {"r": 2, "w": 4, "m": 1}
 
 # ---- cgroup v2 ----
 
-_CONTEXT, _PENDING, _TYPE, _MAJOR, _MINOR = Reg.R1, Reg.R2, Reg.R3, Reg.R4, Reg.R5
+_CONTEXT, _PENDING, _SCRATCH = Reg.R1, Reg.R2, Reg.R3
+_ACCESS_TYPE, _MAJOR, _MINOR = 0, 4, 8  # struct bpf_cgroup_dev_ctx; the first is access << 16 | type
 
 
 def program(rules: Iterable[DeviceRule]) -> tuple[int, ...]:
     """Return the BPF program that decides as the rules do, always the same for the same list.
 
     Its context is struct bpf_cgroup_dev_ctx; it answers 1 for yes and 0 for no. It goes through the rules from the last to the
-    first, with at most four instructions for each, and strikes what is asked for when it is allowed; when something is denied,
+    first, with at most six instructions for each, and strikes what is asked for when it is allowed; when something is denied,
     or something is left, the answer is no. So it is with accesses that a future kernel may know.
 
     Raises
@@ -43,52 +43,46 @@ def program(rules: Iterable[DeviceRule]) -> tuple[int, ...]:
         It would be longer than the kernel takes.
     """
     checked = check_rules(rules)
-    words = bpf.assemble(
-        [
-            ldxw(_PENDING, _CONTEXT, 0),  # access << 16 | type
-            mov(_TYPE, _PENDING),
-            and_(_TYPE, 0xFFFF),
-            rsh(_PENDING, 16),
-            ldxw(_MAJOR, _CONTEXT, 4),
-            ldxw(_MINOR, _CONTEXT, 8),
-            jeq(_PENDING, 0, "allow"),
-            jeq(_TYPE, _TYPES["c"], "c"),
-            jne(_TYPE, _TYPES["b"], "deny"),
-            *_section(checked, "b"),
-            ja("deny"),
-            Label("c"),
-            *_section(checked, "c"),
-            Label("deny"),
-            mov(Reg.R0, 0),
-            exit_(),
-            Label("allow"),
-            mov(Reg.R0, 1),
-            exit_(),
-        ]
-    )
-    if len(words) > bpf.MAX_INSTRUCTIONS:
+    code = [
+        ldxw(_PENDING, _CONTEXT, _ACCESS_TYPE),
+        mov(_SCRATCH, _PENDING),
+        and_(_SCRATCH, 0xFFFF),
+        rsh(_PENDING, 16),
+        jeq(_PENDING, 0, "allow"),
+        jeq(_SCRATCH, _TYPES["c"], "c"),
+        jne(_SCRATCH, _TYPES["b"], "deny"),
+        *_section(checked, "b"),
+        ja("deny"),
+        Label("c"),
+        *_section(checked, "c"),
+        Label("deny"),
+        mov(Reg.R0, 0),
+        exit_(),
+        Label("allow"),
+        mov(Reg.R0, 1),
+        exit_(),
+    ]
+    length = sum(isinstance(item, Instruction) for item in code)
+    if length > bpf.MAX_INSTRUCTIONS:
         raise PlanError(
-            f"devices: {len(checked)} rules make {len(words)} instructions of BPF; the kernel takes {bpf.MAX_INSTRUCTIONS}"
+            f"devices: {len(checked)} rules make {length} instructions of BPF; the kernel takes {bpf.MAX_INSTRUCTIONS}"
         )
-    return words
+    return bpf.assemble(code)
 
 
 def _section(rules: Sequence[DeviceRule], kind: str) -> list[Code]:
     """Return the code for one kind of device; it ends where nothing allowed what was left."""
     code: list[Code] = []
-    undecided = _mask(ACCESSES)
-    # Denials before the first permission say what is so anyway.
-    chosen = dropwhile(lambda rule: not rule.allow, (rule for rule in rules if rule.kind in ("a", kind)))
-    for index, rule in enumerate(reversed(tuple(chosen))):
-        bits, name = _mask(rule.access) & undecided, f"{kind}{index}"
-        if not bits:  # later rules for all devices have said it all; the kernel refuses code that is never reached
+    for index, rule in reversed(tuple(enumerate(rules))):
+        if rule.kind not in ("a", kind):
             continue
-        code += [] if rule.major is None else [jne(_MAJOR, rule.major, name)]
-        code += [] if rule.minor is None else [jne(_MINOR, rule.minor, name)]
+        bits, name = _mask(rule.access), f"{kind}{index}"
+        # Loaded anew each time: a verifier that remembers which number the last rule has found follows the rest of the program
+        # once for each rule, and gives up at a million instructions.
+        for offset, number in ((_MAJOR, rule.major), (_MINOR, rule.minor)):
+            code += [] if number is None else [ldxw(_SCRATCH, _CONTEXT, offset), jne(_SCRATCH, number, name)]
         code += [and_(_PENDING, ~bits), jeq(_PENDING, 0, "allow")] if rule.allow else [jset(_PENDING, bits, "deny")]
         code.append(Label(name))
-        if rule.major is None and rule.minor is None:
-            undecided &= ~bits
     return code
 
 

@@ -189,10 +189,13 @@ _PRIVILEGES: Final = (
 _HINTS: Final = {
     EBADF: "it is no directory of cgroup v2",
     ENOENT: "the group has been removed",
-    E2BIG: "the group has 64 device programs, and takes no more",
+    E2BIG: "the rules are too many for this kernel's verifier",
     EPERM: _PRIVILEGES,
 }
-_EXCLUSIVE: Final = "the group, or one above it, has a device program that was attached without BPF_F_ALLOW_MULTI; or "
+_ATTACH_HINTS: Final = _HINTS | {
+    E2BIG: "the group has 64 device programs, and takes no more",
+    EPERM: f"the group, or one above it, has a device program that was attached without BPF_F_ALLOW_MULTI; or {_PRIVILEGES}",
+}
 
 
 def _explained(error: SyscallError) -> SyscallError | Unsupported:
@@ -204,7 +207,5 @@ def _explained(error: SyscallError) -> SyscallError | Unsupported:
             f"the kernel, which is older than 4.15 or was built without {option}, or a seccomp filter",
             f"a kernel with {option}, or the devices controller of cgroup v1",
         )
-    text = _HINTS.get(error.errno, error.hint)
-    if error.errno == EPERM and error.target == "BPF_PROG_ATTACH":
-        text = _EXCLUSIVE + _PRIVILEGES
-    return from_errno(error.op, error.target, error.errno, text)
+    hints = _ATTACH_HINTS if error.target == "BPF_PROG_ATTACH" else _HINTS
+    return from_errno(error.op, error.target, error.errno, hints.get(error.errno, error.hint))
