@@ -170,15 +170,17 @@ def rule_text(kind: str, numbers: Numbers, letters: str) -> str:
 
 STANDARD_DEVICES: Final = tuple(
     DeviceRule.parse(text)
-    for text in ("c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:2 rwm", "c 136:* rw")
+    for text in (
+        *("c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:2 rwm", "c 136:* rw"),
+        "c 0:0 m",  # old kernels ask about whiteouts, also where overlayfs makes them
+    )
 )
-"""What every program may use: null, zero, full, random, urandom, tty, ptmx, and the terminals of devpts.
+"""What every program may use: null, zero, full, random, urandom, tty, ptmx, and the terminals of devpts; and make: whiteouts.
 
 To make nodes of other devices is not among them, though runc and Docker allow that (``c *:* m``, ``b *:* m``, which can be
 added). A node outlives its group: one that a root in the group makes in a directory that it shares with the host opens the
-device to those who are outside. Whoever unpacks images needs only whiteouts, which the kernel does not ask about; and a
-sandbox in a user namespace cannot make devices anyway. Nor is 5:1 among them: it is the host's console, and a container's
-/dev/console is a terminal of devpts.
+device to those who are outside. Whoever unpacks images needs only whiteouts; and a sandbox in a user namespace cannot make
+devices anyway. Nor is 5:1 among them: it is the host's console, and a container's /dev/console is a terminal of devpts.
 """
 
 
