@@ -366,4 +366,17 @@ int isolib_pty_size(int fd, int rows, int columns);
 int isolib_clone3_size(void);
 int isolib_landlock_abi(void);
 int isolib_security_modules(uint64_t *ids, uint32_t count);
+/* what the kernel tells of a BPF program */
+struct isolib_bpf_program {
+    uint32_t id;
+    uint32_t type;
+    uint8_t tag[8]; /* a digest of its instructions */
+    char name[16];
+};
 int isolib_bpf_device_program(const uint64_t *instructions, uint32_t count);
+int isolib_bpf_attach(int group, int program, uint32_t flags);
+int isolib_bpf_detach(int group, int program);
+/* count: how many ids there is room for, then how many there are; fewer than there are is ENOSPC */
+int isolib_bpf_attached(int group, uint32_t flags, uint32_t *ids, uint32_t *count);
+int isolib_bpf_program_by_id(uint32_t id);
+int isolib_bpf_program_info(int fd, struct isolib_bpf_program *program);

@@ -211,15 +211,85 @@ int isolib_security_modules(uint64_t *ids, uint32_t count) {
     return (int)syscall(LIST_MODULES, ids, &size, 0);
 }
 
-/* The whole union, zeroed: kernels 6.17 to 7.1 write past a shorter one. */
+/* ---- BPF ---- */
+
+/* Always the whole union, and zeroed by the caller: kernels 6.17 to 7.1 write past a shorter one. */
+static int bpf(int command, union bpf_attr *attr) {
+    return (int)syscall(__NR_bpf, command, attr, sizeof(*attr));
+}
+
 int isolib_bpf_device_program(const uint64_t *instructions, uint32_t count) {
+    enum { ATTEMPTS = 8 };
+    int fd, attempt = 0;
     union bpf_attr attr;
     memset(&attr, 0, sizeof(attr));
     attr.prog_type = BPF_PROG_TYPE_CGROUP_DEVICE;
     attr.insns = (uintptr_t)instructions;
     attr.insn_cnt = count;
     attr.license = (uintptr_t)"MIT";
-    return (int)syscall(__NR_bpf, BPF_PROG_LOAD, &attr, sizeof(attr));
+    strncpy(attr.prog_name, "isolib_devices", sizeof(attr.prog_name) - 1);
+    /* The verifier gives up for a signal that is about to be handled. */
+    do
+        fd = bpf(BPF_PROG_LOAD, &attr);
+    while (fd < 0 && errno == EAGAIN && ++attempt < ATTEMPTS);
+    return fd;
+}
+
+int isolib_bpf_attach(int group, int program, uint32_t flags) {
+    union bpf_attr attr;
+    memset(&attr, 0, sizeof(attr));
+    attr.target_fd = (uint32_t)group;
+    attr.attach_bpf_fd = (uint32_t)program;
+    attr.attach_type = BPF_CGROUP_DEVICE;
+    attr.attach_flags = flags;
+    return bpf(BPF_PROG_ATTACH, &attr);
+}
+
+int isolib_bpf_detach(int group, int program) {
+    union bpf_attr attr;
+    memset(&attr, 0, sizeof(attr));
+    attr.target_fd = (uint32_t)group;
+    attr.attach_bpf_fd = (uint32_t)program;
+    attr.attach_type = BPF_CGROUP_DEVICE;
+    return bpf(BPF_PROG_DETACH, &attr);
+}
+
+int isolib_bpf_attached(int group, uint32_t flags, uint32_t *ids, uint32_t *count) {
+    int result;
+    union bpf_attr attr;
+    memset(&attr, 0, sizeof(attr));
+    attr.query.target_fd = (uint32_t)group;
+    attr.query.attach_type = BPF_CGROUP_DEVICE;
+    attr.query.query_flags = flags;
+    attr.query.prog_ids = (uintptr_t)ids;
+    attr.query.prog_cnt = *count;
+    result = bpf(BPF_PROG_QUERY, &attr);
+    *count = attr.query.prog_cnt;
+    return result;
+}
+
+int isolib_bpf_program_by_id(uint32_t id) {
+    union bpf_attr attr;
+    memset(&attr, 0, sizeof(attr));
+    attr.prog_id = id;
+    return bpf(BPF_PROG_GET_FD_BY_ID, &attr);
+}
+
+int isolib_bpf_program_info(int fd, struct isolib_bpf_program *program) {
+    struct bpf_prog_info info;
+    union bpf_attr attr;
+    memset(&info, 0, sizeof(info));
+    memset(&attr, 0, sizeof(attr));
+    attr.info.bpf_fd = (uint32_t)fd;
+    attr.info.info_len = sizeof(info);
+    attr.info.info = (uintptr_t)&info;
+    if (bpf(BPF_OBJ_GET_INFO_BY_FD, &attr) < 0)
+        return -1;
+    program->id = info.id;
+    program->type = info.type;
+    memcpy(program->tag, info.tag, sizeof(program->tag));
+    memcpy(program->name, info.name, sizeof(program->name));
+    return 0;
 }
 
 /* ---- the image ---- */
