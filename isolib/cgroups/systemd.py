@@ -99,7 +99,7 @@ def start_scope(
     Parameters
     ----------
     pids
-        Processes of the caller's user, made to be moved; never the calling process.
+        Processes of the caller's user, started to be moved and not yet waited for; never the calling process.
     name
         What to call the unit; bytes that no unit's name may have are escaped as systemd-escape(1) does, and ``.scope`` is
         appended where it is missing. By default a name that is not taken.
@@ -175,7 +175,8 @@ def stop_scope(name: str, *, user: bool | None = None, timeout: float = 10.0) ->
 def delegated_by_systemd(path: str) -> bool:
     """Return whether a cgroup's directory has systemd's mark of delegation, an extended attribute.
 
-    The mark is readable by everybody since Linux 5.7, and by root before.
+    The mark is readable by everybody since Linux 5.7, and by root before. The system's systemd sets it; a user's does not in
+    old releases (252 does not): a group without the mark may be delegated all the same.
 
     Raises
     ------
