@@ -1,35 +1,342 @@
-"""Placeholder until the branch with the real one is merged."""
+"""A cgroup of one's own where systemd has the tree: a delegated scope, asked for over D-Bus.
+
+Where systemd runs, every cgroup has one writer, and of the groups that it made that is systemd itself: who makes groups of
+his own there, be it root, is in its way. He asks for a unit with ``Delegate=yes`` instead: everything below its group is his
+(https://systemd.io/CGROUP_DELEGATION). A *scope* is such a unit for processes that somebody else started.
+"""
 
 from __future__ import annotations
 
+import errno as e
 import os
+import re
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import count
+from typing import TYPE_CHECKING, Final
 
-from isolib.errors import Unsupported
+from isolib._kernel.procfs import parse_id_map
+from isolib.cgroups.systemd_bus import BUS, FEATURE, MANAGER, SYSTEMD, Place, connected
+from isolib.errors import GoneError, PlanError, SyscallError, Unsupported, from_errno
+from isolib.types import MAX_ID, IdMap
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from isolib.cgroups.systemd_bus import Bus, Message
+
+__all__ = [
+    "Scope",
+    "delegated_ancestor",
+    "delegated_by_systemd",
+    "is_running",
+    "scope_name",
+    "start_scope",
+    "stop_scope",
+]
+
+_BOOTED: Final = "/run/systemd/system"
+_JOBS: Final = f"type='signal',sender='{SYSTEMD}',path='{MANAGER.path}',interface='{MANAGER.interface}',member='JobRemoved'"
+#: The results of a job but "done".
+_RESULTS: Final = {
+    "canceled": (e.ECANCELED, "another job took its place"),
+    "dependency": (e.EIO, "a unit that it needs, as its slice, could not be started"),
+    "failed": (e.EIO, "the processes may have ended; journalctl tells why"),
+    "skipped": (e.ECANCELED, "it does not apply to this unit"),
+    "timeout": (e.ETIMEDOUT, "systemd's own time for it was over"),
+}
+
+_INFINITY: Final = 2**64 - 1
+_LONGEST_NAME: Final = 255  # UNIT_NAME_MAX, and the longest name of a directory
+_NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9:_.\\-]")
+_SLICE: Final = re.compile(r"(-|[A-Za-z0-9:_.\\]+(-[A-Za-z0-9:_.\\]+)*)\.slice")
+_UNIT: Final = re.compile(r".+\.(mount|scope|service|slice|socket|swap)")
+_USER_MANAGER: Final = re.compile(r"user@\d+\.service")
+
+_numbers = count(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Scope:
-    """A scope."""
+    """A scope unit of systemd.
+
+    Attributes
+    ----------
+    name
+        The unit: ``"isolib-1234-1.scope"``.
+    path
+        Its cgroup, below the root of the hierarchy, as in /proc/PID/cgroup: ``"/system.slice/isolib-1234-1.scope"``.
+    """
 
     name: str
     path: str
 
 
 def is_running() -> bool:
-    """Return whether systemd runs."""
-    return os.path.isdir("/run/systemd/system")
+    """Return whether systemd is the init of this system, and so the owner of its cgroups: sd_booted(3)."""
+    return os.path.isdir(_BOOTED)
+
+
+def start_scope(
+    pids: Sequence[int],
+    *,
+    name: str | None = None,
+    user: bool | None = None,
+    description: str = "Processes of isolib",
+    slice_: str | None = None,
+    timeout: float = 10.0,
+) -> Scope:
+    """Have systemd move processes into a new scope with a delegated cgroup, and return when they are there.
+
+    The scope ends by itself when its last process has ended, and its cgroup, with all below it, goes then: one process must
+    stay in it for as long as it is needed. On cgroup v2 that process must be moved to a group below before controllers are
+    enabled for groups below. At the end of the system (of the user's last session, for the user's systemd) systemd ends the
+    processes. No limit on tasks is set on the scope itself.
+
+    Blocks, for some milliseconds as a rule; any thread may call it, also one in which an event loop runs. The calling process
+    is not moved.
+
+    Parameters
+    ----------
+    pids
+        Processes of the caller's user, started to be moved and not yet waited for; never the calling process.
+    name
+        What to call the unit; bytes that no unit's name may have are escaped as systemd-escape(1) does, and ``.scope`` is
+        appended where it is missing. By default a name that is not taken.
+    user
+        Whether to ask the user's systemd instead of the system's. By default root of the machine asks the system's.
+    description
+        What the unit is for, as ``systemctl status`` shows it.
+    slice_
+        The slice to put it in. By default systemd's choice, system.slice or the user's app.slice.
+    timeout
+        How long to wait, in seconds, for all together. When it is over the scope may still come to be: end the processes.
+
+    Raises
+    ------
+    PlanError
+        An argument cannot work. Nothing was done.
+    Unsupported
+        No systemd, no bus, or no jeepney.
+    PermissionDenied
+        The bus, polkit or systemd refuses it to this user.
+    SyscallError
+        Another refusal, by its nearest errno: EEXIST when there is a unit of that name, ETIMEDOUT after the time-out, ESRCH
+        (as `GoneError`) when the processes have ended.
+
+    Examples
+    --------
+    >>> process = spawn(["sleep", "inf"])  # doctest: +SKIP
+    >>> start_scope([process.pid]).path  # doctest: +SKIP
+    '/user.slice/user-1000.slice/user@1000.service/app.slice/isolib-1234-1.scope'
+    """
+    _check(pids, slice_, description)
+    unit = None if name is None else scope_name(name)
+    properties = _properties(pids, description, slice_)
+    with _manager(user=user, timeout=timeout) as (bus, us):
+        _check_numbers(bus, us)
+        while True:
+            chosen = unit or f"isolib-{os.getpid()}-{next(_numbers)}.scope"
+            try:
+                _run_job(bus, "StartTransientUnit", "ssa(sv)a(sa(sv))", chosen, "fail", properties, [])
+            except SyscallError as error:
+                # That of a process that had this number before, or has it in another pid namespace.
+                if error.errno != e.EEXIST or unit is not None:
+                    raise
+            else:
+                return Scope(chosen, _control_group(bus, chosen))
+
+
+def stop_scope(name: str, *, user: bool | None = None, timeout: float = 10.0) -> None:
+    """Have systemd end a scope and what is still in it, and return when it has ended; one that is gone is nothing.
+
+    Processes that are left get SIGTERM, and SIGKILL when systemd's own time for it (90 s by default) is over: end them first,
+    then this is rarely needed and never long.
+
+    Parameters
+    ----------
+    name, user, timeout
+        As in `start_scope`.
+
+    Raises
+    ------
+    Unsupported, PermissionDenied, SyscallError
+        As `start_scope` does.
+    """
+    unit = scope_name(name)
+    with _manager(user=user, timeout=timeout) as (bus, _):
+        try:
+            _run_job(bus, "StopUnit", "ss", unit, "replace")
+        except SyscallError as error:
+            if error.errno != e.ENOENT:
+                raise
 
 
 def delegated_by_systemd(path: str) -> bool:
-    """Return whether a group is delegated."""
+    """Return whether a cgroup's directory has systemd's mark of delegation, an extended attribute.
+
+    The mark is readable by everybody since Linux 5.7, and by root before. The system's systemd sets it; a user's does not in
+    old releases (252 does not): a group without the mark may be delegated all the same.
+
+    Raises
+    ------
+    SyscallError
+        The directory cannot be looked at; it may be gone (ENOENT).
+    """
+    for name in ("user.delegate", "trusted.delegate"):
+        try:
+            if os.getxattr(path, name) == b"1":
+                return True
+        except OSError as error:
+            # Some kernels have no such attributes here, and those that begin with "trusted." are for CAP_SYS_ADMIN.
+            if error.errno not in (e.ENODATA, e.EOPNOTSUPP, e.EPERM):
+                raise from_errno("getxattr", path, error.errno or e.EIO) from None
     return False
 
 
-def start_scope(pids: Sequence[int]) -> Scope:
-    """Start a scope."""
-    raise Unsupported("x", "y", "z")
+def delegated_ancestor(path: str, top: str) -> str | None:
+    """Return the group that systemd delegated and in which this one is, itself or one above it; None when systemd has it.
+
+    The nearest unit decides: where a user's systemd was given its group, those that it made below are its own. What it
+    says matters only where systemd runs; elsewhere nobody marks groups.
+
+    Parameters
+    ----------
+    path
+        A cgroup's directory.
+    top
+        Where its hierarchy is mounted.
+
+    Raises
+    ------
+    SyscallError
+        As in `delegated_by_systemd`.
+    """
+    place, top = os.path.normpath(path), os.path.normpath(top)
+    while place != top and place.startswith(top):
+        name = os.path.basename(place)
+        if _UNIT.fullmatch(name):
+            return place if not _USER_MANAGER.fullmatch(name) and delegated_by_systemd(place) else None
+        place = os.path.dirname(place)
+    return None
+
+
+# ---- what is asked ----
+
+
+def scope_name(name: str) -> str:
+    r"""Return the name of a scope unit (systemd.unit(5)).
+
+    Examples
+    --------
+    >>> scope_name("build 7")
+    'build\\x207.scope'
+    """
+    if not name or "\0" in name:
+        raise PlanError(f"the name of a scope is not empty and has no NUL: {name!r}")
+    stem = name.removesuffix(".scope")
+    text = _NOT_IN_NAMES.sub(lambda match: "".join(f"\\x{byte:02x}" for byte in os.fsencode(match[0])), stem)
+    if text.startswith("."):
+        text = "\\x2e" + text[1:]
+    if not text or len(text) + len(".scope") > _LONGEST_NAME:
+        raise PlanError(f"the name of a scope has 1 to {_LONGEST_NAME} bytes, escapes and '.scope' included: {name!r}")
+    return f"{text}.scope"
+
+
+def _check(pids: Sequence[int], slice_: str | None, description: str) -> None:
+    if not pids:
+        raise PlanError("a scope needs a process: it ends with its last one")
+    for pid in pids:
+        # 0 would be the sender of the message.
+        if not 0 < pid < 2**31:
+            raise PlanError(f"not a process: {pid}")
+        if pid == os.getpid():
+            raise PlanError("the calling process is not moved: start one for the scope")
+    if slice_ is not None and not _SLICE.fullmatch(slice_):
+        raise PlanError(f"not the name of a slice, as 'machine.slice': {slice_!r}")
+    if "\0" in description or not description.isprintable():
+        raise PlanError(f"a description is one line of text: {description!r}")
+
+
+def _properties(pids: Sequence[int], description: str, slice_: str | None) -> list[tuple[str, tuple[str, object]]]:
+    """Return the properties of the unit, as in systemd.resource-control(5) and systemd.unit(5)."""
+    chosen = [] if slice_ is None else [("Slice", ("s", slice_))]
+    return [
+        ("Description", ("s", description)),
+        *chosen,
+        ("PIDs", ("au", list(pids))),
+        ("Delegate", ("b", True)),  # of every controller that there is
+        ("CollectMode", ("s", "inactive-or-failed")),  # else a failed one keeps its name
+        ("TasksMax", ("t", _INFINITY)),  # limits are set on the groups below
+    ]
+
+
+# ---- the manager ----
+
+
+@contextmanager
+def _manager(*, user: bool | None, timeout: float) -> Iterator[tuple[Bus, str]]:
+    """Give a connection on which the manager tells of its jobs, and our name on it, for the length of the block."""
+    if not timeout > 0:
+        raise PlanError(f"a time-out is more than nothing: {timeout}")
+    if not is_running():
+        raise Unsupported(FEATURE, "the init of this system, which is not systemd", "a group that the caller may write himself")
+    with connected(user=not _root_of_machine() if user is None else user, timeout=timeout) as (bus, name):
+        bus.ask(BUS, "AddMatch", "s", _JOBS)
+        # systemd says nothing while nobody listens.
+        bus.ask(MANAGER, "Subscribe")
+        yield bus, name
+
+
+def _root_of_machine() -> bool:
+    """Return whether this process is root, and not only in a user namespace."""
+    if os.geteuid() != 0:
+        return False
+    with open("/proc/thread-self/uid_map", "rb") as file:
+        return parse_id_map(file.read()) == [IdMap(0, 0, MAX_ID + 1)]
+
+
+def _check_numbers(bus: Bus, name: str) -> None:
+    """Refuse where the numbers of processes mean others to systemd than to us."""
+    (pid,) = bus.ask(BUS, "GetConnectionUnixProcessID", "s", name).body
+    if pid != os.getpid():
+        raise Unsupported(FEATURE, "the pid namespace, which is not systemd's", "ask from a process outside of it")
+
+
+def _run_job(bus: Bus, member: str, signature: str, unit: str, *arguments: object) -> None:
+    """Have the manager do something to a unit, and wait until it has."""
+    reply = bus.ask(MANAGER, member, signature, unit, *arguments, target=unit)
+    (job,) = reply.body
+    for signal in bus.signals():
+        result = job_result(signal, job, reply.sender)
+        if result == "done":
+            return
+        if result is not None:
+            errno, meaning = _RESULTS.get(result, (e.EIO, "journalctl tells why"))
+            raise from_errno(member, unit, errno, f"systemd's job ended as {result!r}: {meaning}")
+
+
+def job_result(signal: Message, job: str, manager: str | None) -> str | None:
+    """Return how a job ended, if this signal tells it, and is from the one who has the job."""
+    # Whoever is on the bus may send us signals.
+    if (signal.sender, signal.path, signal.member) != (manager, MANAGER.path, "JobRemoved"):
+        return None
+    _, path, _, result = signal.body
+    return str(result) if path == job else None
+
+
+def _control_group(bus: Bus, unit: str) -> str:
+    """Return the cgroup of a scope."""
+    try:
+        (path,) = bus.ask(MANAGER, "GetUnit", "s", unit, target=unit).body
+    except SyscallError as error:
+        if error.errno != e.ENOENT:
+            raise
+        group = ""
+    else:
+        properties = Place(SYSTEMD, path, "org.freedesktop.DBus.Properties")
+        reply = bus.ask(properties, "Get", "ss", f"{SYSTEMD}.Scope", "ControlGroup", target=unit)
+        ((_, group),) = reply.body
+    if not group:
+        raise GoneError("StartTransientUnit", unit, hint="its processes have ended, and the scope with them")
+    return str(group)
