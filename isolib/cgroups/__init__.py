@@ -9,6 +9,9 @@
 
 from __future__ import annotations
 
+from isolib.cgroups.controllers.device_rules import STANDARD_DEVICES as STANDARD_DEVICES
+from isolib.cgroups.controllers.device_rules import DeviceRule as DeviceRule
+from isolib.cgroups.controllers.io import DeviceIo as DeviceIo
 from isolib.cgroups.group import Cgroup as Cgroup
 from isolib.cgroups.hierarchy import Binding as Binding
 from isolib.cgroups.hierarchy import Hierarchy as Hierarchy

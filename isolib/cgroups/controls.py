@@ -14,6 +14,7 @@ from isolib._kernel import reaper
 from isolib.cgroups import moving, removal
 from isolib.cgroups.controllers.cpu import Cpu
 from isolib.cgroups.controllers.cpuset import Cpuset, inherit
+from isolib.cgroups.controllers.device_control import Devices
 from isolib.cgroups.controllers.hugetlb import Hugetlb
 from isolib.cgroups.controllers.io import Io
 from isolib.cgroups.controllers.memory import Memory
@@ -64,6 +65,7 @@ class Controls:
         self.tickets: list[Ticket] = []
         self._lock = RLock()
         self._known: dict[type[Controller], Controller] = {}
+        self._devices: Devices | None = None
 
     @property
     def distinct(self) -> list[Directory]:
@@ -175,6 +177,24 @@ class Controls:
     def pids_controller(self) -> Pids:
         """Its number of processes and threads."""
         return self.get(Pids).listing(self.pids)
+
+    @property
+    def devices(self) -> Devices:
+        """The devices that it may use."""
+        if self._devices is None:
+            self._devices = Devices(self.unified, self._legacy_devices)
+        return self._devices
+
+    def _legacy_devices(self) -> Directory:
+        place = self.place.source({"devices"}) if "devices" not in self.legacy else None
+        directory = self.legacy.get("devices")
+        if directory is None and place is not None and "devices" in place.legacy and self.owned:
+            directory = self._extend("devices", place)
+        if directory is None:
+            raise Unsupported(
+                "device rules of a control group", "this host, where no hierarchy of v1 has them", "CAP_BPF, for those of v2"
+            )
+        return directory
 
     @property
     def hugetlb(self) -> Hugetlb:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from isolib._kernel.seam import Process
     from isolib.cgroups.controllers.cpu import Cpu
     from isolib.cgroups.controllers.cpuset import Cpuset
+    from isolib.cgroups.controllers.device_control import Devices
     from isolib.cgroups.controllers.hugetlb import Hugetlb
     from isolib.cgroups.controllers.io import Io
     from isolib.cgroups.controllers.memory import Memory
@@ -156,6 +157,11 @@ class Cgroup(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
     def hugetlb(self) -> Hugetlb:
         """Its huge pages."""
         return self._controls.hugetlb
+
+    @property
+    def devices(self) -> Devices:
+        """The devices that it may use."""
+        return self._controls.devices
 
     # ---- the raw files ----
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from isolib.cgroups.controllers import hugetlb as huge
 from isolib.cgroups.controllers import io as disk
-from isolib.cgroups.controllers.knobs import Controller
+from isolib.cgroups.controllers.device_control import parse_rules
 from isolib.cgroups.place import MOVE_SELF
 from isolib.cgroups.values import cpu_quota, parse_count, parse_cpus, parse_flag, parse_limit, parse_weight
 from isolib.errors import PlanError, SyscallError, Unsupported
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+    from isolib.cgroups.controllers.device_rules import DeviceRule
     from isolib.cgroups.controls import Controls
     from isolib.cgroups.values import IoLimit
 
@@ -37,7 +38,7 @@ class LimitFields(TypedDict, total=False):
     io_weight: int | None
     io_max: Mapping[str | os.PathLike[str] | tuple[int, int], IoLimit] | None
     hugetlb_max: Mapping[int | str, int | str | None] | None
-    devices: Sequence[object] | None
+    devices: Sequence[DeviceRule | str] | None
     oom_group: bool
     allow: Collection[str]
 
@@ -65,11 +66,12 @@ _KINDS: Final = {
     "io_weight": _Kind("io", "weight", parse_weight),
     "io_max": _Kind("io", "max", disk.parse_max),
     "hugetlb_max": _Kind("hugetlb", "max", huge.parse_limits),
+    "devices": _Kind("devices", "rules", parse_rules),
 }
 #: Those that are compared with what the group above has.
 _ORDERED: Final = ("memory_max", "swap_max", "cpu_max", "pids_max")
 _SETS: Final = ("cpus", "mems")
-_ALLOWED: Final = frozenset({*_KINDS, "oom_group", "devices", MOVE_SELF})
+_ALLOWED: Final = frozenset({*_KINDS, MOVE_SELF})
 
 
 def parse_allow(allow: object) -> frozenset[str]:
@@ -109,7 +111,7 @@ class Limits:
     @property
     def controllers(self) -> frozenset[str]:
         """The controllers that it takes."""
-        return frozenset(_KINDS[name].controller for name in self._given)
+        return frozenset(_KINDS[name].controller for name in self._given) - {"devices"}  # those see to themselves
 
     def check_within(self, parent: Controls) -> None:
         """Compare with the limits of the group above.
@@ -151,7 +153,6 @@ class Limits:
         for name, value in self._given.items():
             kind = _KINDS[name]
             controller = getattr(controls, _ATTRIBUTES[kind.controller])
-            assert isinstance(controller, Controller)  # noqa: S101 - as the table says
             try:
                 setattr(controller, kind.attribute, value)
             except Unsupported as error:
@@ -161,4 +162,6 @@ class Limits:
         return refused
 
 
-_ATTRIBUTES: Final = {name: name for name in ("cpu", "cpuset", "memory", "io", "hugetlb")} | {"pids": "pids_controller"}
+_ATTRIBUTES: Final = {name: name for name in ("cpu", "cpuset", "devices", "hugetlb", "io", "memory")} | {
+    "pids": "pids_controller"
+}

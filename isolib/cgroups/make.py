@@ -24,6 +24,7 @@ from isolib.types import check_path
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from isolib.cgroups.controllers.device_rules import DeviceRule
     from isolib.cgroups.moving import HasPid
     from isolib.cgroups.values import IoLimit
 
@@ -49,7 +50,7 @@ def new_cgroup(
     io_weight: int | None = None,
     io_max: Mapping[str | os.PathLike[str] | tuple[int, int], IoLimit] | None = None,
     hugetlb_max: Mapping[int | str, int | str | None] | None = None,
-    devices: Sequence[object] | None = None,
+    devices: Sequence[DeviceRule | str] | None = None,
     oom_group: bool = True,
     allow: Collection[str] = (),
     threaded: bool = False,
@@ -79,7 +80,8 @@ def new_cgroup(
     hugetlb_max
         Bytes by size of page: ``{"2M": "64M"}``.
     devices
-        `isolib.cgroups.DeviceRule` values; nothing that they do not allow can be opened.
+        `isolib.cgroups.DeviceRule` values, or texts such as "c 1:3 rw"; the last one that fits decides, and nothing that none
+        allows can be opened or made.
     oom_group
         Whether everybody in the group is killed when the kernel must kill somebody.
     allow
@@ -127,6 +129,7 @@ def new_cgroup(
         "io_weight": io_weight,
         "io_max": io_max,
         "hugetlb_max": hugetlb_max,
+        "devices": devices,
         "oom_group": oom_group,
     }
     return make(given, name=name, parent=parent, allow=allow, threaded=threaded, oom="group" if oom_group else "one")

@@ -205,20 +205,11 @@ def _nearest_above(own: Group) -> str | None:
         directory = os.path.dirname(directory)
         if not may_use(directory, unified=True):
             return None
-        if systemd.is_running() and not _is_delegated(directory, own.top):
+        if systemd.is_running() and systemd.delegated_ancestor(directory, own.top) is None:
             return None
         if is_top(directory) or not read_words(f"{directory}/cgroup.procs"):
             return directory
     return None
-
-
-def _is_delegated(directory: str, top: str) -> bool:
-    """Return whether systemd has delegated a group, or one above it."""
-    while directory != top:
-        if systemd.delegated_by_systemd(directory):
-            return True
-        directory = os.path.dirname(directory)
-    return False
 
 
 def _move_processes(path: str) -> None:

@@ -694,10 +694,13 @@ def test_hierarchy() -> None:
     """hierarchy() says what /proc and the mounts say."""
     found = isolib.hierarchy()
     kinds = {line.split(" - ")[1].split()[0] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
-    assert found.mode == {(True, True): "hybrid", (True, False): "unified", (False, True): "legacy"}[
-        "cgroup2" in kinds,
-        "cgroup" in kinds,
-    ]
+    assert (
+        found.mode
+        == {(True, True): "hybrid", (True, False): "unified", (False, True): "legacy"}[
+            "cgroup2" in kinds,
+            "cgroup" in kinds,
+        ]
+    )
     for binding in found.controllers.values():
         assert Path(binding.path).is_dir()
     assert found.delegation in {"root", "delegated"}

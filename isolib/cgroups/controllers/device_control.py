@@ -1,0 +1,115 @@
+"""The devices that a group may use, as a controller like the others: rules that are read and assigned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from isolib.cgroups.controllers import devices
+from isolib.cgroups.controllers.device_rules import DeviceRule
+from isolib.cgroups.controllers.knobs import Controller
+from isolib.errors import PermissionDenied, PlanError, Unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from isolib._kernel.handle import Fd
+    from isolib.cgroups.files import Directory
+
+__all__ = ["Devices", "parse_rules"]
+
+
+def parse_rules(value: object, what: str) -> tuple[DeviceRule, ...]:
+    """Return a list of rules; a text is read as `DeviceRule.parse` does.
+
+    Raises
+    ------
+    PlanError
+        It is no list, or holds something else.
+    """
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+        raise PlanError(f"{what}: a list of DeviceRule is wanted, not {value!r}")
+    rules = []
+    for one in value:
+        rule = DeviceRule.parse(one) if isinstance(one, str) else one
+        if not isinstance(rule, DeviceRule):
+            raise PlanError(f"{what}: a DeviceRule is wanted, not {one!r}")
+        rules.append(rule)
+    devices.program(rules)  # raises when there are too many
+    return tuple(rules)
+
+
+class Devices(Controller):
+    """The devices that a group may use: by a BPF program in cgroup v2, by the files of v1 where that is refused.
+
+    Parameters
+    ----------
+    directory
+        In v2, or None.
+    legacy
+        Finds the directory in v1, or raises its refusal.
+    """
+
+    name = "devices"
+
+    def __init__(self, directory: Directory | None, legacy: Callable[[], Directory]) -> None:
+        super().__init__(directory)
+        self._legacy = legacy
+        self._rules: tuple[DeviceRule, ...] | None = None
+        self._program: Fd | None = None
+
+    @property
+    def is_available(self) -> bool:
+        """Whether rules can be tried to be set."""
+        if self._directory is not None:
+            return True
+        try:
+            self._legacy()
+        except Unsupported:
+            return False
+        return True
+
+    @property
+    def rules(self) -> tuple[DeviceRule, ...] | None:
+        """The rules that were set; None: none, and what binds the group above binds this one only.
+
+        Raises
+        ------
+        Unsupported
+            When assigning: neither v2 nor v1 takes rules from this user.
+        """
+        return self._rules
+
+    @rules.setter
+    def rules(self, value: Iterable[DeviceRule | str]) -> None:
+        wanted = parse_rules(value, "devices.rules")
+        if self._directory is None:
+            self._write(self._legacy(), wanted)
+        else:
+            try:
+                self._attach(self._directory, wanted)
+            except (Unsupported, PermissionDenied) as refusal:
+                self._write(self._legacy_instead(refusal), wanted)
+        self._rules = wanted
+
+    def _attach(self, directory: Directory, wanted: tuple[DeviceRule, ...]) -> None:
+        if self._program is None:
+            self._program = devices.attach(directory.fileno(), wanted)
+        else:
+            self._program = devices.replace(directory.fileno(), self._program, wanted)
+
+    def _legacy_instead(self, refusal: Unsupported | PermissionDenied) -> Directory:
+        if self._program is not None:
+            raise refusal
+        try:
+            return self._legacy()
+        except Unsupported:
+            if isinstance(refusal, Unsupported):
+                raise refusal from None
+            raise Unsupported(
+                "device rules of a control group", f"the kernel: bpf: {refusal.strerror}", refusal.hint or "root of the host"
+            ) from refusal
+
+    @staticmethod
+    def _write(directory: Directory, wanted: tuple[DeviceRule, ...]) -> None:
+        for file, text in devices.v1_writes(wanted):
+            directory.write(file, text)
