@@ -141,8 +141,7 @@ class Controls:
     def _extend(self, name: str, place: Place) -> Directory:
         parent = place.legacy[name]
         self.tickets.append(reaper.entrust([parent.fileno()], self.name))
-        with suppress(FileExistsError):
-            parent.make(self.name)
+        parent.make(self.name, anew=False)
         made = Directory.open(self.name, 1, parent=parent)
         if name == "cpuset":
             inherit(parent, made)

@@ -7,7 +7,7 @@ is how the controllers are tested without privileges.
 from __future__ import annotations
 
 import os
-from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM, ERANGE, EROFS
+from errno import EACCES, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM, ERANGE, EROFS
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +28,7 @@ _COUNTER: Final = 16384
 
 _WRITE_HINTS: Final = {
     EACCES: "it takes write permission: root, or a group that was delegated to this user",
+    EEXIST: "the name is taken: leave name= out, and a free one is found",
     EBUSY: "it is in use: memory above the new limit that cannot be reclaimed, or processes in a group with controllers",
     EINVAL: "the kernel does not take this value here: out of its range, not a whole disk, or more than the group above has",
     ENODEV: "there is no such device, or it has no such setting",
@@ -73,6 +74,8 @@ class Directory:
             else:
                 fd = Fd.take(partial(os.open, dir_fd=parent.fileno()), path, _DIRECTORY)
         except OSError as error:
+            if error.errno == ENOENT:
+                raise GoneError("open", label, ENOENT, "there is no such control group") from None
             raise _refused("open", label, error.errno or 0) from None
         assert fd is not None  # noqa: S101 - os.open raises
         return cls(fd, label, version)
@@ -83,6 +86,11 @@ class Directory:
     def fileno(self) -> int:
         """Return the descriptor."""
         return self._fd.fileno()
+
+    @property
+    def descriptors(self) -> set[int]:
+        """Its descriptor, and those of the counters that it keeps open."""
+        return {self.fileno(), *(fd.fileno() for fd in self._kept.values())}
 
     def close(self) -> None:
         """Close it, and the counters that it keeps open; again is nothing."""
@@ -170,17 +178,26 @@ class Directory:
 
     # ---- directories ----
 
-    def make(self, name: str) -> None:
+    def make(self, name: str, *, anew: bool = True) -> None:
         """Make a group below.
+
+        Parameters
+        ----------
+        name
+            Its name.
+        anew
+            Whether it is an error that there is one.
 
         Raises
         ------
         SyscallError
-            The kernel refuses; `FileExistsError` names the directory.
+            The kernel refuses; with EEXIST, there is one.
         """
         try:
             os.mkdir(name, 0o755, dir_fd=self.fileno())
         except OSError as error:
+            if error.errno == EEXIST and not anew:
+                return
             raise self.refused("mkdir", name, error.errno or 0) from None
 
     def names(self) -> list[str]:

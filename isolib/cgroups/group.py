@@ -85,6 +85,7 @@ class Cgroup(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         self._lodges: WeakSet[Lodge] = WeakSet()
         self._spare: Lodge | None = None
         self._births = 0
+        self._ending = False
         self._standing = 0
         self._quarters: Quarters | None = None
         #: Who is killed with a process that the kernel kills for want of memory: everybody in the "group", all that belongs to
@@ -208,8 +209,7 @@ class Cgroup(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         if unified is not None and quarters.flat:
             moving.move(pid, [unified])
         elif unified is not None:  # it may give controllers to groups below it, and takes no processes itself then
-            with suppress(FileExistsError):
-                unified.make(_JOINED)
+            unified.make(_JOINED, anew=False)
             moving.move(pid, [unified], f"{_JOINED}/cgroup.procs")
         moving.move(pid, self._controls.distinct)
 
@@ -300,7 +300,7 @@ class Cgroup(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
     def prepare(self) -> None:
         """Make the place of the next process now, that its birth need not wait for it."""
         with self._lock:
-            if self._spare is None and not self.closed:
+            if self._spare is None and not self._ending:
                 self._spare = Lodge(self._housing(), clone=home() not in _clone_kills, left=self._left)
 
     def _left(self) -> None:
@@ -432,6 +432,7 @@ class Cgroup(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
 
     def _take_down(self) -> None:
         controls = self._controls
+        self._ending = True
         with suppress(GoneError):
             removal.kill(controls.unified, controls.distinct)
         for lodge in list(self._lodges):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from errno import EEXIST
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,7 @@ from isolib.cgroups.limits import Limits, parse_allow
 from isolib.cgroups.lodge import COUNTING
 from isolib.cgroups.place import Place
 from isolib.cgroups.values import check_name
-from isolib.errors import PlanError, Unsupported
+from isolib.errors import PlanError, SyscallError, Unsupported
 from isolib.types import check_path
 
 if TYPE_CHECKING:
@@ -168,8 +169,9 @@ def make(
         try:
             free = chosen or f"isolib-{os.getpid()}-{next(_numbers)}"
             return _make(where, free, limits, allowed, counting=counting, oom=oom)
-        except FileExistsError:  # the remains of a host of the same number, or of one in another pid namespace
-            if not left:
+        except SyscallError as error:
+            # The remains of a host of the same number, or a host in another pid namespace.
+            if error.errno != EEXIST or not left:
                 raise
     raise AssertionError("there is a last try")
 

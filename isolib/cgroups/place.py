@@ -54,6 +54,8 @@ class Place:
         Why there is no directory for a controller.
     top
         Where cgroup v2 is mounted.
+    known
+        The controllers that were looked for.
     source
         Finds the same place with other controllers.
     """
@@ -63,18 +65,21 @@ class Place:
     legacy: dict[str, Directory] = field(default_factory=dict)
     refusals: dict[str, Unsupported] = field(default_factory=dict)
     top: str = "/"
+    known: set[str] = field(default_factory=set)
 
-    def directory(self, name: str) -> Directory | None:
-        """Return where a controller is, or None."""
-        return self.legacy.get(name) or (None if name in self.refusals else self.unified)
+    @property
+    def directories(self) -> list[Directory]:
+        """Its directories, each once."""
+        unified = [] if self.unified is None else [self.unified]
+        return list({id(one): one for one in [*unified, *self.legacy.values()]}.values())
 
 
 class _Cache:
-    """The places of this process, by its lines in /proc/PID/cgroup: they change when somebody moves it."""
+    """The place of this process, by its lines in /proc/PID/cgroup: they change when somebody moves it."""
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.places: dict[tuple[object, ...], Place] = {}
+        self.place: tuple[tuple[object, ...], Place] | None = None
         #: The scopes that systemd has delegated, one for each process that has asked.
         self.scopes: dict[tuple[int, int], str] = {}
 
@@ -84,13 +89,19 @@ _cache: Final = _Cache()
 
 def _renew() -> None:
     _cache.lock = Lock()
+    _cache.place = None
 
 
 os.register_at_fork(after_in_child=_renew)
 
 
+def descriptors() -> set[int]:
+    """Return what stays open for the life of this process: the directories of its place."""
+    return set() if _cache.place is None else {fd for one in _cache.place[1].directories for fd in one.descriptors}
+
+
 def find(controllers: Collection[str], allow: Collection[str] = ()) -> Place:
-    """Return where a group with these controllers is made.
+    """Return where a group with these controllers is made; it is kept, and grows.
 
     Parameters
     ----------
@@ -105,31 +116,36 @@ def find(controllers: Collection[str], allow: Collection[str] = ()) -> Place:
         There is no place: who refuses, and exactly what would help.
     """
     wanted = frozenset(controllers) | frozenset(COUNTING)
-    key = (home(), cgroupfs.read_entries(), wanted, MOVE_SELF in allow)
     with _cache.lock:
-        found = _cache.places.get(key)
-        if found is None or not all(one.is_there() for one in _directories(found)):
+        kept = _cache.place
+        key = (home(), cgroupfs.read_entries(), MOVE_SELF in allow)
+        if kept is None or kept[0] != key or not all(one.is_there() for one in kept[1].directories):
             found = _search(survey(), wanted, frozenset(controllers), move_self=MOVE_SELF in allow)
-            _cache.places.clear()  # of a place that is left nothing is needed
-            _cache.places[home(), cgroupfs.read_entries(), wanted, MOVE_SELF in allow] = found
-        return found
-
-
-def _directories(place: Place) -> list[Directory]:
-    return [*([place.unified] if place.unified else []), *place.legacy.values()]
+            kept = _cache.place = ((home(), cgroupfs.read_entries(), MOVE_SELF in allow), found)
+        elif not wanted <= kept[1].known:
+            _add(kept[1], survey(), wanted - kept[1].known)
+        return kept[1]
 
 
 def _search(found: Survey, wanted: frozenset[str], needed: frozenset[str], *, move_self: bool) -> Place:
     place = Place(lambda more: find(more, (MOVE_SELF,) if move_self else ()))
-    in_v2 = {name for name in wanted if (one := found.binding(name)) is not None and one.version == 2}  # noqa: PLR2004
     if found.unified is not None:
-        path = _unified_place(found.unified, in_v2 & found.in_v2, in_v2 & found.in_v2 & needed, move_self=move_self)
+        in_v2 = {name for name in wanted & found.in_v2 if name not in found.legacy}
+        path = _unified_place(found.unified, in_v2, in_v2 & needed, move_self=move_self)
         place.unified, place.top = Directory.open(path, 2), found.unified.top
-        enable(place.unified, found.unified.top, in_v2 & found.in_v2)
-        for name in (in_v2 & found.in_v2) - enabled_in(place.unified):
-            place.refusals[name] = not_enabled(name, path)
-    opened: dict[str, Directory] = {}
-    for name in wanted - in_v2:
+    _add(place, found, wanted)
+    return place
+
+
+def _add(place: Place, found: Survey, wanted: frozenset[str]) -> None:
+    """Add the directories of controllers, or the reasons why there are none."""
+    if place.unified is not None:
+        in_v2 = wanted & found.in_v2
+        enable(place.unified, place.top, in_v2)
+        for name in in_v2 - enabled_in(place.unified):
+            place.refusals[name] = not_enabled(name, place.unified.path)
+    opened = {one.path: one for one in place.legacy.values()}
+    for name in wanted - found.in_v2:
         group = found.legacy.get(V1_CONTROLLERS[name])
         refusal = _v1_refusal(name, group)
         if refusal is not None:
@@ -138,7 +154,7 @@ def _search(found: Survey, wanted: frozenset[str], needed: frozenset[str], *, mo
             if group.path not in opened:
                 opened[group.path] = Directory.open(group.path, 1)
             place.legacy[name] = opened[group.path]
-    return place
+    place.known |= wanted
 
 
 def _v1_refusal(name: str, group: Group | None) -> Unsupported | None:

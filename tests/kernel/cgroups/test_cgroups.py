@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -154,7 +155,7 @@ def test_memory_limit_kills() -> None:
         assert end.reason is Reason.OOM
         assert end.signal == signal.SIGKILL
         assert end.usage.memory_peak is not None
-        assert 40 << 20 < end.usage.memory_peak <= 48 << 20
+        assert 40 << 20 < end.usage.memory_peak < 50 << 20  # who is dying may go a little beyond
         assert group.memory.oom_kills >= 1
 
 
@@ -628,8 +629,9 @@ def test_a_name_twice() -> None:
     """A name that is taken is an error, and the group that has it stays as it is."""
     name = f"isolib-test-{os.getpid()}"
     with isolib.new_cgroup(name=name) as group, group.spawn(["sleep", "100"]) as process:
-        with pytest.raises(FileExistsError, match=name):
+        with pytest.raises(isolib.SyscallError, match=name) as caught:
             isolib.new_cgroup(name=name)
+        assert caught.value.errno == errno.EEXIST
         assert process.pid in group.pids()
 
 
