@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Fd", "Handle", "Rollback", "live"]
+__all__ = ["Epoll", "Fd", "Handle", "Rollback", "live"]
 
 OwnerT = TypeVar("OwnerT", bound="Fd | Handle")
 
@@ -61,7 +61,9 @@ def _owner_type() -> type[select.epoll]:
     return owner
 
 
-_own = _owner_type().fromfd
+#: `select.epoll`, wherever it is: an object of it owns its descriptor, as an `Fd` does.
+Epoll: Final = _owner_type()
+_own = Epoll.fromfd
 _is_number = (-1).__lt__  # of a descriptor; compares in C, where a lambda would be a place to be interrupted at
 
 

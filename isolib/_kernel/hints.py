@@ -289,6 +289,17 @@ TABLE: Final = _table(
         (("launch",), e.EPROTO, "the launcher does not understand the plan: install isolib anew, it is of two versions"),
         (("writev",), e.EFBIG, "the plan is longer than a file of this process may be: raise RLIMIT_FSIZE (ulimit -f)"),
         (("sendmsg",), e.ETOOMANYREFS, "too many descriptors of this user are under way: raise RLIMIT_NOFILE (ulimit -n)"),
+        # -- notifications: inotify(7)
+        (
+            ("inotify_add_watch",),
+            e.EMFILE,
+            "this user has as many inotify instances as he may: sysctl fs.inotify.max_user_instances",
+        ),
+        (
+            ("inotify_add_watch",),
+            e.ENOSPC,
+            "this user has as many inotify watches as he may: sysctl fs.inotify.max_user_watches",
+        ),
         # -- whatever the call
         (ANY, e.EMFILE, "this process has as many descriptors as it may: raise RLIMIT_NOFILE (ulimit -n)"),
         (ANY, e.ENFILE, "the system has as many open files as it may: raise sysctl fs.file-max"),

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Fd
 from isolib._kernel.hints import hint
-from isolib.errors import GoneError, from_errno
+from isolib.errors import GoneError, SyscallError, from_errno
 
 if TYPE_CHECKING:
+    from types import TracebackType
     from typing import Self
-
-    from isolib.errors import SyscallError
 
 __all__ = ["Directory", "parse_flat", "parse_nested"]
 
@@ -50,13 +49,14 @@ class Directory:
         2 or 1: of which cgroup interface it is.
     """
 
-    __slots__ = ("_fd", "_kept", "path", "version")
+    __slots__ = ("_absent", "_fd", "_kept", "path", "version")
 
     def __init__(self, fd: Fd, path: str, version: int) -> None:
         self._fd = fd
         self.path = path
         self.version = version
         self._kept: dict[str, Fd] = {}
+        self._absent: set[str] = set()
 
     @classmethod
     def open(cls, path: str, version: int, *, parent: Directory | None = None) -> Self:
@@ -79,6 +79,18 @@ class Directory:
             raise _refused("open", label, error.errno or 0) from None
         assert fd is not None  # noqa: S101 - os.open raises
         return cls(fd, label, version)
+
+    def copy(self) -> Self:
+        """Return another object for the same directory, to be closed for itself: for who waits while others close this one."""
+        fd = Fd.take(os.dup, self.fileno())
+        assert fd is not None  # noqa: S101 - os.dup raises
+        return type(self)(fd, self.path, self.version)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         return f"<Directory {self.path} v{self.version}>"
@@ -143,7 +155,23 @@ class Directory:
         try:
             return os.pread(fd.fileno(), _COUNTER, 0)
         except OSError as error:
-            raise self.refused("read", name, error.errno or 0) from None
+            # A file that was taken away and given back (a controller, cgroup.pressure) is another one to those who had it open.
+            if error.errno != ENODEV or not self.is_there() or self._kept.pop(name, None) is None:
+                raise self.refused("read", name, error.errno or 0) from None
+        return self.sample(name)
+
+    def sample_if_there(self, name: str, *, comes_and_goes: bool = False) -> bytes | None:
+        """As `sample`; None where the kernel gives the group no such file, which is remembered unless it may come back."""
+        if name in self._absent:
+            return None
+        try:
+            return self.sample(name)
+        except SyscallError as error:
+            if isinstance(error, GoneError) or error.errno not in {ENOENT, EOPNOTSUPP}:
+                raise
+        if not comes_and_goes:
+            self._absent.add(name)
+        return None
 
     def write(self, name: str, value: str) -> None:
         """Write a value into a file, by one call.

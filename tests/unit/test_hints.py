@@ -103,6 +103,8 @@ CASES = [
     ("landlock_create_ruleset", errno.EOPNOTSUPP, "", "lsm="),
     ("pidfd_send_signal", errno.EPERM, "", "another user"),
     ("keyctl", errno.EDQUOT, "", "kernel.keys.maxkeys"),
+    ("inotify_add_watch", errno.EMFILE, "", "max_user_instances"),
+    ("inotify_add_watch", errno.ENOSPC, "", "max_user_watches"),
     ("pipe2", errno.EMFILE, "", "RLIMIT_NOFILE"),
     ("openat", errno.ENFILE, "", "fs.file-max"),
     ("fsopen", errno.ENOSYS, "", "too old"),

@@ -196,6 +196,11 @@ def clone3() -> bool:
     return True
 
 
+def watch_removals(directory: str, target: str) -> Fd:
+    """Return a descriptor, not blocking, that tells when something in a directory is removed: inotify(7), IN_DELETE."""
+    return taken("inotify_add_watch", target, Fd.take(lib.isolib_watch_removals, path_bytes(directory)))
+
+
 def landlock_abi() -> int:
     """Return the version of Landlock's interface: landlock_create_ruleset(2), LANDLOCK_CREATE_RULESET_VERSION."""
     return checked("landlock_create_ruleset", None, lib.isolib_landlock_abi())

@@ -364,6 +364,7 @@ int isolib_umount2(const char *target, int flags);
 int isolib_pidfd_send_signal(int pidfd, int signal);
 int isolib_pty_size(int fd, int rows, int columns);
 int isolib_clone3_size(void);
+int isolib_watch_removals(const char *directory);
 int isolib_landlock_abi(void);
 int isolib_security_modules(uint64_t *ids, uint32_t count);
 /* what the kernel tells of a BPF program */

@@ -7,6 +7,7 @@
 #include <sched.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -198,6 +199,20 @@ int isolib_pty_size(int fd, int rows, int columns) {
 /* Asks for a process described by no bytes at all: EINVAL where the call can be made, and nothing happens. */
 int isolib_clone3_size(void) {
     return (int)syscall(__NR_clone3, NULL, 0);
+}
+
+/* An inotify descriptor that tells when something in a directory is removed. */
+int isolib_watch_removals(const char *directory) {
+    int error, fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    if (fd < 0)
+        return -1;
+    if (inotify_add_watch(fd, directory, IN_DELETE | IN_ONLYDIR) < 0) {
+        error = errno;
+        close(fd);
+        errno = error;
+        return -1;
+    }
+    return fd;
 }
 
 int isolib_landlock_abi(void) {

@@ -14,7 +14,9 @@ from isolib.types import parse_size
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Hugetlb", "page_name", "parse_limits"]
+    from isolib.cgroups.files import Directory
+
+__all__ = ["Hugetlb", "page_name", "parse_limits", "sizes"]
 
 _FILE: Final = re.compile(r"hugetlb\.(\d+(?:KB|MB|GB))\.(?:max|limit_in_bytes)")
 
@@ -41,6 +43,12 @@ def parse_limits(value: object, what: str) -> dict[str, int | None]:
     return {page_name(size, what): parse_limit(limit, what) for size, limit in value.items()}
 
 
+def sizes(directory: Directory) -> list[str]:
+    """Return the sizes of pages that a group counts, as the kernel names them."""
+    with os.scandir(directory.fileno()) as entries:
+        return sorted({match[1] for entry in entries if (match := _FILE.fullmatch(entry.name))})
+
+
 class Hugetlb(Controller):
     """The huge pages of a group, by their size."""
 
@@ -49,9 +57,8 @@ class Hugetlb(Controller):
     @property
     def max(self) -> dict[str, int | None]:
         """Bytes of each size of pages that the group may use at the most: ``{"2MB": None}``; None: no limit."""
-        with os.scandir(self.directory.fileno()) as entries:
-            sizes = sorted({match[1] for entry in entries if (match := _FILE.fullmatch(entry.name))})
-        return {one: load_limit(self.read(*self._files(one, "max", "limit_in_bytes"), "max")) for one in sizes}
+        found = sizes(self.directory)
+        return {one: load_limit(self.read(*self._files(one, "max", "limit_in_bytes"), "max")) for one in found}
 
     @max.setter  # noqa: A003 - the property
     def max(self, value: Mapping[int | str, int | str | None]) -> None:

@@ -1,0 +1,378 @@
+"""Watching a group: what happens to it, as the kernel tells it.
+
+The files of cgroup v2 that tell of their changes are polled for POLLPRI, and read when they changed; v1 writes to an eventfd
+when a group is out of memory.  Nothing is looked at again and again.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections import deque
+from contextlib import suppress
+from errno import ENODEV
+from threading import Lock
+from typing import TYPE_CHECKING, Final
+
+from isolib._kernel.handle import Epoll, Fd, home
+from isolib.cgroups.files import parse_flat
+from isolib.cgroups.removal import is_populated, pids_in
+from isolib.cgroups.sources import MEMORY, PIDS, Counts, Event, EventKind, KillCount, LegacyOom, Removal, States
+from isolib.cgroups.waiting import Alarm, Deadline, poll, readable
+from isolib.errors import ClosedError, GoneError, Unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from datetime import timedelta
+    from types import TracebackType
+    from typing import Self, TypeVar
+
+    from isolib.cgroups.files import Directory
+    from isolib.cgroups.sources import Source
+
+    SourceT = TypeVar("SourceT", bound=Source)
+
+__all__ = ["Event", "EventKind", "Events", "KillCount", "wait_empty", "wait_oom"]
+
+_V2: Final = 2
+#: Milliseconds.
+_LOOK_AGAIN: Final = 2
+
+
+class Events:
+    """What happens to a group from now on: an iterator, for `for` and for `async for` (asyncio and trio).
+
+    It ends when the group has been removed, or `close` was called, by whichever thread.  `fileno` is readable when there is
+    something, for other event loops.  Several threads may take from it; each event is given once.
+
+    What ends before it was seen is not told: a group that was populated and is empty again, or 10 ms of the kernel's own delay.
+
+    Parameters
+    ----------
+    unified
+        The group's directory in cgroup v2, or None.
+    controllers
+        The directory that has each controller, by its name in v2; memory and pids are looked at.
+    oom_kills
+        How many processes were killed for want of memory, where the memory controller is v1's; by default `KillCount`.
+
+    Attributes
+    ----------
+    kinds
+        What this host can tell.  v1 tells OOM and OOM_KILL; PIDS_MAX too, unpromised, by kernels before 6.11.
+
+    Raises
+    ------
+    GoneError
+        There is no such group.
+    """
+
+    kinds: frozenset[EventKind]
+
+    def __init__(
+        self,
+        unified: Directory | None,
+        controllers: Mapping[str, Directory],
+        *,
+        oom_kills: Callable[[], int] | None = None,
+    ) -> None:
+        self._lock = Lock()  # of what follows; nobody waits while he holds it
+        self._found: deque[Event] = deque()
+        self._waiting = 0
+        self._closed = False
+        self._gone: GoneError | None = None
+        self._home = home()
+        self._alarm = Alarm()
+        self._epoll = Epoll()
+        self._sources: dict[int, Source] = {}
+        self._copies: dict[int, Directory] = {}
+        self._epoll.register(self._alarm.fileno(), select.EPOLLIN)
+        self._path = next((one.path for one in (unified, *controllers.values()) if one is not None), "nowhere")
+        try:
+            self.kinds = frozenset(self._watch(unified, controllers, oom_kills))
+        except BaseException:
+            self._release()
+            raise
+
+    def _watch(
+        self, unified: Directory | None, controllers: Mapping[str, Directory], oom_kills: Callable[[], int] | None
+    ) -> Iterator[EventKind]:
+        memory, pids = (self._copy(controllers.get(name)) for name in ("memory", "pids"))
+        unified = self._copy(unified)
+        tells_removal = False
+        if unified is not None and unified.has("cgroup.events"):
+            yield from self._add(States(unified)).kinds
+        if memory is not None and memory.version == _V2:
+            yield from self._add(Counts(memory, "memory.events", MEMORY)).kinds
+        elif memory is not None and memory.has("cgroup.event_control"):
+            yield from self._add(LegacyOom(memory, oom_kills or KillCount(memory))).kinds
+            tells_removal = True
+        if pids is not None and pids.has("pids.events"):
+            kinds = self._add(Counts(pids, "pids.events", PIDS)).kinds
+            if (
+                pids.version == _V2
+            ):  # v1 has told nobody of it since Linux 6.11: pids_event() wakes a file that v1 does not have
+                yield from kinds
+        watched = unified or memory or pids
+        if watched is not None and not tells_removal:
+            self._add(Removal(watched))
+            if not watched.is_there():
+                raise GoneError("open", watched.path, ENODEV, "the control group has been removed")
+
+    def _copy(self, directory: Directory | None) -> Directory | None:
+        """Return a directory of our own: a group may be closed while somebody waits for it."""
+        if directory is None:
+            return None
+        number = directory.fileno()
+        if number not in self._copies:
+            self._copies[number] = directory.copy()
+        return self._copies[number]
+
+    def _add(self, source: SourceT) -> SourceT:
+        self._sources[source.fileno()] = source
+        self._epoll.register(source.fileno(), source.mask)
+        return source
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "group gone" if self._gone else ", ".join(sorted(one.value for one in self.kinds))
+        return f"<Events of {self._path}: {state}>"
+
+    # ---- taking ----
+
+    def wait(self, timeout: float | timedelta | None = None) -> Event | None:
+        """Wait for the next event.
+
+        Parameters
+        ----------
+        timeout
+            Seconds or a timedelta; None: no limit.
+
+        Returns
+        -------
+        Event or None
+            None: there was none in time.
+
+        Raises
+        ------
+        GoneError
+            The group has been removed; what happened before is given first.
+        ClosedError
+            This was closed, perhaps meanwhile.
+        """
+        return self.wait_until(Deadline(timeout))
+
+    def wait_until(self, deadline: Deadline) -> Event | None:
+        """As `wait`."""
+        self._enter()
+        try:
+            while (event := self._take()) is None:
+                if not poll(self._epoll, deadline.milliseconds()) and deadline.is_over:
+                    return None
+            return event
+        finally:
+            self._leave()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Event:
+        try:
+            event = self.wait()
+        except (GoneError, ClosedError):
+            raise StopIteration from None
+        assert event is not None  # noqa: S101 - there was no deadline
+        return event
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        try:
+            self._enter()
+            try:
+                while (event := self._take()) is None:
+                    # Of each waiter's own: an event loop knows one waiter for a descriptor.
+                    with _copy(self._epoll.fileno()) as own:
+                        await readable(own.fileno())
+                return event
+            finally:
+                self._leave()
+        except (GoneError, ClosedError):
+            raise StopAsyncIteration from None
+
+    def _take(self) -> Event | None:
+        """Return what is there; None: wait."""
+        with self._lock:
+            if not self._found and self._gone is None and not self._closed:
+                self._look()
+            if self._found and not self._closed:
+                return self._found.popleft()
+        if self._closed:
+            raise ClosedError(f"{self!r} cannot be used any more")
+        if self._gone is not None:
+            raise self._gone
+        return None
+
+    def _look(self) -> None:
+        for number, _ in self._epoll.poll(0):
+            if (source := self._sources.get(number)) is not None:
+                try:
+                    self._found.extend(source.read())
+                except GoneError as error:
+                    self._gone = error
+                    self._alarm.ring()  # the others that wait
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when there is something to `wait` for.
+
+        Raises
+        ------
+        ClosedError
+            This was closed.
+        """
+        if self._closed:
+            raise ClosedError(f"{self!r} cannot be used any more")
+        return self._epoll.fileno()
+
+    # ---- the end ----
+
+    def _enter(self) -> None:
+        if self._home != home():
+            raise ClosedError(f"{self!r} belongs to another process: this one is a fork of it")
+        with self._lock:
+            if self._closed:
+                raise ClosedError(f"{self!r} cannot be used any more")
+            self._waiting += 1
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._waiting -= 1
+            if self._closed and not self._waiting:
+                self._release()
+
+    def close(self) -> None:
+        """Stop watching, and end the waiting of others; again is nothing."""
+        if self._home != home():  # nobody else uses it here, and nobody may be left to release the lock
+            self._release()
+            return
+        with self._lock:
+            self._closed = True
+            self._alarm.ring()
+            if not self._waiting:  # else the last of those does it: a descriptor that is waited for must not change its meaning
+                self._release()
+
+    def _release(self) -> None:
+        self._closed = True
+        self._epoll.close()
+        for source in self._sources.values():
+            source.close()
+        for one in self._copies.values():
+            one.close()
+        self._alarm.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _copy(number: int) -> Fd:
+    fd = Fd.take(os.dup, number)
+    assert fd is not None  # noqa: S101 - os.dup raises
+    return fd
+
+
+def wait_oom(
+    memory: Directory,
+    *,
+    since: int = 0,
+    timeout: float | timedelta | None = None,
+    oom_kills: Callable[[], int] | None = None,
+) -> bool:
+    """Wait until the kernel has killed a process of a group, or of one below, for want of memory.
+
+    Parameters
+    ----------
+    memory
+        The group's directory in the hierarchy that has the memory controller, of either version.
+    since
+        The number of such kills that the caller knows of: with more than these it returns at once.
+    timeout
+        Seconds or a timedelta; None: no limit.
+    oom_kills
+        As for `Events`.
+
+    Returns
+    -------
+    bool
+        False: not in time.
+
+    Raises
+    ------
+    GoneError
+        The group has been removed.
+    """
+    left = Deadline(timeout)
+    kills = oom_kills or KillCount(memory)
+    with Events(None, {"memory": memory}, oom_kills=kills) as events:
+        is_v2 = memory.version == _V2
+        seen = parse_flat(memory.sample("memory.events")).get("oom_kill", 0) if is_v2 else kills()
+        while seen <= since:
+            event = events.wait_until(left)
+            if event is None:
+                return False
+            if event.kind is EventKind.OOM_KILL:
+                seen = event.total
+    return True
+
+
+def wait_empty(unified: Directory | None, legacy: Sequence[Directory], timeout: float | timedelta | None = None) -> bool:
+    """Wait until no process lives in a group or below it.
+
+    Parameters
+    ----------
+    unified
+        The group's directory in cgroup v2, or None.
+    legacy
+        Its directories in v1, which are looked at only without that: there each process is waited for.
+    timeout
+        Seconds or a timedelta; None: no limit.
+
+    Returns
+    -------
+    bool
+        False: not in time.  A group that has been removed is empty.
+    """
+    left = Deadline(timeout)
+    if unified is None:
+        return all(_wait_listed(directory, left) for directory in legacy)
+    with unified.copy() as own, suppress(GoneError), Events(own, {}) as events:
+        while is_populated(own):
+            if events.wait_until(left) is None:
+                return False
+    return True
+
+
+def _wait_listed(directory: Directory, left: Deadline) -> bool:
+    with directory.copy() as own:
+        while pids := pids_in(own):
+            visible = next(filter(None, pids), None)
+            if visible is None:
+                raise Unsupported(
+                    f"waiting for the processes of {own.path}",
+                    "this pid namespace, which does not show them, and cgroup v1, which does not tell when a group is empty",
+                    "a host with cgroup v2, or a process in their pid namespace or one above",
+                )
+            with suppress(ProcessLookupError):
+                fd = Fd.take(os.pidfd_open, visible)
+                assert fd is not None  # noqa: S101 - pidfd_open raises
+                with fd:
+                    if not poll(fd.fileno(), left.milliseconds()):
+                        return False
+            # Kernels since 6.19 list who has ended until he has left the processor, and v1 tells nobody of that.
+            if visible in pids_in(own):
+                if left.is_over:
+                    return False
+                select.poll().poll(_LOOK_AGAIN)
+    return True
