@@ -85,6 +85,13 @@ class Controls:
             found |= dict.fromkeys(["", *sorted(available_in(self.unified) - found.keys())], self.unified.path)
         return found
 
+    @property
+    def by_name(self) -> dict[str, Directory]:
+        """The directory that has each controller."""
+        unified = self.unified
+        found = {} if unified is None else dict.fromkeys(available_in(unified), unified)
+        return found | self.legacy
+
     def pids(self) -> list[int]:
         """Return who lives in the group and below it."""
         if self.unified is not None:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
 from isolib._kernel import seam
-from isolib._kernel.handle import Handle, Rollback, home
+from isolib._kernel.handle import Rollback, home
 from isolib._kernel.lodging import Shape
 from isolib.cgroups import freezing, moving, removal
 from isolib.cgroups.freezing import Frozen
 from isolib.cgroups.lodge import COUNTING, Lodge, Quarters
 from isolib.cgroups.moving import Entered, process_id
 from isolib.cgroups.place import available_in, enabled_in
+from isolib.cgroups.watched import Watched
 from isolib.errors import GoneError, IsolibError, Unsupported
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     import psutil
 
+    from isolib._kernel.lodging import Account
     from isolib._kernel.seam import Process
     from isolib.cgroups.controllers.cpu import Cpu
     from isolib.cgroups.controllers.cpuset import Cpuset
@@ -56,7 +58,7 @@ def avoid_clone() -> bool:
     return is_news
 
 
-class Cgroup(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
+class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
     """A control group, in cgroup v2 and in as many hierarchies of v1 as it takes.
 
     `close` kills everybody in it, waits for their ends and removes it; so does leaving its ``with`` block, and so does the
@@ -303,8 +305,10 @@ class Cgroup(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
             if self._spare is None and not self._ending:
                 self._spare = Lodge(self._housing(), clone=home() not in _clone_kills, left=self._left)
 
-    def _left(self) -> None:
+    def _left(self, account: Account) -> None:
         """One process is gone: where several have come, more will."""
+        if "memory" in self._controls.legacy:
+            self._kills_before += account.oom_kills
         if self._births > 1:
             with suppress(IsolibError):  # the group is gone, or going
                 self.prepare()

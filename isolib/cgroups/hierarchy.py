@@ -27,6 +27,7 @@ __all__ = ["V1_CONTROLLERS", "Binding", "Hierarchy", "hierarchy", "may_use", "su
 V1_CONTROLLERS: Final = MappingProxyType(
     {
         "cpu": "cpu",
+        "cpuacct": "cpuacct",  # in v2 that is a file of every group
         "cpuset": "cpuset",
         "memory": "memory",
         "io": "blkio",

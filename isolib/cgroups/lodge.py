@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Self
 
-__all__ = ["COUNTING", "Lodge", "Quarters"]
+__all__ = ["COUNTING", "LEGACY_COUNTING", "Lodge", "Quarters"]
 
 #: The controllers that count apart what each process in a group uses; processes do not compete within a group, so cpu is not.
-COUNTING: Final = ("memory", "io", "pids")
+COUNTING: Final = frozenset({"memory", "io", "pids"})
+#: And those that do where cgroup v2 is not mounted.
+LEGACY_COUNTING: Final = frozenset({"cpuacct"})
 _EVENTFD: Final = struct.Struct("=Q")
 
 
@@ -64,7 +66,9 @@ class Quarters:
         self.counting = counting
         #: Directories of v1, each once: those with a group of its own for each process, and those without.
         distinct = list({id(one): one for one in legacy.values()}.values())
-        self.counted = [one for one in distinct if any(legacy.get(name) is one for name in COUNTING) and not foreign]
+        self.counted = [
+            one for one in distinct if any(legacy.get(name) is one for name in COUNTING | LEGACY_COUNTING) and not foreign
+        ]
         self.shared = [one for one in distinct if one not in self.counted]
         #: Whether a process that the kernel kills for want of memory takes the others with it: in v1 its supervisor sees to it.
         self.tell_oom = False
@@ -81,7 +85,7 @@ class Quarters:
 class Lodge:
     """A group for one process; see `isolib._kernel.lodging.Lodge`."""
 
-    def __init__(self, quarters: Quarters, *, clone: bool, left: Callable[[], None]) -> None:
+    def __init__(self, quarters: Quarters, *, clone: bool, left: Callable[[Account], object]) -> None:
         self.directory = self.procs = self.oom = -1
         self.tasks: Sequence[int] = ()
         self.name = f"p{next(quarters.numbers)}"
@@ -134,9 +138,9 @@ class Lodge:
             memory.write(f"{self.name}/cgroup.event_control", f"{told.fileno()} {control.fileno()}")
         return told.fileno()
 
-    def last(self, left: Callable[[], None]) -> Self:
+    def last(self, left: Callable[[], object]) -> Self:
         """Return this place, the only one of its group: that is closed when the process is gone."""
-        self._left = left
+        self._left = lambda _: left()
         return self
 
     def ready(self) -> None:
@@ -177,7 +181,7 @@ class Lodge:
                 except ProcessLookupError:  # the whole group has been removed by somebody else
                     self._account = Account()
                 self._leave()
-                self._left()
+                self._left(self._account)
             return self._account or Account()
 
     def _leave(self) -> None:
@@ -206,6 +210,9 @@ class Lodge:
         if self._unified is not None and not self._quarters.flat:
             cpu = parse_flat(self._unified.read("cpu.stat").encode())
             user, system = cpu["user_usec"] / 1e6, cpu["system_usec"] / 1e6
+        elif "cpuacct" in self._quarters.legacy:
+            user, system = (self._number("cpuacct", "", f"cpuacct.usage_{one}") for one in ("user", "sys"))
+            user, system = (None if one is None else one / 1e9 for one in (user, system))
         read, written = self._io()
         peak = self._number("pids", "pids.peak", "pids.peak")
         return Account(

@@ -1,0 +1,109 @@
+"""What a group tells of itself: what it uses, under what pressure, and what happens to it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from isolib._kernel.handle import Handle
+from isolib.cgroups import events
+from isolib.cgroups.history import History
+from isolib.cgroups.pressure import Pressures
+from isolib.cgroups.sources import KillCount
+from isolib.cgroups.stats import read_stats
+from isolib.errors import Unsupported
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from isolib.cgroups.controls import Controls
+    from isolib.cgroups.events import Events
+    from isolib.cgroups.stats import Stats
+
+__all__ = ["Watched"]
+
+
+class Watched(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
+    """The part of `Cgroup` that looks and waits, and changes nothing."""
+
+    _controls: Controls
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: In v1 a group below takes what it has counted with it: what was counted by those that are gone.
+        self._kills_before = 0
+        self._pressure: Pressures | None = None
+
+    def stats(self) -> Stats:
+        """Return what the group uses and has used: memory, processor time, disk I/O, processes, pressure; a frozen value."""
+        self._check_open()
+        controls = self._controls
+        found = read_stats(controls.unified, controls.by_name)
+        if found.memory is not None and "memory" in controls.legacy:
+            return replace(found, memory=replace(found.memory, oom_kills=self.oom_kills))
+        return found
+
+    def history(self, every: float | timedelta = 0.1, *, most: int = 10_000) -> History:
+        """Sample `stats` until that is closed: a context manager, with ``samples``, and ``series`` for plots.
+
+        Parameters
+        ----------
+        every
+            Seconds or a timedelta between two samples.
+        most
+            How many are kept; the oldest go first.
+        """
+        self._check_open()
+        return History(self.stats, every, most=most)
+
+    @property
+    def pressure(self) -> Pressures:
+        """How long its processes have waited for processor, memory and disk (PSI; in cgroup v2)."""
+        self._check_open()
+        if self._pressure is None:
+            refusal = Unsupported("pressure of a control group", "this host, which has no cgroup v2", "mount cgroup2")
+            self._pressure = Pressures(self._controls.unified, refusal)
+        return self._pressure
+
+    def events(self) -> Events:
+        """Return what happens to the group from now on: an iterator, for ``for`` and ``async for``, and a context manager."""
+        self._check_open()
+        controls = self._controls
+        return events.Events(controls.unified, controls.by_name, oom_kills=self._legacy_kills)
+
+    @property
+    def oom_kills(self) -> int:
+        """How many processes the kernel has killed in the group for want of memory, those below included."""
+        self._check_open()
+        return self._legacy_kills() if "memory" in self._controls.legacy else self._controls.memory.oom_kills
+
+    def _legacy_kills(self) -> int:
+        memory = self._controls.legacy.get("memory")
+        return self._kills_before + (0 if memory is None else KillCount(memory)())
+
+    def wait_oom(self, timeout: float | timedelta | None = None) -> bool:
+        """Wait until the kernel has killed a process of the group for want of memory, now or before.
+
+        Parameters
+        ----------
+        timeout
+            Seconds or a timedelta; None: no limit.
+
+        Returns
+        -------
+        bool
+            False: not in time.
+        """
+        self._check_open()
+        return events.wait_oom(self._controls.memory.directory, timeout=timeout, oom_kills=self._legacy_kills)
+
+    def wait_empty(self, timeout: float | timedelta | None = None) -> bool:
+        """Wait until no process lives in the group, or below it.
+
+        Returns
+        -------
+        bool
+            False: not in time.
+        """
+        self._check_open()
+        return events.wait_empty(self._controls.unified, self._controls.distinct, timeout)
