@@ -439,6 +439,21 @@ def test_no_group(tmp_path: Path, function: Callable[[int], object]) -> None:
         os.close(fd)
 
 
+def test_replacement_in_the_wrong_place(group: Group, tmp_path: Path) -> None:
+    """Given another directory, a replacement fails with one plain error, and the old rules and their handle stay."""
+    held = devices.attach(group.fd, STANDARD_DEVICES)
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with pytest.raises(SyscallError, match="no directory of cgroup v2") as caught:
+            devices.replace(fd, held, ())
+        assert not hasattr(caught.value, "__notes__")
+    finally:
+        os.close(fd)
+    assert not held.closed
+    assert len(attached(group.fd)) == 1
+    devices.detach(group.fd, held)
+
+
 def test_without_privileges(group: Group) -> None:
     """Who lacks the capabilities is told which they are, and whom else he could ask."""
     code = (
