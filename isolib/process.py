@@ -387,8 +387,9 @@ class Process:
     def _ended(self) -> Exit:
         pump, lodge = self._pump, self._launched.lodge
         account = Account() if lodge is None else lodge.settle()
+        killed = self._killed or (lodge is not None and lodge.killed)
         overflowed = self._limit is not None and bool(pump.out.overflow or pump.err.overflow)
-        return verdict(pump, Evidence(account, self._killed, overflowed), self._usage(account))
+        return verdict(pump, Evidence(account, killed, overflowed), self._usage(account))
 
     def _usage(self, account: Account = Account()) -> Usage:  # noqa: B008 - immutable
         return usage(self._pump, self._launched.started_ns, time.monotonic_ns(), account)

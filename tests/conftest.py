@@ -162,11 +162,11 @@ def kept() -> set[int]:
         *(fd for ground in grounds.values() for fd in (ground.host, ground.proc, ground.image)),
         *(fd.fileno() for fd in namespaces.values()),
         *(fd for reaper in reapers() for fd in reaper.descriptors),
-        *place(),
+        *group_place(),
     }
 
 
-def place() -> set[int]:
+def group_place() -> set[int]:
     """Return the descriptors of the directories in which this process makes its groups."""
     module = sys.modules.get("isolib.cgroups.place")
     return module.descriptors() if module is not None else set()

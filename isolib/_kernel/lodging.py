@@ -70,6 +70,10 @@ class Lodge(Protocol):
     tasks: Sequence[int]
     #: An eventfd that becomes readable when the group is out of memory, or -1.
     oom: int
+    #: The pid of its supervisor, told by the launch when there is a command; 0 before.
+    supervisor: int
+    #: Whether its group was killed by this program.
+    killed: bool
 
     def kill(self) -> None:
         """Kill everybody in it, the supervisor too."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 from isolib._kernel import assembly, calls
 from isolib._kernel.assembly import Identity, Scene
 from isolib._kernel.idmap import resolve
-from isolib._kernel.launch import launch, run
+from isolib._kernel.launch import Launched, launch, run
 from isolib._kernel.plan import INSIDE, Builder, Step, exec_step
 from isolib.errors import PlanError, SetupFailed
 from isolib.types import check_argv, check_hostname, check_path
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from isolib._kernel.assembly import Rights
     from isolib._kernel.idmap import IdMapPlan
-    from isolib._kernel.launch import Launched
     from isolib._kernel.lodging import Lodge, Lodging, Shape
     from isolib._kernel.plan import Plan, Slot
     from isolib.types import HasFileno, IdMap
@@ -194,6 +193,8 @@ class Request:
             else:
                 if started is None:  # a premise of the plan holds no more
                     lodge.settle()
+                elif isinstance(started, Launched) and started.command_pid:
+                    lodge.supervisor = started.supervisor_pid
                 return started
         return start(self.builder.fds, None)
 

@@ -11,7 +11,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, TypeVar
 
 from isolib._kernel import reaper
-from isolib.cgroups import moving, removal
+from isolib.cgroups import moving
 from isolib.cgroups.controllers.cpu import Cpu
 from isolib.cgroups.controllers.cpuset import Cpuset, inherit
 from isolib.cgroups.controllers.device_control import Devices
@@ -22,6 +22,7 @@ from isolib.cgroups.controllers.pids import Pids
 from isolib.cgroups.files import Directory
 from isolib.cgroups.hierarchy import V1_CONTROLLERS
 from isolib.cgroups.place import available_in, enable
+from isolib.cgroups.tree import pids_in
 from isolib.errors import GoneError, Unsupported
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ class Controls:
     def pids(self) -> list[int]:
         """Return who lives in the group and below it."""
         if self.unified is not None:
-            return removal.pids_in(self.unified)
-        return list(dict.fromkeys(pid for one in self.distinct for pid in removal.pids_in(one)))
+            return pids_in(self.unified)
+        return list(dict.fromkeys(pid for one in self.distinct for pid in pids_in(one)))
 
     def close(self) -> None:
         """Close the directories."""

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Epoll, Fd, home
 from isolib.cgroups.files import parse_flat
-from isolib.cgroups.removal import is_populated, pids_in
+from isolib.cgroups.removal import is_populated
 from isolib.cgroups.sources import MEMORY, PIDS, Counts, Event, EventKind, KillCount, LegacyOom, Removal, States
+from isolib.cgroups.tree import pids_in
 from isolib.cgroups.waiting import Alarm, Deadline, poll, readable
 from isolib.errors import ClosedError, GoneError, Unsupported
 

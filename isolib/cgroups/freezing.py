@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import select
 import time
 from typing import TYPE_CHECKING, Final
 
-from isolib.cgroups import removal
 from isolib.errors import IsolibError, Unsupported
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from isolib.cgroups.files import Directory
     from isolib.cgroups.group import Cgroup
 
-__all__ = ["Frozen", "freeze", "thaw"]
+__all__ = ["Frozen", "freeze", "is_frozen", "thaw", "wait_for"]
 
 #: Seconds for those who are in a system call that cannot be interrupted.
 _PATIENCE: Final = 10.0
@@ -35,7 +35,7 @@ def freeze(unified: Directory | None, legacy: Directory | None, timeout: float =
     """
     if unified is not None and unified.has("cgroup.freeze"):
         unified.write("cgroup.freeze", "1")
-        if removal.wait_for(unified, "cgroup.events", b"frozen 1", timeout):
+        if wait_for(unified, "cgroup.events", b"frozen 1", timeout):
             return
         unified.write("cgroup.freeze", "0")
         raise IsolibError(f"{unified.path}: not everybody stands still after {timeout:g} s; it goes on")
@@ -66,7 +66,7 @@ def thaw(unified: Directory | None, legacy: Directory | None) -> None:
     """Let a group go on; one that is not frozen does already."""
     if unified is not None and unified.has("cgroup.freeze"):
         unified.write("cgroup.freeze", "0")
-        removal.wait_for(unified, "cgroup.events", b"frozen 0", _PATIENCE)
+        wait_for(unified, "cgroup.events", b"frozen 0", _PATIENCE)
     elif legacy is not None:
         legacy.write("freezer.state", "THAWED")
 
@@ -76,6 +76,24 @@ def is_frozen(unified: Directory | None, legacy: Directory | None) -> bool:
     if unified is not None and unified.has("cgroup.freeze"):
         return b"frozen 1" in unified.sample("cgroup.events")
     return legacy is not None and legacy.read("freezer.state").strip() == "FROZEN"
+
+
+def wait_for(directory: Directory, file: str, content: bytes, timeout: float | None) -> bool:
+    """Wait until a file of v2 that tells of its changes holds this; returns whether it does."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with directory.open_file(file, os.O_RDONLY) as fd:
+        poll = select.poll()
+        poll.register(fd.fileno(), select.POLLPRI)
+        while True:
+            try:
+                if content in os.pread(fd.fileno(), 4096, 0):
+                    return True
+            except OSError as error:
+                raise directory.refused("read", file, error.errno or 0) from None
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            poll.poll(None if left is None else max(1, left * 1000))
 
 
 class Frozen:

@@ -154,7 +154,7 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
     @property
     def pids(self) -> Pids:
         """Its number of processes and threads; ``pids()`` returns the ids of the processes in it and below it."""
-        return self._controls.pids_controller
+        return self._controls.pids_controller.counting(self._hits)
 
     @property
     def hugetlb(self) -> Hugetlb:
@@ -309,6 +309,7 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         """One process is gone: where several have come, more will."""
         if "memory" in self._controls.legacy:
             self._kills_before += account.oom_kills
+        self._hits_before += account.pids_hits
         if self._births > 1:
             with suppress(IsolibError):  # the group is gone, or going
                 self.prepare()
@@ -420,8 +421,13 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         """
         self._check_open()
         controls = self._controls
+        with self._lock:
+            lodges = list(self._lodges)
+        for lodge in lodges:
+            lodge.killed = True
+        supervisors = {lodge.supervisor for lodge in lodges}
         with suppress(GoneError):
-            removal.kill(controls.unified, controls.distinct)
+            removal.end(controls.unified, self._freezer(), controls.distinct, supervisors)
 
     # ---- its end ----
 

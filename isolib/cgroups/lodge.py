@@ -18,7 +18,7 @@ from isolib._kernel.handle import Fd, home
 from isolib._kernel.lodging import Account
 from isolib.cgroups import removal
 from isolib.cgroups.controllers.cpuset import inherit
-from isolib.cgroups.controllers.io import STAT_FILES, load_stat, load_v1_stat, total
+from isolib.cgroups.controllers.io import load_stat, total
 from isolib.cgroups.files import Directory, parse_flat
 from isolib.errors import SyscallError
 
@@ -32,6 +32,8 @@ __all__ = ["COUNTING", "LEGACY_COUNTING", "Lodge", "Quarters"]
 COUNTING: Final = frozenset({"memory", "io", "pids"})
 #: And those that do where cgroup v2 is not mounted.
 LEGACY_COUNTING: Final = frozenset({"cpuacct"})
+#: In v1 a limit on I/O binds who is in the group itself, and no group below (throtl_pd_init): they stay together.
+_FLAT_IN_V1: Final = frozenset({"io"})
 _EVENTFD: Final = struct.Struct("=Q")
 
 
@@ -66,9 +68,8 @@ class Quarters:
         self.counting = counting
         #: Directories of v1, each once: those with a group of its own for each process, and those without.
         distinct = list({id(one): one for one in legacy.values()}.values())
-        self.counted = [
-            one for one in distinct if any(legacy.get(name) is one for name in COUNTING | LEGACY_COUNTING) and not foreign
-        ]
+        apart = [] if foreign else [legacy.get(name) for name in (COUNTING | LEGACY_COUNTING) - _FLAT_IN_V1]
+        self.counted = [one for one in distinct if any(one is other for other in apart)]
         self.shared = [one for one in distinct if one not in self.counted]
         #: Whether a process that the kernel kills for want of memory takes the others with it: in v1 its supervisor sees to it.
         self.tell_oom = False
@@ -97,6 +98,9 @@ class Lodge:
         self._unified: Directory | None = None
         self._owned: list[Fd] = []
         self._hits_before = 0
+        #: The supervisor of a command, who reaps and reports; 0: not known, or not of a command.
+        self.supervisor = 0
+        self.killed = False
         try:
             self._make(clone=clone)
         except BaseException:
@@ -154,12 +158,14 @@ class Lodge:
 
     def kill(self) -> None:
         """Kill everybody in it, the supervisor too, and wait for their ends."""
-        if self._home == home() and not self._quarters.flat:
+        if self._home == home() and not self._quarters.flat and self._account is None:
             with suppress(ProcessLookupError):  # it has been removed
                 removal.kill(self._unified, self._legacy())
 
     def is_frozen(self) -> bool:
         """Return whether those in it stand still."""
+        if self._account is not None:
+            return False
         if self._unified is None:
             return any(
                 "FROZEN" in one.read(name)
@@ -214,7 +220,7 @@ class Lodge:
             user, system = (self._number("cpuacct", "", f"cpuacct.usage_{one}") for one in ("user", "sys"))
             user, system = (None if one is None else one / 1e9 for one in (user, system))
         read, written = self._io()
-        peak = self._number("pids", "pids.peak", "pids.peak")
+        peak = self._pids_peak()
         return Account(
             cpu_user=user,
             cpu_system=system,
@@ -245,6 +251,14 @@ class Lodge:
         text = self._file(controller, v2, v1)
         return None if text is None else int(text)
 
+    def _pids_peak(self) -> int | None:
+        """Return the peak; a new process that a limit above refuses has been counted here already, but not there."""
+        here = self._number("pids", "pids.peak", "pids.peak")
+        above = self._quarters.legacy.get("pids", self._quarters.unified)
+        if here is None or above is None:
+            return here
+        return min(here, int(above.sample("pids.peak")))
+
     def _oom_kills(self) -> int:
         text = self._file("memory", "memory.events.local", "memory.oom_control")
         return 0 if text is None else parse_flat(text.encode()).get("oom_kill", 0)
@@ -263,8 +277,7 @@ class Lodge:
         return 0
 
     def _io(self) -> tuple[int | None, int | None]:
-        text = self._file("io", STAT_FILES[2][0], STAT_FILES[1][0])
-        if text is None:
+        if "io" in self._quarters.legacy:  # there all are together, and the launcher knows better
             return None, None
-        is_legacy = "io" in self._quarters.legacy
-        return total(load_v1_stat(text.encode(), b"") if is_legacy else load_stat(text.encode()))
+        text = self._file("io", "io.stat", "")
+        return (None, None) if text is None else total(load_stat(text.encode()))

@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd
+from isolib.cgroups import freezing
+from isolib.cgroups.tree import each_group, listed, names_in, pids_in
 from isolib.errors import GoneError, IsolibError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection
 
     from isolib.cgroups.files import Directory
     from isolib.errors import SyscallError
 
-__all__ = ["is_populated", "kill", "pids_in", "remove", "wait_until_empty"]
+__all__ = ["end", "is_populated", "kill", "remove", "wait_until_empty"]
 
 _PATIENCE: Final = 30.0
+_SECOND: Final = 1.0
 #: Seconds between two looks where the kernel tells nobody: processes of v1 that have ended, but are being taken apart.
 _LOOK_AGAIN: Final = 0.002
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -35,46 +38,6 @@ _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 def is_populated(directory: Directory) -> bool:
     """Return whether somebody lives in a group of v2, or below."""
     return b"populated 1" in directory.sample("cgroup.events")
-
-
-def pids_in(directory: Directory, *, below: bool = True) -> list[int]:
-    """Return the processes of a group, of those below it too, as this pid namespace numbers them (0: not visible here)."""
-    found = []
-    for fd in _each_group(directory.fileno(), below=below):
-        for name in ("cgroup.procs", "cgroup.threads"):  # a threaded group has no list of processes
-            try:
-                file = os.open(name, _FLAGS, dir_fd=fd)
-            except FileNotFoundError:
-                break
-            try:
-                with open(file, "rb") as stream:
-                    found += [int(word) for word in stream.read().split()]
-                break
-            except OSError:
-                continue
-    return list(dict.fromkeys(found))
-
-
-def _each_group(fd: int, *, below: bool = True) -> Iterator[int]:
-    """Yield a descriptor of the group, and of each below, deepest last."""
-    yield fd
-    if not below:
-        return
-    for name in _names(fd):
-        try:
-            child = os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=fd)
-        except FileNotFoundError:
-            continue
-        try:
-            yield from _each_group(child)
-        finally:
-            os.close(child)
-
-
-def _names(fd: int) -> list[str]:
-    with suppress(FileNotFoundError), os.scandir(fd) as entries:
-        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    return []
 
 
 # ---- killing ----
@@ -102,6 +65,27 @@ def kill(unified: Directory | None, legacy: list[Directory]) -> None:
         pass
 
 
+def end(unified: Directory | None, freezer: Directory | None, legacy: list[Directory], spared: Collection[int]) -> None:
+    """Kill everybody in a group but the supervisors of commands, who reap those and then end by themselves; wait for all.
+
+    So it is known how each command ended, and the dead count as processes no more, however slow the init of this system is.
+    Standing still nobody forks, and SIGKILL is the first thing that everybody meets afterwards.  Who does not stand still
+    within a second is killed without ceremony.
+    """
+    try:
+        freezing.freeze(unified, freezer, _SECOND)
+    except IsolibError:
+        kill(unified, legacy)
+        return
+    try:
+        for pid in {pid for directory in ([unified] if unified else legacy) for pid in pids_in(directory)}.difference(spared):
+            _kill_one(pid)
+    finally:
+        freezing.thaw(unified, freezer)
+    if (unified is not None and not freezing.wait_for(unified, "cgroup.events", b"populated 0", _SECOND)) or unified is None:
+        kill(unified, legacy)
+
+
 def _kill_unified(directory: Directory) -> None:
     if directory.has("cgroup.kill"):
         directory.write("cgroup.kill", "1")
@@ -123,32 +107,14 @@ def wait_until_empty(directory: Directory, timeout: float | None) -> None:
     TimeoutError
         Somebody still does.
     """
-    if not wait_for(directory, "cgroup.events", b"populated 0", timeout):
+    if not freezing.wait_for(directory, "cgroup.events", b"populated 0", timeout):
         left = ", ".join(map(str, pids_in(directory)[:10]))
         raise IsolibError(f"{directory.path}: processes are left in it after {timeout:g} s: {left}")
 
 
-def wait_for(directory: Directory, file: str, content: bytes, timeout: float | None) -> bool:
-    """Wait until a file of v2 that tells of its changes holds this; returns whether it does."""
-    deadline = None if timeout is None else time.monotonic() + timeout
-    with directory.open_file(file, os.O_RDONLY) as fd:
-        poll = select.poll()
-        poll.register(fd.fileno(), select.POLLPRI)
-        while True:
-            try:
-                if content in os.pread(fd.fileno(), 4096, 0):
-                    return True
-            except OSError as error:
-                raise directory.refused("read", file, error.errno or 0) from None
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                return False
-            poll.poll(None if left is None else max(1, left * 1000))
-
-
 def thaw_all(directory: Directory) -> None:
     """Thaw a tree of v1 groups: who is frozen there does not die of SIGKILL."""
-    for fd in _each_group(directory.fileno()):
+    for fd in each_group(directory.fileno()):
         with suppress(OSError):
             file = os.open("freezer.state", os.O_WRONLY | os.O_CLOEXEC, dir_fd=fd)
             try:
@@ -231,7 +197,7 @@ def _remove_tree(parent: int, name: str) -> None:
     except FileNotFoundError:
         return
     try:
-        for child in _names(fd):
+        for child in names_in(fd):
             _remove_tree(fd, child)
     finally:
         os.close(fd)
@@ -246,15 +212,9 @@ def _not_removed(parent: Directory, name: str, errno: int) -> SyscallError:
     if errno == EBUSY:
         try:
             with Fd(os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=parent.fileno())) as fd:
-                pids = [pid for one in _each_group(fd.fileno()) for pid in _listed(one)]
+                pids = [pid for one in each_group(fd.fileno()) for pid in listed(one)]
         except OSError:
             pids = []
         left = ", ".join(map(str, pids[:10])) or "none that this pid namespace shows"
         error.hint = f"somebody lives in it: {left}"
     return error
-
-
-def _listed(fd: int) -> list[int]:
-    file = os.open("cgroup.procs", _FLAGS, dir_fd=fd)
-    with open(file, "rb") as stream:
-        return [int(word) for word in stream.read().split()]

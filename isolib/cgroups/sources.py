@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from isolib._kernel import calls
 from isolib._kernel.handle import Epoll, Fd
 from isolib.cgroups.files import parse_flat
-from isolib.cgroups.removal import pids_in
+from isolib.cgroups.tree import pids_in
 from isolib.errors import GoneError
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from isolib._kernel.handle import Handle
 from isolib.cgroups import events
 from isolib.cgroups.history import History
 from isolib.cgroups.pressure import Pressures
-from isolib.cgroups.sources import KillCount
 from isolib.cgroups.stats import read_stats
+from isolib.cgroups.tree import counted_in
 from isolib.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Watched(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
     def __init__(self) -> None:
         super().__init__()
         #: In v1 a group below takes what it has counted with it: what was counted by those that are gone.
-        self._kills_before = 0
+        self._kills_before = self._hits_before = 0
         self._pressure: Pressures | None = None
 
     def stats(self) -> Stats:
@@ -75,11 +75,16 @@ class Watched(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
     def oom_kills(self) -> int:
         """How many processes the kernel has killed in the group for want of memory, those below included."""
         self._check_open()
-        return self._legacy_kills() if "memory" in self._controls.legacy else self._controls.memory.oom_kills
+        return self._legacy_kills() if "memory" in self._controls.legacy else self._controls.memory.events().get("oom_kill", 0)
 
     def _legacy_kills(self) -> int:
         memory = self._controls.legacy.get("memory")
-        return self._kills_before + (0 if memory is None else KillCount(memory)())
+        return self._kills_before + (0 if memory is None else counted_in(memory, "memory.oom_control", "oom_kill"))
+
+    def _hits(self) -> int | None:
+        """Return how often a new process was refused, where v1 has counted it; None: v2 has."""
+        pids = self._controls.legacy.get("pids")
+        return None if pids is None else self._hits_before + counted_in(pids, "pids.events", "max")
 
     def wait_oom(self, timeout: float | timedelta | None = None) -> bool:
         """Wait until the kernel has killed a process of the group for want of memory, now or before.

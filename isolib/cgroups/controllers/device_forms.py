@@ -120,6 +120,7 @@ def v1_writes(rules: Iterable[DeviceRule]) -> list[tuple[str, str]]:
 
     Examples
     --------
+    >>> from isolib.cgroups.controllers.devices import DeviceRule
     >>> v1_writes([DeviceRule("c", 1, None, "r"), DeviceRule("c", 1, 3, "w")])
     [('devices.deny', 'a'), ('devices.allow', 'c 1:* r'), ('devices.allow', 'c 1:3 rw')]
     """

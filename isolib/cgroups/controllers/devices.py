@@ -5,8 +5,8 @@ group, whoever closes what, and goes when the directory is removed; what is belo
 are written into the group's files devices.allow and devices.deny (`v1_writes`).
 
 The kernel asks when a device node is opened or made, not when an open one is used: what a process has open, it keeps. It does
-not ask about what has no node, such as network interfaces. For the making of a whiteout, which to it is the character device
-0:0, old kernels ask (5.10 does) and new ones do not (6.18); they ask also where overlayfs makes one for who deletes a file.
+not ask about what has no node, such as network interfaces, nor since 5.8 for the making of a whiteout (the character device
+0:0), by hand or where overlayfs makes one for who deletes a file.
 
 Sources: Documentation/admin-guide/cgroup-v2.rst ("Device controller"), cgroup-v1/devices.rst, security/device_cgroup.c, bpf(2).
 """

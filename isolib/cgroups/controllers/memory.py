@@ -166,11 +166,6 @@ class Memory(Controller):
             )
         self.write(None, "memory.max_usage_in_bytes", "reset_peak", "0")
 
-    @property
-    def oom_kills(self) -> int:
-        """How many processes the kernel has killed in the group for want of memory, those in groups below included."""
-        return self.events().get("oom_kill", 0)
-
     def events(self, *, local: bool = False) -> dict[str, int]:
         """Return how often limits were met: low, high, max, oom, oom_kill, oom_group_kill; v1 has max and oom_kill.
 

@@ -22,10 +22,16 @@ class Pids(Controller):
 
     name = "pids"
     _listed: Callable[[], list[int]]
+    _counted: Callable[[], int | None]
 
     def __call__(self) -> list[int]:
         """Return the ids of the processes in the group and below it, as this pid namespace numbers them."""
         return self._listed()
+
+    def counting(self, counted: Callable[[], int | None]) -> Self:
+        """Return this controller, which asks this function how often one more was refused, where v1 counts it."""
+        self._counted = counted
+        return self
 
     def listing(self, listed: Callable[[], list[int]]) -> Self:
         """Return this controller, which asks this function for the processes."""
@@ -46,5 +52,10 @@ class Pids(Controller):
 
     @property
     def hits(self) -> int:
-        """How often one more was refused (v1: to processes in this group itself)."""
-        return parse_flat(self.read("pids.events", "pids.events", "hits").encode()).get("max", 0)
+        """How often one more was refused."""
+        counted = self._counted()
+        return (
+            counted
+            if counted is not None
+            else parse_flat(self.read("pids.events", "pids.events", "hits").encode()).get("max", 0)
+        )

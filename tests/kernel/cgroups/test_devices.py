@@ -299,7 +299,7 @@ def test_failed_replacement_leaves_the_old_rules(group: Group) -> None:
 
 
 def test_files_of_an_overlay_can_be_deleted(group: Group, tmp_path: Path) -> None:
-    """With the standard devices, whiteouts can be made: by mknod, and by overlayfs when a lower file is deleted."""
+    """Who may use and make no device can make whiteouts: by mknod, and by overlayfs when a lower file is deleted."""
     for name in ("lower", "upper", "work", "merged"):
         (tmp_path / name).mkdir()
     (tmp_path / "lower/file").touch()
@@ -307,7 +307,7 @@ def test_files_of_an_overlay_can_be_deleted(group: Group, tmp_path: Path) -> Non
         "import os, stat; os.mknod('upper/hand-made', stat.S_IFCHR, 0); os.unlink('merged/file'); print(os.listdir('merged'))"
     )
     options = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
-    held = devices.attach(group.fd, STANDARD_DEVICES)
+    held = devices.attach(group.fd, ())
     calls.mount("overlay", str(tmp_path / "merged"), "overlay", 0, options)
     try:
         with isolib.spawn([sys.executable, "-c", code], cgroup=group, cwd=tmp_path, stdout=PIPE, stderr=PIPE) as process:
@@ -437,6 +437,21 @@ def test_no_group(tmp_path: Path, function: Callable[[int], object]) -> None:
         assert not hasattr(caught.value, "__notes__")
     finally:
         os.close(fd)
+
+
+def test_replacement_in_the_wrong_place(group: Group, tmp_path: Path) -> None:
+    """Given another directory, a replacement fails with one plain error, and the old rules and their handle stay."""
+    held = devices.attach(group.fd, STANDARD_DEVICES)
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with pytest.raises(SyscallError, match="no directory of cgroup v2") as caught:
+            devices.replace(fd, held, ())
+        assert not hasattr(caught.value, "__notes__")
+    finally:
+        os.close(fd)
+    assert not held.closed
+    assert len(attached(group.fd)) == 1
+    devices.detach(group.fd, held)
 
 
 def test_without_privileges(group: Group) -> None:

@@ -1,0 +1,67 @@
+"""A group and the groups below it: who lives there, and what they have counted together."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from isolib.cgroups.files import parse_flat
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isolib.cgroups.files import Directory
+
+__all__ = ["counted_in", "each_group", "names_in", "pids_in"]
+
+_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def each_group(fd: int) -> Iterator[int]:
+    """Yield a descriptor of the group, and of each below."""
+    yield fd
+    for name in names_in(fd):
+        try:
+            child = os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=fd)
+        except FileNotFoundError:
+            continue
+        try:
+            yield from each_group(child)
+        finally:
+            os.close(child)
+
+
+def names_in(fd: int) -> list[str]:
+    """Return the names of the groups in a directory."""
+    with suppress(FileNotFoundError), os.scandir(fd) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return []
+
+
+def pids_in(directory: Directory) -> list[int]:
+    """Return who lives in a group and below it, as this pid namespace numbers them (0: not visible here)."""
+    return list(dict.fromkeys(pid for fd in each_group(directory.fileno()) for pid in listed(fd)))
+
+
+def listed(fd: int) -> list[int]:
+    """Return who lives in one group."""
+    for name in ("cgroup.procs", "cgroup.threads"):  # a threaded group has no list of processes
+        with suppress(OSError):
+            return [int(word) for word in _read(fd, name).split()]
+    return []
+
+
+def counted_in(directory: Directory, file: str, key: str) -> int:
+    """Return the sum of a line of a file over a group and those below it: v1 counts each alone."""
+    total = 0
+    for fd in each_group(directory.fileno()):
+        with suppress(OSError):
+            total += parse_flat(_read(fd, file)).get(key, 0)
+    return total
+
+
+def _read(fd: int, name: str) -> bytes:
+    file = os.open(name, _FLAGS, dir_fd=fd)
+    with open(file, "rb", buffering=0) as stream:
+        return stream.readall()
