@@ -85,6 +85,7 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         self._controls = controls
         self._lock = RLock()
         self._lodges: WeakSet[Lodge] = WeakSet()
+        self._children: WeakSet[Cgroup] = WeakSet()
         self._spare: Lodge | None = None
         self._births = 0
         self._ending = False
@@ -364,7 +365,9 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         """
         from isolib.cgroups.make import new_cgroup  # noqa: PLC0415 - the two need each other
 
-        return new_cgroup(name=name, parent=self, threaded=threaded, **limits)
+        made = new_cgroup(name=name, parent=self, threaded=threaded, **limits)
+        self._children.add(made)
+        return made
 
     # ---- control ----
 
@@ -443,6 +446,8 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
     def _take_down(self) -> None:
         controls = self._controls
         self._ending = True
+        for child in list(self._children):
+            child.close()
         with suppress(GoneError):
             removal.kill(controls.unified, controls.distinct)
         for lodge in list(self._lodges):

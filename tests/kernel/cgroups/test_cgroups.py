@@ -1,4 +1,4 @@
-"""Control groups at work: one file for every kind of host, hybrid, unified and legacy, as root and as who has a delegated subtree."""
+"""Control groups at work: one file for every kind of host, and for root as for who has a delegated subtree."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Ticker:
         assert self.process.stdout is not None
         self.fd = self.process.stdout.fileno()
         os.read(self.fd, 1)  # it runs
-        os.set_blocking(self.fd, False)  # noqa: FBT003
+        os.set_blocking(self.fd, False)
 
     def drain(self) -> int:
         """Read what has come so far; returns how much that was."""
@@ -156,7 +156,7 @@ def test_memory_limit_kills() -> None:
         assert end.signal == signal.SIGKILL
         assert end.usage.memory_peak is not None
         assert 40 << 20 < end.usage.memory_peak < 50 << 20  # who is dying may go a little beyond
-        assert group.memory.oom_kills >= 1
+        assert group.oom_kills >= 1
 
 
 def test_memory_limit_lets_live() -> None:
@@ -168,7 +168,7 @@ def test_memory_limit_lets_live() -> None:
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_oom_group(together: bool) -> None:
+def test_oom_group(*, together: bool) -> None:
     """With oom_group everybody in the group dies when one must; without, the one alone."""
     needs("memory")
     with isolib.new_cgroup(memory_max="64M", oom_group=together) as group, group.spawn(["sleep", "100"]) as bystander:
@@ -216,11 +216,11 @@ def wait(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
-@pytest.mark.parametrize("share", [0.25, 0.5])
+@pytest.mark.parametrize("share", [0.2, 0.5])
 def test_cpu_limit(share: float) -> None:
     """A busy loop gets its share of a processor, within 10 %."""
     needs("cpu")
-    with isolib.new_cgroup(cpu_max=share) as group:
+    with isolib.new_cgroup(cpu_max=share, cpu_weight=10000) as group:  # what others want must not matter here
         assert group.cpu.max == share
         assert cpu_used(group, 3) == pytest.approx(share, rel=0.1)
         counted = group.stats().cpu
@@ -502,7 +502,7 @@ def test_nested_groups() -> None:
             assert eat(inner, 100)[1].reason is Reason.OOM
             assert eat(outer, 60)[1].reason is Reason.EXITED
         outer.close()
-        inner.close()
+        assert inner.closed
 
 
 def test_usage_is_each_processes_own() -> None:
