@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import count
 from threading import RLock
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
@@ -88,6 +89,7 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         self._children: WeakSet[Cgroup] = WeakSet()
         self._spare: Lodge | None = None
         self._births = 0
+        self._numbers = count(1)
         self._ending = False
         self._standing = 0
         self._quarters: Quarters | None = None
@@ -260,7 +262,9 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
                 self._drop_spare()
                 foreign = not controls.owned
                 counting = frozenset() if foreign or self._flat else self._open_house()
-                found = Quarters(controls.unified, dict(controls.legacy), counting, flat=self._flat, foreign=foreign)
+                found = Quarters(
+                    controls.unified, dict(controls.legacy), counting, self._numbers, flat=self._flat, foreign=foreign
+                )
                 found.tell_oom = self.oom != "one" and "memory" in controls.legacy and not foreign
                 found.oom_alone = self.oom == "process"
                 self._quarters = found
@@ -293,6 +297,8 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         """Return the place for one more process (for `isolib.spawn`)."""
         with self._lock:
             quarters = self._housing()
+            if self.is_frozen:
+                raise IsolibError(f"{self!r} is frozen, and a process would not come to be in it: thaw() it first")
             spare, self._spare = self._spare, None
             found = spare or Lodge(quarters, clone=home() not in _clone_kills, left=self._left)
             self._lodges.add(found)

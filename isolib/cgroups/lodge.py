@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import struct
 from contextlib import suppress
-from itertools import count
 from threading import RLock
 from typing import TYPE_CHECKING, Final
 
@@ -23,15 +22,17 @@ from isolib.cgroups.files import Directory, parse_flat
 from isolib.errors import SyscallError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Self
 
-__all__ = ["COUNTING", "LEGACY_COUNTING", "Lodge", "Quarters"]
+__all__ = ["COUNTING", "LEGACY", "Lodge", "Quarters"]
 
 #: The controllers that count apart what each process in a group uses; processes do not compete within a group, so cpu is not.
 COUNTING: Final = frozenset({"memory", "io", "pids"})
 #: And those that do where cgroup v2 is not mounted.
 LEGACY_COUNTING: Final = frozenset({"cpuacct"})
+#: What every group has there: without v2, the freezer is what stops and kills.
+LEGACY: Final = LEGACY_COUNTING | {"freezer"}
 #: In v1 a limit on I/O binds who is in the group itself, and no group below (throtl_pd_init): they stay together.
 _FLAT_IN_V1: Final = frozenset({"io"})
 _EVENTFD: Final = struct.Struct("=Q")
@@ -48,6 +49,8 @@ class Quarters:
         Its directories in v1, by controller (as v2 calls them); co-mounted controllers share one.
     counting
         The controllers of v2 that are enabled for the groups below.
+    numbers
+        Yields a number for each process that comes.
     flat
         Whether processes live in the group itself in v2: it has threaded groups below, and can have no others.
     foreign
@@ -59,6 +62,7 @@ class Quarters:
         unified: Directory | None,
         legacy: Mapping[str, Directory],
         counting: frozenset[str],
+        numbers: Iterator[int],
         *,
         flat: bool = False,
         foreign: bool = False,
@@ -76,7 +80,7 @@ class Quarters:
         #: Whether memory.oom.group is set for each process: its own are killed with it, others are not (v2).
         self.oom_alone = False
         self.flat = flat or foreign
-        self.numbers = count(1)
+        self.numbers = numbers
 
     def has_cpuset(self, directory: Directory) -> bool:
         """Return whether a directory of v1 is of cpuset, which nobody enters before it was given processors."""
@@ -160,18 +164,27 @@ class Lodge:
         """Kill everybody in it, the supervisor too, and wait for their ends."""
         if self._home == home() and not self._quarters.flat and self._account is None:
             with suppress(ProcessLookupError):  # it has been removed
-                removal.kill(self._unified, self._legacy())
+                if (
+                    self._unified is None and self.is_frozen()
+                ):  # who is frozen in v1 does not die; the others stop again at once
+                    self._kill_frozen(self._quarters.legacy["freezer"])
+                else:
+                    removal.kill(self._unified, self._legacy())
+
+    def _kill_frozen(self, freezer: Directory) -> None:
+        removal.thaw_all(freezer)
+        try:
+            removal.kill(None, self._legacy())
+        finally:
+            freezer.write("freezer.state", "FROZEN")
 
     def is_frozen(self) -> bool:
         """Return whether those in it stand still."""
         if self._account is not None:
             return False
         if self._unified is None:
-            return any(
-                "FROZEN" in one.read(name)
-                for one, name in ((one, f"{self.name}/freezer.state") for one in self._quarters.counted)
-                if one.has(name)
-            )
+            freezer = self._quarters.legacy.get("freezer")
+            return freezer is not None and freezer.read("freezer.state").strip() != "THAWED"
         try:
             return b"frozen 1" in self._unified.sample("cgroup.events")
         except ProcessLookupError:

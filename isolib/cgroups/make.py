@@ -16,7 +16,7 @@ from isolib.cgroups.files import Directory
 from isolib.cgroups.group import THREADED, Cgroup
 from isolib.cgroups.hierarchy import V1_CONTROLLERS
 from isolib.cgroups.limits import Limits, parse_allow
-from isolib.cgroups.lodge import COUNTING, LEGACY_COUNTING
+from isolib.cgroups.lodge import COUNTING, LEGACY
 from isolib.cgroups.place import Place
 from isolib.cgroups.values import check_name
 from isolib.errors import PlanError, SyscallError, Unsupported
@@ -154,7 +154,7 @@ def make(
             raise PlanError(f"parent={parent!r}: a Cgroup is wanted; isolib.open_cgroup() adopts one that is there")
         parent._check_open()  # noqa: SLF001 - the package's own
         limits.check_within(parent._controls)  # noqa: SLF001
-    counting = frozenset() if threaded else COUNTING | LEGACY_COUNTING
+    counting = frozenset() if threaded else COUNTING | LEGACY
     if threaded:
         if parent is None:
             raise PlanError("threaded=True: it is for threads of the processes of a group: use child() of that one")
@@ -176,7 +176,7 @@ def make(
     raise AssertionError("there is a last try")
 
 
-def _below(controls: Controls, wanted: Collection[str], counting: Collection[str] = COUNTING | LEGACY_COUNTING) -> Place:
+def _below(controls: Controls, wanted: Collection[str], counting: Collection[str] = COUNTING | LEGACY) -> Place:
     """Return where the groups below a group are made."""
     found = Place(lambda more: _below(controls, more))
     found.unified, found.top = controls.unified, controls.place.top

@@ -25,7 +25,7 @@ from isolib._kernel.handle import home
 from isolib.cgroups import systemd
 from isolib.cgroups.files import Directory
 from isolib.cgroups.hierarchy import V1_CONTROLLERS, may_use, read_words, survey
-from isolib.cgroups.lodge import COUNTING, LEGACY_COUNTING
+from isolib.cgroups.lodge import COUNTING, LEGACY
 from isolib.errors import PermissionDenied, SyscallError, Unsupported
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def find(controllers: Collection[str], allow: Collection[str] = ()) -> Place:
     Unsupported
         There is no place: who refuses, and exactly what would help.
     """
-    wanted = frozenset(controllers) | COUNTING | LEGACY_COUNTING
+    wanted = frozenset(controllers) | COUNTING | LEGACY
     with _cache.lock:
         kept = _cache.place
         key = (home(), cgroupfs.read_entries(), MOVE_SELF in allow)
@@ -145,9 +145,9 @@ def _add(place: Place, found: Survey, wanted: frozenset[str]) -> None:
         for name in in_v2 - enabled_in(place.unified):
             place.refusals[name] = not_enabled(name, place.unified.path)
     opened = {one.path: one for one in place.legacy.values()}
-    # Where v2 is mounted it counts the processor time of every group, whoever has the cpu controller.
+    # Where v2 is mounted every group can be frozen, and its processor time is counted, without a controller.
     place.known |= wanted
-    for name in wanted - found.in_v2 - (LEGACY_COUNTING if place.unified is not None else frozenset()):
+    for name in wanted - found.in_v2 - (LEGACY if place.unified is not None else frozenset()):
         group = found.legacy.get(V1_CONTROLLERS[name])
         refusal = _v1_refusal(name, group)
         if refusal is not None:

@@ -72,8 +72,11 @@ def end(unified: Directory | None, freezer: Directory | None, legacy: list[Direc
     Standing still nobody forks, and SIGKILL is the first thing that everybody meets afterwards.  Who does not stand still
     within a second is killed without ceremony.
     """
+    was_frozen = freezing.is_frozen(unified, freezer)
     try:
         freezing.freeze(unified, freezer, _SECOND)
+    except GoneError:
+        raise
     except IsolibError:
         kill(unified, legacy)
         return
@@ -82,8 +85,13 @@ def end(unified: Directory | None, freezer: Directory | None, legacy: list[Direc
             _kill_one(pid)
     finally:
         freezing.thaw(unified, freezer)
-    if (unified is not None and not freezing.wait_for(unified, "cgroup.events", b"populated 0", _SECOND)) or unified is None:
+    if unified is None:
+        _wait_for(spared, time.monotonic() + _SECOND)
         kill(unified, legacy)
+    elif not freezing.wait_for(unified, "cgroup.events", b"populated 0", _SECOND):
+        kill(unified, legacy)
+    if was_frozen:
+        freezing.freeze(unified, freezer, _SECOND)
 
 
 def _kill_unified(directory: Directory) -> None:
@@ -147,6 +155,17 @@ def _kill_listed(directory: Directory, deadline: float) -> bool:
             if not single.poll(max(0, deadline - time.monotonic()) * 1000):
                 raise IsolibError(f"{directory.path}: processes are left in it after {_PATIENCE:g} s")
     return bool(pids)
+
+
+def _wait_for(pids: Collection[int], deadline: float) -> None:
+    for pid in pids:
+        with suppress(OSError):
+            pidfd = Fd.take(os.pidfd_open, pid) if pid else None
+            if pidfd is not None:
+                with pidfd:
+                    poll = select.poll()
+                    poll.register(pidfd.fileno(), select.POLLIN)
+                    poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
 
 
 def _kill_one(pid: int) -> None:
