@@ -105,9 +105,11 @@ def put(pid, name):
         write(f"{parent}/{PREFIX}{name}/cgroup.procs", pid)
 
 def member(name, *argv):
-    pid = subprocess.Popen(argv or ["sleep", "1000"], stdout=subprocess.DEVNULL).pid
-    put(pid, name)
-    return pid
+    waiting = ["sh", "-c", 'read word; exec "$@"', "sh", *(argv or ["sleep", "1000"])]
+    process = subprocess.Popen(waiting, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    put(process.pid, name)
+    process.stdin.close()  # it does nothing before it is a member
+    return process.pid
 
 def tell(*numbers):
     print(*numbers, flush=True)

@@ -64,6 +64,7 @@ NUMBERS = {
     "setpriority": (141, 140),
     "setresgid": (119, 149),
     "setresuid": (117, 147),
+    "set_robust_list": (273, 99),
     "setsid": (112, 157),
     "setsockopt": (54, 208),
     "signalfd4": (289, 74),

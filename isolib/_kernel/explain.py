@@ -175,8 +175,8 @@ def _reap(s: Step) -> list[Call]:
         Call("prctl", "PR_SET_DUMPABLE, 0"),
         Call("prlimit64", "RLIMIT_NOFILE: as many as it may", times=2),
         Call("chdir", '"/"'),
-        Call("gettid", ""),
         Call("set_robust_list", "the table tells when it has ended", "get_robust_list(2)"),
+        Call("gettid", ""),
     ]
 
 

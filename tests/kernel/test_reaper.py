@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING
 import pytest
 from isolib._kernel._ext import ffi
 
-from isolib import IsolibError, PlanError
+from isolib import IsolibError, PlanError, SetupFailed
 from isolib._kernel import calls, reaper
-from isolib._kernel.launch import ground
+from isolib._kernel.launch import ground, launch
+from isolib._kernel.plan import INSIDE, REAP, Builder, Step
 from isolib._kernel.procfs import parse_stat, parse_status
 from tests.groups import has_ended, is_running, parents
 from tests.interrupts import interrupt
+from tests.plans import NO_NEW_PRIVS
+from tests.seccomp import Denied, deny
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -295,6 +299,38 @@ def test_killed_reaper_is_noticed(running: int, base: int) -> None:
     assert other != running
     reaper.entrust([base], "isolib-absent").strike()
     assert reaper.pid() == other
+
+
+@pytest.mark.parametrize("call", ["lseek", "mmap", "rt_sigprocmask", "setsid", "chdir", "set_robust_list"])
+def test_start_that_fails(call: str) -> None:
+    """A reaper that cannot do what it must is an error of the step and the call, and no process is left."""
+    builder = Builder()
+    with calls.new_table() as table:
+        slot = builder.declare(table.fileno(), "table")
+        builder.add(INSIDE, NO_NEW_PRIVS)
+        builder.add(INSIDE, Step("SECCOMP", text2=deny(Denied(call, errno.EPERM)), what="fault"))
+        with pytest.raises(SetupFailed) as caught:
+            launch(builder.build(REAP._replace(fd=slot)), builder.fds)
+    assert (caught.value.step, caught.value.op, caught.value.errno) == ("4 REAP (inside)", call, errno.EPERM)
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [(b"", errno.EINVAL), (bytes(63), errno.EINVAL), (bytes(4096), errno.EPROTO)],
+    ids=["empty", "short", "of something else"],
+)
+def test_table_that_is_none(content: bytes, error: int) -> None:
+    """A reaper whose table is not one does not start: it would read beyond the end when nobody is left to see it."""
+    fd = os.memfd_create("isolib-test")
+    os.write(fd, content)
+    builder = Builder()
+    table = builder.declare(fd, "table")
+    try:
+        with pytest.raises(SetupFailed) as caught:
+            launch(builder.build(REAP._replace(fd=table)), builder.fds)
+        assert (caught.value.step, caught.value.errno) == ("2 REAP (inside)", error)
+    finally:
+        os.close(fd)
 
 
 # ---- forks, threads, interrupts ----

@@ -54,8 +54,12 @@ static long allocate_table(size_t size) {
     struct isolib_entry *entries = (struct isolib_entry *)(table + 1);
     if (memory < 0)
         return memory;
-    *table =
-        (struct isolib_table){ISOLIB_TABLE_MAGIC, ISOLIB_TABLE_VERSION, sizeof(*entries), ENTRIES, (uint32_t)below(12), 0, {0}};
+    *table = (struct isolib_table){.magic = ISOLIB_TABLE_MAGIC,
+                                   .version = ISOLIB_TABLE_VERSION,
+                                   .entry_size = sizeof(*entries),
+                                   .capacity = ENTRIES,
+                                   .high = (uint32_t)below(12),
+                                   .guard = (uint32_t)below(2) * 42};
     if (below(8) == 0)
         ((uint32_t *)table)[below(5)] = (uint32_t)number();
     for (int i = 0; i < ENTRIES && (size_t)((char *)(entries + i + 1) - (char *)table) <= size; i++) {

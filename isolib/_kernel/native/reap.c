@@ -207,10 +207,13 @@ static long detach(const struct launcher *l) {
 
 /* The host reads in the table whether its reaper lives: no system call, and true however it has ended. */
 static long be_watched(struct reaping *r) {
+    long result;
     robust.next = &robust;
     robust.pending = &r->table->owner;
-    r->table->owner = r->self = (uint32_t)SYS0(gettid);
-    return SYS2(set_robust_list, &robust, sizeof(robust));
+    result = SYS2(set_robust_list, &robust, sizeof(robust));
+    if (result == 0)
+        r->table->owner = r->self = (uint32_t)SYS0(gettid);
+    return result;
 }
 
 static void close_what_is_not_needed(const struct launcher *l) {

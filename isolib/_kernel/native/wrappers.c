@@ -412,6 +412,7 @@ static const struct {
                   CALL(setpriority),
                   CALL(setresgid),
                   CALL(setresuid),
+                  CALL(set_robust_list),
                   CALL(setsid),
                   CALL(setsockopt),
                   CALL(signalfd4),
