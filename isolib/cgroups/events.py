@@ -11,7 +11,7 @@ import select
 from collections import deque
 from contextlib import suppress
 from errno import ENODEV
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Epoll, Fd, home
@@ -66,6 +66,8 @@ class Events:
     ------
     GoneError
         There is no such group.
+    Unsupported
+        Nothing of it tells anything.
     """
 
     kinds: frozenset[EventKind]
@@ -77,7 +79,7 @@ class Events:
         *,
         oom_kills: Callable[[], int] | None = None,
     ) -> None:
-        self._lock = Lock()  # of what follows; nobody waits while he holds it
+        self._lock = RLock()  # of what follows; nobody waits while he holds it, but a signal handler may close us there
         self._found: deque[Event] = deque()
         self._waiting = 0
         self._closed = False
@@ -115,7 +117,13 @@ class Events:
             ):  # v1 has told nobody of it since Linux 6.11: pids_event() wakes a file that v1 does not have
                 yield from kinds
         watched = unified or memory or pids
-        if watched is not None and not tells_removal:
+        if watched is None:
+            raise Unsupported(
+                "events of a control group",
+                "this host or group, which has neither cgroup v2 nor a controller of memory or pids",
+                "mount -t cgroup2, or the memory controller",
+            )
+        if not tells_removal:
             self._add(Removal(watched))
             if not watched.is_there():
                 raise GoneError("open", watched.path, ENODEV, "the control group has been removed")

@@ -204,6 +204,10 @@ class Directory:
         """Return whether the group still exists; every group has this file, and a removed one has none."""
         return self.has("cgroup.procs")
 
+    def entries(self) -> list[str]:
+        """Return the names of all that is in it."""
+        return os.listdir(self.fileno())
+
     # ---- directories ----
 
     def make(self, name: str, *, anew: bool = True) -> None:

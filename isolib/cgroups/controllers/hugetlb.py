@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -45,8 +44,7 @@ def parse_limits(value: object, what: str) -> dict[str, int | None]:
 
 def sizes(directory: Directory) -> list[str]:
     """Return the sizes of pages that a group counts, as the kernel names them."""
-    with os.scandir(directory.fileno()) as entries:
-        return sorted({match[1] for entry in entries if (match := _FILE.fullmatch(entry.name))})
+    return sorted({match[1] for name in directory.entries() if (match := _FILE.fullmatch(name))})
 
 
 class Hugetlb(Controller):

@@ -1,0 +1,145 @@
+"""Control groups for tests, made without isolib's own way of making them: one directory in each hierarchy of the host."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack, suppress
+from itertools import count
+from typing import TYPE_CHECKING
+
+import pytest
+
+from isolib._kernel import cgroupfs
+from isolib.cgroups import removal
+from isolib.cgroups.files import Directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONTROLLERS = {"memory": "memory", "pids": "pids", "cpu": "cpu", "io": "blkio", "cpuacct": "cpuacct", "hugetlb": "hugetlb"}
+"""By the name in cgroup v2: what v1 calls them."""
+
+NUMBERS = count(1)
+
+
+class RawGroup:
+    """A control group in every hierarchy.
+
+    Attributes
+    ----------
+    unified
+        Its directory in cgroup v2, or None.
+    controllers
+        The directory that has each controller.
+    """
+
+    def __init__(self) -> None:
+        name = f"zz-isolib-{os.getpid()}-{next(NUMBERS)}"
+        _, own, legacy = cgroupfs.look()
+        self.unified: Directory | None = None
+        self.controllers: dict[str, Directory] = {}
+        self._made: list[tuple[Directory, str]] = []
+        self._stack = ExitStack()
+        self._running: list[subprocess.Popen[bytes]] = []
+        if own is not None:
+            self.unified = self._make(own.path, name, 2)
+            self.controllers |= dict.fromkeys(self._enabled(own.path), self.unified)
+        for key, legacy_name in CONTROLLERS.items():
+            if legacy_name in legacy:
+                self.controllers[key] = self._make(legacy[legacy_name].path, name, 1)
+
+    def _make(self, above: str, name: str, version: int) -> Directory:
+        for parent, _ in self._made:
+            if parent.path == above:  # controllers that are mounted together
+                return self._stack.enter_context(Directory.open(name, version, parent=parent))
+        parent = self._stack.enter_context(Directory.open(above, version))
+        parent.make(name)
+        self._made.append((parent, name))
+        return self._stack.enter_context(Directory.open(name, version, parent=parent))
+
+    @staticmethod
+    def _enabled(path: str) -> set[str]:
+        """Enable the controllers of v2 for groups below this process's, where the kernel lets it: in the topmost group."""
+        with open(f"{path}/cgroup.controllers", encoding="ascii") as file:
+            wanted = set(file.read().split()) & set(CONTROLLERS)
+        for name in wanted:
+            with suppress(OSError), open(f"{path}/cgroup.subtree_control", "w", encoding="ascii") as file:
+                file.write(f"+{name}")
+        with open(f"{path}/cgroup.subtree_control", encoding="ascii") as file:
+            return wanted & set(file.read().split())
+
+    @property
+    def directories(self) -> list[Directory]:
+        """Every directory, each once."""
+        found = [] if self.unified is None else [self.unified]
+        return list({one.path: one for one in (*found, *self.controllers.values())}.values())
+
+    @property
+    def legacy(self) -> list[Directory]:
+        """Those of cgroup v1."""
+        return [one for one in self.directories if one.version == 1]
+
+    def limit_memory(self, limit: str) -> None:
+        """Limit memory, and let nothing be swapped out where that can be said."""
+        memory = self.controllers["memory"]
+        memory.write("memory.max" if memory.version == 2 else "memory.limit_in_bytes", limit)
+        for file in ("memory.swap.max", "memory.swappiness"):
+            if memory.has(file):
+                memory.write(file, "0")
+
+    def start(self, code: str, *before: str, below: str = "") -> subprocess.Popen[bytes]:
+        """Run Python in the group (or one below each directory); returns when it is there and has begun.
+
+        It ends when its input does, if it reads that.
+        """
+        enter = "".join(f"open({f'{one.path}{below}/cgroup.procs'!r}, 'w').write('0'); " for one in self.directories)
+        text = f"import os, sys; {enter}os.write(1, b'in')\n{code}"
+        argv = [*before, sys.executable, "-I", "-S", "-c", text]
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._running.append(process)
+        assert process.stdout is not None
+        assert process.stdout.read(2) == b"in"
+        return process
+
+    def stay(self) -> subprocess.Popen[bytes]:
+        """Start a process that ends when `end` is called."""
+        return self.start("sys.stdin.read()")
+
+    def eat(self, below: str = "") -> None:
+        """Let a process use memory until it is killed."""
+        process = self.start("x = []\nwhile True: x.append(bytes(1 << 20).replace(b'\\0', b'x'))", below=below)
+        self.end(process, expected=-9)
+
+    def end(self, process: subprocess.Popen[bytes], expected: int = 0) -> None:
+        """End a process."""
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait() == expected
+
+    def remove(self) -> None:
+        """Take it down; again is nothing."""
+        for process in self._running:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                assert stream is not None
+                stream.close()
+        for parent, name in self._made:
+            removal.remove(parent, name)
+
+    def close(self) -> None:
+        """Take it down, and close everything."""
+        self.remove()
+        self._stack.close()
+
+
+@pytest.fixture
+def raw_group(needs_root: None) -> Iterator[RawGroup]:
+    """Return a control group in every hierarchy, which ends with the test."""
+    group = RawGroup()
+    try:
+        yield group
+    finally:
+        group.close()

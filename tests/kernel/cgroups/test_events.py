@@ -1,0 +1,477 @@
+"""What happens to a group, as the kernel tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import resource
+import select
+import signal
+import threading
+from contextlib import ExitStack
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import pytest
+
+from isolib.cgroups.events import Event, EventKind, Events, KillCount, wait_empty, wait_oom
+from isolib.errors import ClosedError, GoneError, PlanError, SyscallError, Unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.kernel.cgroups.conftest import RawGroup
+
+PATIENCE = 30.0
+
+
+@pytest.fixture
+def events(raw_group: RawGroup) -> Iterator[Events]:
+    """Return what watches the group."""
+    with Events(raw_group.unified, raw_group.controllers) as watching:
+        yield watching
+
+
+def take(events: Events, *kinds: EventKind) -> list[Event]:
+    """Return the next events up to one of the last of these kinds, which must all come, in this order."""
+    found = []
+    wanted = list(kinds)
+    while wanted:
+        event = events.wait(PATIENCE)
+        assert event is not None, f"not told: {wanted}"
+        if event.kind is wanted[0]:
+            del wanted[0]
+            found.append(event)
+    return found
+
+
+def in_background(events: Events) -> tuple[threading.Thread, SimpleQueue[Event]]:
+    """Iterate on a thread."""
+    found: SimpleQueue[Event] = SimpleQueue()
+
+    def body() -> None:
+        for event in events:
+            found.put(event)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    return thread, found
+
+
+def needs_unified(group: RawGroup) -> None:
+    """Skip the test where there is no cgroup v2."""
+    if group.unified is None:
+        pytest.skip("no cgroup v2 on this host")
+
+
+def test_populated_and_empty(raw_group: RawGroup, events: Events) -> None:
+    """The first process and the last one's end are told, and what was so before is not."""
+    needs_unified(raw_group)
+    assert events.wait(0) is None
+    for turn in (1, 2):
+        process = raw_group.stay()
+        assert take(events, EventKind.POPULATED) == [Event(EventKind.POPULATED, 1, turn)]
+        raw_group.end(process)
+        assert take(events, EventKind.EMPTY) == [Event(EventKind.EMPTY, 1, turn)]
+
+
+def test_frozen_and_thawed(raw_group: RawGroup, events: Events) -> None:
+    """Freezing and thawing are told when they are done."""
+    needs_unified(raw_group)
+    assert raw_group.unified is not None
+    process = raw_group.stay()
+    raw_group.unified.write("cgroup.freeze", "1")
+    take(events, EventKind.FROZEN)
+    raw_group.unified.write("cgroup.freeze", "0")
+    take(events, EventKind.THAWED)
+    raw_group.end(process)
+
+
+def test_oom_kill(raw_group: RawGroup, events: Events) -> None:
+    """A process that the kernel kills for want of memory is told, and before it that the group was out of memory."""
+    assert {EventKind.OOM, EventKind.OOM_KILL} <= events.kinds
+    raw_group.limit_memory("20M")
+    for turn in (1, 2):
+        raw_group.eat()
+        oom, kill = take(events, EventKind.OOM, EventKind.OOM_KILL)
+        assert (kill.count, kill.total) == (1, turn)
+        assert oom.total >= oom.count >= 1
+
+
+def test_oom_kill_in_a_group_below(raw_group: RawGroup, events: Events) -> None:
+    """A kill in a group below, by the limit of this one, is this one's too, also after the group below was removed."""
+    raw_group.limit_memory("20M")
+    memory = raw_group.controllers["memory"]
+    count = KillCount(memory)
+    for one in raw_group.directories:
+        one.make("below")
+    raw_group.eat("/below")
+    assert take(events, EventKind.OOM_KILL)[0].total == 1
+    if memory.version == 1:
+        assert count() == 1
+        os.rmdir("below", dir_fd=memory.fileno())
+        assert count() == 1
+        memory.make("below")
+        assert count() == 1
+
+
+def test_pids_max(raw_group: RawGroup, events: Events) -> None:
+    """A process that was refused is told, where `kinds` says that it will be."""
+    pids = raw_group.controllers["pids"]
+    pids.write("pids.max", "1")
+    code = "try: os.fork()\nexcept BlockingIOError: pass\nelse: sys.exit('forked')"
+    raw_group.end(raw_group.start(code))
+    assert (EventKind.PIDS_MAX in events.kinds) == (pids.version == 2)
+    if EventKind.PIDS_MAX in events.kinds:
+        assert take(events, EventKind.PIDS_MAX) == [Event(EventKind.PIDS_MAX, 1, 1)]
+
+
+def test_memory_high_and_max(raw_group: RawGroup, events: Events) -> None:
+    """Memory beyond its limits is told, where `kinds` says that it will be."""
+    memory = raw_group.controllers["memory"]
+    assert (EventKind.MEMORY_HIGH in events.kinds) == (EventKind.MEMORY_MAX in events.kinds) == (memory.version == 2)
+    if memory.version == 2:
+        memory.write("memory.high", "8M")
+        raw_group.limit_memory("20M")
+        raw_group.eat()
+        take(events, EventKind.OOM_KILL)
+        with Events(None, {"memory": memory}) as later:
+            assert later.wait(0) is None
+
+
+def test_removal_ends_a_blocked_iteration(raw_group: RawGroup, events: Events) -> None:
+    """An iteration that waits on another thread ends when somebody removes the group."""
+    thread, _ = in_background(events)
+    raw_group.remove()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    with pytest.raises(GoneError, match="removed"):
+        events.wait()
+    assert list(events) == []
+
+
+@pytest.mark.parametrize("name", ["unified", "memory", "pids"])
+def test_removal_is_seen_in_each_hierarchy(raw_group: RawGroup, name: str) -> None:
+    """Whichever directories are watched, the removal of the group ends the watch."""
+    if name == "unified":
+        needs_unified(raw_group)
+    watched = {} if name == "unified" else {name: raw_group.controllers[name]}
+    with Events(None if watched else raw_group.unified, watched) as events:
+        thread, _ = in_background(events)
+        raw_group.remove()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def test_removal_of_a_neighbour_is_nothing(raw_group: RawGroup, events: Events) -> None:
+    """The removal of other groups in the same directory does not end it."""
+    needs_unified(raw_group)
+    assert raw_group.unified is not None
+    other = f"{raw_group.unified.path}-other"
+    os.mkdir(other)
+    os.rmdir(other)
+    assert events.wait(0) is None
+    process = raw_group.stay()
+    take(events, EventKind.POPULATED)
+    raw_group.end(process)
+
+
+def test_close_ends_blocked_iterations(raw_group: RawGroup) -> None:
+    """Closing it on one thread ends the iterations of others, and nothing stays open."""
+    events = Events(raw_group.unified, raw_group.controllers)
+    threads = [in_background(events)[0] for _ in range(3)]
+    events.close()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    events.close()
+    with pytest.raises(ClosedError):
+        events.fileno()
+    with pytest.raises(ClosedError):
+        events.wait(0)
+    assert "closed" in repr(events)
+
+
+def test_closing_the_directories_does_not_disturb(raw_group: RawGroup) -> None:
+    """What is watched has descriptors of its own: the caller may close his."""
+    needs_unified(raw_group)
+    assert raw_group.unified is not None
+    with raw_group.unified.copy() as lent:
+        events = Events(lent, {})
+    with events:
+        process = raw_group.stay()
+        take(events, EventKind.POPULATED)
+        raw_group.end(process)
+        take(events, EventKind.EMPTY)
+
+
+def test_each_event_is_given_once(raw_group: RawGroup, events: Events) -> None:
+    """Threads that take from one watch share the events."""
+    needs_unified(raw_group)
+    watchers = [in_background(events) for _ in range(3)]
+    raw_group.end(raw_group.stay())
+    assert wait_empty(raw_group.unified, raw_group.legacy, PATIENCE)
+    raw_group.remove()
+    found = []
+    for thread, queue in watchers:
+        thread.join(PATIENCE)
+        while not queue.empty():
+            found.append(queue.get())
+    assert len(found) == len({(event.kind, event.total) for event in found})
+
+
+def test_fileno_is_readable_when_there_is_something(raw_group: RawGroup, events: Events) -> None:
+    """Any event loop can wait for it, and sees nothing when there is nothing."""
+    needs_unified(raw_group)
+    poll = select.poll()
+    poll.register(events, select.POLLIN)
+    assert poll.poll(0) == []
+    process = raw_group.stay()
+    assert poll.poll(PATIENCE * 1000) != []
+    take(events, EventKind.POPULATED)
+    raw_group.end(process)
+    take(events, EventKind.EMPTY)
+    while events.wait(0.02) is not None:  # the kernel may tell a second time what was seen at the first
+        pass
+    assert poll.poll(0) == []
+
+
+async def two_watchers(group: RawGroup) -> list[EventKind]:
+    """Let two tasks iterate over one watch until it is closed; nothing here is of one event loop."""
+    with Events(group.unified, {}) as events:
+        process = group.stay()
+        found = [(await anext(events)).kind]
+        group.end(process)
+        found.append((await anext(events)).kind)
+        group.remove()
+        found += [event.kind async for event in events]
+        return found
+
+
+def test_asyncio(raw_group: RawGroup) -> None:
+    """`async for` gives the events under asyncio, and ends with the group."""
+    needs_unified(raw_group)
+    assert asyncio.run(two_watchers(raw_group)) == [EventKind.POPULATED, EventKind.EMPTY]
+
+
+def test_trio(raw_group: RawGroup) -> None:
+    """`async for` gives the events under trio, and ends with the group."""
+    trio = pytest.importorskip("trio")
+    needs_unified(raw_group)
+    assert trio.run(two_watchers, raw_group) == [EventKind.POPULATED, EventKind.EMPTY]
+
+
+def test_asyncio_with_trio_in_the_process(raw_group: RawGroup) -> None:
+    """That trio was imported does not make asyncio code wait by it."""
+    pytest.importorskip("trio")
+    test_asyncio(raw_group)
+
+
+def test_asyncio_tasks_wait_side_by_side(raw_group: RawGroup) -> None:
+    """Several tasks may wait for the next event; closing ends them all, and a cancelled one disturbs no other."""
+
+    async def body() -> None:
+        with Events(raw_group.unified, raw_group.controllers) as events:
+
+            async def collect() -> list[Event]:
+                return [event async for event in events]
+
+            tasks = [asyncio.create_task(collect()) for _ in range(3)]
+            await asyncio.wait(tasks, timeout=0)
+            tasks[0].cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await tasks[0]
+            events.close()
+            async with asyncio.timeout(PATIENCE):
+                assert await asyncio.gather(*tasks[1:]) == [[], []]
+
+    asyncio.run(body())
+
+
+def test_interrupt(raw_group: RawGroup, events: Events) -> None:
+    """A wait ends by the exception of a signal handler, and the watch can be used after it."""
+
+    def handler(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        with pytest.raises(KeyboardInterrupt):
+            events.wait()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert events.wait(0) is None
+
+
+def test_signal_does_not_end_a_wait(raw_group: RawGroup, events: Events) -> None:
+    """A signal whose handler raises nothing leaves the wait as it was."""
+    came: list[int] = []
+
+    def handler(number: int, _: object) -> None:
+        came.append(number)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        while not came:
+            assert events.wait(0.1) is None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_fork(raw_group: RawGroup, events: Events) -> None:
+    """In a fork it is of no use, and closing it there takes nothing from the parent."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            with pytest.raises(ClosedError, match="fork"):
+                events.wait(0)
+            events.close()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert events.wait(0) is None
+    if raw_group.unified is not None:
+        process = raw_group.stay()
+        take(events, EventKind.POPULATED)
+        raw_group.end(process)
+
+
+def test_group_that_is_gone(raw_group: RawGroup) -> None:
+    """A group that does not exist any more cannot be watched, and nobody waits for it."""
+    raw_group.remove()
+    with pytest.raises(GoneError):
+        Events(raw_group.unified, raw_group.controllers)
+    with pytest.raises(GoneError):
+        wait_oom(raw_group.controllers["memory"])
+    assert wait_empty(raw_group.unified, raw_group.legacy)
+
+
+def test_no_descriptors(raw_group: RawGroup) -> None:
+    """Whichever descriptor is refused, the error names that limit and nothing stays open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first = os.dup(0)
+    os.close(first)
+    refusals = []
+    try:
+        for allowed in range(first, first + 40):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+            try:
+                Events(raw_group.unified, raw_group.controllers).close()
+            except OSError as error:
+                refusals.append(error.errno)
+            else:
+                break
+        else:
+            pytest.fail("never enough")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert set(refusals) == {errno.EMFILE}
+    assert len(refusals) > 3
+
+
+def test_too_many_inotify_instances(raw_group: RawGroup) -> None:
+    """Where the user may have no more inotify instances, the error names the sysctl."""
+    needs_unified(raw_group)
+    with open("/proc/sys/fs/inotify/max_user_instances", encoding="ascii") as file:
+        most = int(file.read())
+
+    def use_up() -> None:
+        with ExitStack() as stack:
+            for _ in range(most + 1):
+                stack.enter_context(Events(raw_group.unified, {}))
+
+    with pytest.raises(SyscallError, match="max_user_instances"):
+        use_up()
+
+
+def test_nothing_to_watch(raw_group: RawGroup) -> None:
+    """A group of which the kernel tells nothing is refused: nobody would ever be woken."""
+    with pytest.raises(Unsupported, match="memory or pids"):
+        Events(None, {})
+
+
+def test_handler_closes(raw_group: RawGroup) -> None:
+    """A signal handler may close what the interrupted thread waits for."""
+    events = Events(raw_group.unified, raw_group.controllers)
+
+    def handler(*_: object) -> None:
+        events.close()
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        assert list(events) == []
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# ---- waiting for one thing ----
+
+
+def test_wait_oom(raw_group: RawGroup) -> None:
+    """It sees a kill while it waits, one before it was called, and no more than there were."""
+    memory = raw_group.controllers["memory"]
+    raw_group.limit_memory("20M")
+    assert not wait_oom(memory, timeout=0)
+    outcome: SimpleQueue[bool] = SimpleQueue()
+    thread = threading.Thread(target=lambda: outcome.put(wait_oom(memory, timeout=PATIENCE)))
+    thread.start()
+    raw_group.eat()
+    thread.join()
+    assert outcome.get()
+    assert wait_oom(memory)
+    assert not wait_oom(memory, since=1, timeout=0.01)
+
+
+def test_wait_oom_of_a_group_that_is_removed(raw_group: RawGroup) -> None:
+    """Nobody waits for ever for a group that somebody removes."""
+    outcome: SimpleQueue[BaseException] = SimpleQueue()
+
+    def body() -> None:
+        try:
+            wait_oom(raw_group.controllers["memory"])
+        except GoneError as error:
+            outcome.put(error)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    raw_group.remove()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    assert isinstance(outcome.get(), GoneError)
+
+
+@pytest.mark.parametrize("hierarchies", ["v2", "v1"])
+def test_wait_empty(raw_group: RawGroup, hierarchies: str) -> None:
+    """It returns at once when nobody is there, False when somebody stays, and True when the last one has left."""
+    unified = raw_group.unified if hierarchies == "v2" else None
+    legacy = [] if hierarchies == "v2" else raw_group.legacy
+    assert wait_empty(unified, legacy)
+    if unified is None and not legacy:
+        return
+    processes = [raw_group.stay() for _ in range(2)]
+    assert not wait_empty(unified, legacy, 0)
+    assert not wait_empty(unified, legacy, 0.01)
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.close()
+    assert wait_empty(unified, legacy, PATIENCE)
+
+
+def test_bad_timeouts(raw_group: RawGroup, events: Events) -> None:
+    """A time-out that is no duration is refused before anything is waited for."""
+    for timeout in (-1, "1", float("nan")):
+        with pytest.raises(PlanError, match="timeout"):
+            events.wait(timeout)  # type: ignore[arg-type]  # that is the test
+        with pytest.raises(PlanError, match="timeout"):
+            wait_oom(raw_group.controllers["memory"], timeout=timeout)  # type: ignore[arg-type]
+        with pytest.raises(PlanError, match="timeout"):
+            wait_empty(raw_group.unified, raw_group.legacy, timeout)  # type: ignore[arg-type]
