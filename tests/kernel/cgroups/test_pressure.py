@@ -194,7 +194,7 @@ def test_memory_pressure(raw_group: RawGroup, pressures: Pressures) -> None:
         assert not memory.has("memory.high")
         return
     memory.write("memory.high", "8M")
-    process = raw_group.start("x = [bytes(1 << 20).replace(b'\\0', b'x') for _ in range(16)]")
+    process = raw_group.start("x = [bytes(1 << 20).replace(b'\\0', b'x') for _ in range(10)]")
     raw_group.end(process)
     assert wait_empty(raw_group.unified, [], PATIENCE)
     assert pressures.memory.some is not None
