@@ -46,7 +46,8 @@ class Events:
     It ends when the group has been removed, or `close` was called, by whichever thread.  `fileno` is readable when there is
     something, for other event loops.  Several threads may take from it; each event is given once.
 
-    What ends before it was seen is not told: a group that was populated and is empty again, or 10 ms of the kernel's own delay.
+    What ends before it was seen is not told, such as a group that was populated and is empty again; the kernel may hold news
+    back for 10 ms (cgroup_file_notify).
 
     Parameters
     ----------
@@ -112,9 +113,8 @@ class Events:
             tells_removal = True
         if pids is not None and pids.has("pids.events"):
             kinds = self._add(Counts(pids, "pids.events", PIDS)).kinds
-            if (
-                pids.version == _V2
-            ):  # v1 has told nobody of it since Linux 6.11: pids_event() wakes a file that v1 does not have
+            # v1 has told nobody of it since Linux 6.11: pids_event() wakes a file that v1 does not have.
+            if pids.version == _V2:
                 yield from kinds
         watched = unified or memory or pids
         if watched is None:
@@ -323,7 +323,12 @@ def wait_oom(
         The group has been removed.
     """
     left = Deadline(timeout)
-    kills = oom_kills or KillCount(memory)
+    with memory.copy() as own:
+        kills = oom_kills or KillCount(own)
+        return _wait_oom(own, since, left, kills)
+
+
+def _wait_oom(memory: Directory, since: int, left: Deadline, kills: Callable[[], int]) -> bool:
     with Events(None, {"memory": memory}, oom_kills=kills) as events:
         is_v2 = memory.version == _V2
         seen = parse_flat(memory.sample("memory.events")).get("oom_kill", 0) if is_v2 else kills()
@@ -356,7 +361,7 @@ def wait_empty(unified: Directory | None, legacy: Sequence[Directory], timeout: 
     left = Deadline(timeout)
     if unified is None:
         return all(_wait_listed(directory, left) for directory in legacy)
-    with unified.copy() as own, suppress(GoneError), Events(own, {}) as events:
+    with suppress(GoneError), unified.copy() as own, Events(own, {}) as events:
         while is_populated(own):
             if events.wait_until(left) is None:
                 return False
@@ -364,7 +369,7 @@ def wait_empty(unified: Directory | None, legacy: Sequence[Directory], timeout: 
 
 
 def _wait_listed(directory: Directory, left: Deadline) -> bool:
-    with directory.copy() as own:
+    with suppress(GoneError), directory.copy() as own:
         while pids := pids_in(own):
             visible = next(filter(None, pids), None)
             if visible is None:

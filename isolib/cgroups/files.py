@@ -81,9 +81,11 @@ class Directory:
         return cls(fd, label, version)
 
     def copy(self) -> Self:
-        """Return another object for the same directory, to be closed for itself: for who waits while others close this one."""
-        fd = Fd.take(os.dup, self.fileno())
-        assert fd is not None  # noqa: S101 - os.dup raises
+        """Return another object for the same directory, to be closed for itself: for who waits while others close this one.
+
+        It is opened anew: of descriptors that were duplicated, one thread's listing would go on where another's is.
+        """
+        fd = self.open_file(".", _DIRECTORY)
         return type(self)(fd, self.path, self.version)
 
     def __enter__(self) -> Self:

@@ -6,7 +6,7 @@ import os
 import re
 import select
 from dataclasses import dataclass
-from errno import EACCES, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM
+from errno import EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Epoll
@@ -284,6 +284,7 @@ class Pressure:
             try:
                 os.write(fd.fileno(), text)
             except OSError as error:
+                fd.close()
                 raise self.directory.refused("write", file, error.errno or 0, text.decode()) from None
         except SyscallError as error:
             raise self._rewritten(error, text) from None
@@ -301,11 +302,17 @@ class Pressure:
             return error
         if error.errno in {ENOENT, ENODEV, EOPNOTSUPP}:
             return self._owner.absent(self.name)
-        if text is not None and error.errno in {EINVAL, EPERM, EACCES}:
-            window = int(text.split()[2]) / _MICRO
-            if error.errno == EINVAL and window % _STEP:
+        if text is not None and error.errno in {EINVAL, EPERM}:
+            kind, _, window = text.decode().split()
+            if error.errno == EINVAL and getattr(self.read(), kind) is None:
                 return Unsupported(
-                    f"a window of {window:g} s for the {_FEATURE}",
+                    f'"{kind}" of the {_FEATURE} by {self.name}',
+                    "the kernel, which is older than 5.13",
+                    'a newer kernel, or "some"',
+                )
+            if error.errno == EINVAL and int(window) % int(_STEP * _MICRO):
+                return Unsupported(
+                    f"a window of {int(window) / _MICRO:g} s for the {_FEATURE}",
                     "the kernel, for a process without CAP_SYS_RESOURCE",
                     "within=2, 4, 6, 8 or 10 seconds; or the capability",
                 )

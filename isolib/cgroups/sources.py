@@ -7,7 +7,7 @@ import select
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from errno import ENODEV
+from errno import ENODEV, ESRCH
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
@@ -266,11 +266,15 @@ class LegacyOom:
 
     def _suspect(self) -> None:
         for pid in filter(None, pids_in(self._directory)):
-            with suppress(ProcessLookupError):
+            try:
                 fd = Fd.take(os.pidfd_open, pid)
-                assert fd is not None  # noqa: S101 - pidfd_open raises
-                self._suspects[fd.fileno()] = fd
-                self._epoll.register(fd.fileno(), select.EPOLLIN)
+            except OSError as error:
+                if error.errno == ESRCH:
+                    continue
+                return  # no more descriptors: those that there are, and the next time that the killer is called, must do
+            assert fd is not None  # noqa: S101 - pidfd_open raises
+            self._suspects[fd.fileno()] = fd
+            self._epoll.register(fd.fileno(), select.EPOLLIN)
 
     def _forget(self) -> None:
         for number, fd in self._suspects.items():

@@ -235,6 +235,11 @@ def read_stats(unified: Directory | None, controllers: Mapping[str, Directory]) 
     ------
     GoneError
         The group has been removed.
+
+    Notes
+    -----
+    A counter costs 1 to 1.5 us from its second sample on, as against 13 us with open() and read(); everything together, with
+    every controller of a hybrid host, some 0.2 ms.
     """
     now = time.monotonic()
     pids, io = controllers.get("pids"), controllers.get("io")

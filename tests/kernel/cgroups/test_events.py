@@ -133,9 +133,12 @@ def test_memory_high_and_max(raw_group: RawGroup, events: Events) -> None:
     assert (EventKind.MEMORY_HIGH in events.kinds) == (EventKind.MEMORY_MAX in events.kinds) == (memory.version == 2)
     if memory.version == 2:
         memory.write("memory.high", "8M")
+        raw_group.end(raw_group.start("x = bytes(9 << 20).replace(b'\\0', b'x')"))
+        take(events, EventKind.MEMORY_HIGH)
+        memory.write("memory.high", "max")
         raw_group.limit_memory("20M")
         raw_group.eat()
-        take(events, EventKind.OOM_KILL)
+        take(events, EventKind.MEMORY_MAX)
         with Events(None, {"memory": memory}) as later:
             assert later.wait(0) is None
 
