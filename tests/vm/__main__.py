@@ -25,7 +25,7 @@ PATH begins with the virtual environment:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command line's parser, which is for what comes before `--`."""
+    """Return the parser for what comes before `--`."""
     kernels = "".join(f"  {name:<11} {kernel.purpose}\n" for name, kernel in KERNELS.items())
     made = argparse.ArgumentParser(
         prog="python -m tests.vm",
@@ -42,10 +42,15 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return what comes before `--`, parsed, and the command after it."""
+    at = argv.index("--") if "--" in argv else len(argv)
+    return parser().parse_args(argv[:at]), argv[at + 1 :]
+
+
 def main(argv: list[str]) -> int:
     """Run the command that a command line asks for, and return the exit status."""
-    at = argv.index("--") if "--" in argv else len(argv)
-    options, command = parser().parse_args(argv[:at]), argv[at + 1 :]
+    options, command = parse(argv)
     guest = Guest(options.kernel, options.user, options.systemd, options.memory, tuple(options.words.split()))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as any exception, it ends the machine first
     try:

@@ -20,7 +20,7 @@ delegate() {
 (
     set -e
     case $SYSTEMD,$AS_USER in
-        ,) exec setsid -w sh /vm/command ;;
+        ,) ;;
         ,1) # The leaf is there because a group that gives controllers to those below it must have no process.
             mkdir $groups/delegated
             enable $groups
@@ -29,17 +29,18 @@ delegate() {
             delegate $groups/delegated
             delegate $groups/delegated/leaf
             echo 0 >$groups/delegated/leaf/cgroup.procs
-            exec setsid -w setpriv --reuid "$ACCOUNT" --regid "$ACCOUNT" --init-groups sh /vm/command
             ;;
         1,) # What a service should do that was given its group; systemd can do it itself since 254 (DelegateSubgroup=).
             service=$groups$(sed -n 's/^0:://p' /proc/self/cgroup)
             mkdir "$service/leaf"
             echo $$ >"$service/leaf/cgroup.procs"
             echo 0 >"$service/leaf/cgroup.procs"
-            exec setsid -w sh /vm/command
             ;;
         1,1) exec runuser -l "$ACCOUNT" -c 'sh /vm/command' ;; # in a session's scope, as after a login
     esac
+    who=root
+    [ -z "$AS_USER" ] || who=$ACCOUNT
+    exec setsid -w setpriv --reuid $who --regid $who --init-groups sh /vm/command
 ) </dev/null >/vm/output 2>&1
 echo $? >/vm/status.new
 mv /vm/status.new /vm/status

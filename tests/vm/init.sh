@@ -35,14 +35,15 @@ ln -s fd/2 /new/dev/stderr
 mount -t devpts -o mode=620,ptmxmode=666,gid=5 devpts /new/dev/pts
 mount -t tmpfs -o mode=1777 tmpfs /new/dev/shm
 
-# Here an overlay's upper directory must be possible, which the overlay that is the root cannot hold.
+# What the overlay that is the root cannot: hold the upper directory of another, and map ids for a mount.
 mount --bind /new /plain
 mount -t tmpfs -o mode=1777 tmpfs /new/tmp
 mount -t tmpfs -o mode=1777 tmpfs /new/var/tmp
+mount -t tmpfs -o mode=1777 tmpfs /new/srv
 [ "$SYSTEMD" ] || mount -t tmpfs -o mode=755 tmpfs /new/run
 while read -r directory; do
     case $directory in
-        /tmp/* | /var/tmp/* | /run/*)
+        /run/* | /srv/* | /tmp/* | /var/tmp/*)
             mkdir -p "/new$directory"
             mount --bind "/plain$directory" "/new$directory"
             ;;

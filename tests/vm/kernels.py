@@ -85,7 +85,7 @@ KERNELS = {
     ),
     "newest": Kernel(
         "as full, from sid",
-        *(Engine.QEMU, "sid", "linux-image-amd64", _DEBIAN | {"dmem", "misc"}),
+        *(Engine.QEMU, "sid", "linux-image-amd64", _DEBIAN | {"misc"}),
     ),
 }
 

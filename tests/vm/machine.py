@@ -1,7 +1,8 @@
 """Runs one command in a guest: another kernel with this machine's files, which ends when the command does.
 
 The guest's / is the host's, read-only under a tmpfs: this checkout is there with its environment, and nothing written is kept.
-There is no network, and /tmp, /var/tmp and /run are fresh. Output and exit status come back through a directory that both have.
+There is no network, and /run, /srv, /tmp and /var/tmp are fresh. Output and exit status come back through a directory that both
+sides have.
 
 A process of User-Mode Linux that uses some 250 MB can hang for ever: every page of it may be a mapping of its own on the host,
 which allows 65,530 (vm.max_map_count), and the kernel tries again when one is refused.
