@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.vm.kernels import KERNELS
+from tests.vm.machine import ROOT, Died, Guest, TimedOut, run, session
+
+pytestmark = pytest.mark.vm
+
+CGROUPS = ("tests/kernel/cgroups",)
+"""What is run in every guest of `GUESTS`."""
+
+GUESTS = [
+    Guest("unified"),
+    Guest("unified", as_user=True),
+    Guest("unified", systemd=True),
+    Guest("unified", systemd=True, as_user=True),
+    Guest("full"),
+    Guest("full", as_user=True),
+]
+
+OTHERS = [Guest(name) for name in KERNELS if name not in {guest.kernel for guest in GUESTS}]
+
+WORK = Path("/srv")
+"""Where the tests run: a sandbox of root's maps ids for its working directory, which the overlay of the checkout cannot."""
+
+PATIENCE = 800
+"""Seconds for one guest; less than `make test-vm` allows a test."""
+
+
+def pytest_in(guest: Guest, *paths: str) -> None:
+    """Fail unless the guest's pytest is content, and at least one of its tests has passed."""
+    output = io.BytesIO()
+    command = ["pytest", "-q", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=200", f"--rootdir={ROOT}"]
+    command += ["-c", f"{ROOT}/pyproject.toml", *(f"{ROOT}/{path}" for path in paths)]
+    environment = {"HOST_RELEASE": os.uname().release}
+    status: int | str
+    try:
+        status = run(guest, command, output=output, environment=environment, cwd=WORK, timeout=PATIENCE)
+    except TimedOut as error:
+        status = str(error)
+    text = output.getvalue().decode(errors="replace")
+    closing = text.strip().rpartition("\n")[2]
+    if status != 0 or not re.search(r"\b[1-9]\d* passed\b", closing):
+        pytest.fail(f"in the guest {guest}, pytest ended with {status}:\n{text}", pytrace=False)
+    sys.stdout.write(f"{guest}: {closing}\n")
+
+
+@pytest.mark.parametrize("guest", [*GUESTS, *OTHERS], ids=str)
+def test_guest_is_what_it_is_said_to_be(guest: Guest) -> None:
+    """Kernel, controllers, user, cgroup and first process of the guest are those that were asked for."""
+    pytest_in(guest, "tests/vm/guest/facts.py")
+
+
+@pytest.mark.parametrize("guest", GUESTS, ids=str)
+def test_cgroups(guest: Guest) -> None:
+    """The tests of cgroups pass in the guest."""
+    pytest_in(guest, *CGROUPS)
+
+
+# ---- the runner itself ----
+
+
+def test_status_and_output_of_a_failing_command_come_back() -> None:
+    """What a command writes on both streams, bytes of any kind, arrives in order, and so does its exit status."""
+    output = io.BytesIO()
+    status = run(Guest("unified"), ["sh", "-c", r"printf 'out\n\377\0'; echo err >&2; exit 7"], output=output)
+    assert (status, output.getvalue()) == (7, b"out\n\xff\x00err\n")
+
+
+def test_status_of_a_killed_command_is_that_of_a_shell() -> None:
+    """A command that a signal ended has 128 and the signal's number."""
+    assert run(Guest("unified"), ["sh", "-c", "kill -9 $$"], output=io.BytesIO()) == 128 + signal.SIGKILL
+
+
+def test_command_that_is_missing_is_told() -> None:
+    """A command that does not exist has the status 127, and the output names it."""
+    output = io.BytesIO()
+    assert run(Guest("unified"), ["no-such-command"], output=output) == 127
+    assert b"no-such-command" in output.getvalue()
+
+
+def test_kernel_that_ends_is_told_with_its_console() -> None:
+    """When the kernel panics, the exception shows what it said on its console."""
+    with pytest.raises(Died, match="Kernel panic"):
+        run(Guest("unified", words=("rdinit=/no/such/file",)), ["true"], output=io.BytesIO())
+
+
+def test_nothing_that_the_guest_writes_is_kept() -> None:
+    """Files that root writes in the guest, also over the host's, are not on the host."""
+    mark = uuid.uuid4().hex
+    before = Path("/etc/passwd").read_bytes()
+    command = f"echo {mark} >>/etc/passwd; echo {mark} >{ROOT}/{mark}; grep -c {mark} /etc/passwd {ROOT}/{mark}"
+    assert run(Guest("unified"), ["sh", "-c", command], output=io.BytesIO()) == 0
+    assert Path("/etc/passwd").read_bytes() == before
+    assert not (ROOT / mark).exists()
+
+
+def machine(mark: str) -> int:
+    """Return the process that leads a session, has a word in its arguments, and is no Python."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"tests.vm" not in words and mark.encode() in b" ".join(words) and os.getsid(int(pid)) == int(pid):
+                found.append(int(pid))
+    (leader,) = found
+    return leader
+
+
+@pytest.mark.parametrize("kernel", ["unified", "full"])
+@pytest.mark.parametrize("end", ["time-out", "SIGTERM", "SIGKILL"])
+def test_the_machine_ends_with_its_time_or_its_starter(kernel: str, end: str) -> None:
+    """No process of a machine is left after the time is over, or after its starter was ended in any way."""
+    mark = f"isolib.test={uuid.uuid4().hex}"
+    seconds = "20" if end == "time-out" else "600"
+    command = [
+        sys.executable,
+        "-m",
+        "tests.vm",
+        "--timeout",
+        seconds,
+        "--words",
+        mark,
+        kernel,
+        "--",
+        "sh",
+        "-c",
+        "echo up; sleep 900",
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as starter:
+        try:
+            assert starter.stdout is not None
+            assert starter.stderr is not None
+            assert starter.stdout.readline() == b"up\n"
+            ends = [os.pidfd_open(pid) for pid in session(machine(mark))]
+            assert ends
+            if end != "time-out":
+                starter.send_signal(signal.Signals[end])
+            said = starter.stderr.read()
+            starter.wait()
+        except BaseException:
+            starter.kill()
+            raise
+    for fd in ends:
+        assert select.select([fd], [], [], 60)[0]
+        os.close(fd)
+    expected = {"time-out": (124, True), "SIGTERM": (143, False), "SIGKILL": (-9, False)}
+    assert (starter.returncode, b"still running" in said) == expected[end]
