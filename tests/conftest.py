@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import re
 import select
 import socket
 import subprocess
@@ -234,7 +235,13 @@ def cgroups() -> Things:
             if mount.fs_type.startswith("cgroup") and is_hers and path.startswith(mount.root):
                 own = os.path.normpath(f"{mount.mount_point}/{path.removeprefix(mount.root)}")
                 found |= {os.path.join(top, name): "" for top, names, _ in os.walk(own) for name in names}
-    return found
+    return {path: text for path, text in found.items() if not is_of_another_host(path)}
+
+
+def is_of_another_host(path: str) -> bool:
+    """Return whether a group, or one above it, is that of another living program that uses isolib; its name has the pid."""
+    pids = [int(match[1]) for match in re.finditer(r"/isolib-(?:[a-z]+-)?(\d+)", path)]
+    return bool(pids) and os.getpid() not in pids and os.path.exists(f"/proc/{pids[0]}")
 
 
 def launchers() -> Things:

@@ -207,7 +207,7 @@ def _unified_place(own: Group, in_v2: set[str], needed: set[str], *, move_self: 
         if not needed and not systemd.is_running():
             return own.path
     if systemd.is_running():
-        return _systemd_scope(own)
+        return _systemd_scope(own, move_self=move_self)
     raise _no_place(own)
 
 
@@ -247,30 +247,55 @@ def _move_processes(path: str) -> None:
     )
 
 
-def _systemd_scope(own: Group) -> str:
+def _systemd_scope(own: Group, *, move_self: bool) -> str:
     """Ask systemd for a delegated scope, once; it lives as long as the reaper of this process does."""
     if (known := _cache.scopes.get(home())) is not None and os.path.isdir(known):
         return known
+    # Who is no root must have the right to write to a group above both, or nobody is born from the one into the other.
+    outside = os.geteuid() != 0 and not _is_in_user_manager(own)
+    if outside and not move_self:
+        raise _no_place(own)
     try:
-        scope = systemd.start_scope([reaper.pid()])
-    except Unsupported as refusal:
-        raise _no_place(own) from refusal
+        scope = systemd.start_scope([reaper.pid()], move_self=outside)
+    except (Unsupported, SyscallError) as refusal:
+        error = _no_place(own)
+        error.add_note(f"systemd was asked for a scope, too: {refusal}")
+        raise error from refusal
     path = own.top + scope.path
     directory = Directory.open(path, 2)
-    directory.make("reaper")
-    directory.write("reaper/cgroup.procs", str(reaper.pid()))
+    for leaf, pid in [("reaper", reaper.pid()), *([("self", os.getpid())] if outside else [])]:
+        directory.make(leaf)
+        directory.write(f"{leaf}/cgroup.procs", str(pid))
     _cache.scopes[home()] = path
     return path
 
 
+def _is_in_user_manager(own: Group) -> bool:
+    """Return whether a group is below that of the user's own systemd, which belongs to him as a whole."""
+    directory = own.path
+    while directory != own.top:
+        if may_use(directory, unified=True) and os.path.basename(directory) == f"user@{os.geteuid()}.service":
+            return True
+        directory = os.path.dirname(directory)
+    return False
+
+
 def _no_place(own: Group) -> Unsupported:
     path = own.path
+    if not may_use(path, unified=True) and systemd.is_running():
+        return Unsupported(
+            "control groups",
+            f"the permissions of {path}, which this user (uid {os.geteuid()}) may not use, and from which nobody can be born "
+            "into a scope of his own systemd",
+            "allow=('move-self',), by which systemd moves this process into a scope of its own (pip install isolib[systemd]); "
+            "or start it by systemd-run --user --scope -p Delegate=yes COMMAND",
+        )
     if not may_use(path, unified=True):
         return Unsupported(
             "control groups",
             f"the permissions of {path}, which this user (uid {os.geteuid()}) may not use",
-            "systemd-run --user --scope -p Delegate=yes COMMAND; or pip install isolib[systemd]; or as root: mkdir a group, "
-            "chown it and its cgroup.procs, cgroup.threads and cgroup.subtree_control, and start in a group below it",
+            "as root: mkdir a group, chown it and its cgroup.procs, cgroup.threads and cgroup.subtree_control to this user, "
+            "and start this program in a group below it",
         )
     return Unsupported(
         "control groups with controllers",

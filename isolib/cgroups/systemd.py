@@ -46,6 +46,8 @@ _RESULTS: Final = {
     "timeout": (e.ETIMEDOUT, "systemd's own time for it was over"),
 }
 
+#: Seconds for systemd to come to a bus that has just been started.
+_EARLY: Final = 3.0
 _INFINITY: Final = 2**64 - 1
 _LONGEST_NAME: Final = 255  # UNIT_NAME_MAX, and the longest name of a directory
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9:_.\\-]")
@@ -85,6 +87,7 @@ def start_scope(
     description: str = "Processes of isolib",
     slice_: str | None = None,
     timeout: float = 10.0,
+    move_self: bool = False,
 ) -> Scope:
     """Have systemd move processes into a new scope with a delegated cgroup, and return when they are there.
 
@@ -94,12 +97,12 @@ def start_scope(
     processes. No limit on tasks is set on the scope itself.
 
     Blocks, for some milliseconds as a rule; any thread may call it, also one in which an event loop runs. The calling process
-    is not moved.
+    is not moved, unless that is asked for.
 
     Parameters
     ----------
     pids
-        Processes of the caller's user, started to be moved and not yet waited for; never the calling process.
+        Processes of the caller's user, started to be moved and not yet waited for.
     name
         What to call the unit; bytes that no unit's name may have are escaped as systemd-escape(1) does, and ``.scope`` is
         appended where it is missing. By default a name that is not taken.
@@ -109,6 +112,8 @@ def start_scope(
         What the unit is for, as ``systemctl status`` shows it.
     slice_
         The slice to put it in. By default systemd's choice, system.slice or the user's app.slice.
+    move_self
+        Whether the calling process is moved too.
     timeout
         How long to wait, in seconds, for all together. When it is over the scope may still come to be: end the processes.
 
@@ -132,7 +137,7 @@ def start_scope(
     """
     _check(pids, slice_, description)
     unit = None if name is None else scope_name(name)
-    properties = _properties(pids, description, slice_)
+    properties = _properties([*pids, os.getpid()] if move_self else pids, description, slice_)
     with _manager(user=user, timeout=timeout) as (bus, us):
         _check_numbers(bus, us)
         while True:
@@ -282,6 +287,7 @@ def _manager(*, user: bool | None, timeout: float) -> Iterator[tuple[Bus, str]]:
     if not is_running():
         raise Unsupported(FEATURE, "the init of this system, which is not systemd", "a group that the caller may write himself")
     with connected(user=not _root_of_machine() if user is None else user, timeout=timeout) as (bus, name):
+        bus.wait_for_owner(SYSTEMD, _EARLY)
         bus.ask(BUS, "AddMatch", "s", _JOBS)
         # systemd says nothing while nobody listens.
         bus.ask(MANAGER, "Subscribe")

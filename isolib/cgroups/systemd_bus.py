@@ -23,13 +23,13 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from isolib.errors import Unsupported, from_errno
+from isolib.errors import SyscallError, Unsupported, from_errno
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import ModuleType
 
-    from isolib.errors import IsolibError, SyscallError
+    from isolib.errors import IsolibError
 
 __all__ = ["BUS", "FEATURE", "MANAGER", "SYSTEMD", "Bus", "Message", "Place", "connected", "decoded", "method_call", "refused"]
 
@@ -175,6 +175,22 @@ class Bus:
             while self._signals:
                 yield self._signals.popleft()
             self._keep(self._next())
+
+    def wait_for_owner(self, name: str, seconds: float) -> None:
+        """Wait a while until somebody has a name on the bus; the first to use a user's bus has it started, and is early."""
+        self.ask(BUS, "AddMatch", "s", f"type='signal',sender='{BUS.who}',member='NameOwnerChanged',arg0='{name}'")
+        if self.ask(BUS, "NameHasOwner", "s", name).body[0]:
+            return
+        whole, self._deadline = self._deadline, min(self._deadline, monotonic() + seconds)
+        try:
+            for signal in self.signals():
+                if (signal.sender, signal.member) == (BUS.who, "NameOwnerChanged") and signal.body[0] == name:
+                    return
+        except SyscallError as error:
+            if error.errno != e.ETIMEDOUT:
+                raise
+        finally:
+            self._deadline = whole
 
     def _keep(self, message: Message) -> None:
         if message.reply_to is None:

@@ -260,7 +260,7 @@ def test_pids_limit_stops_a_fork_bomb() -> None:
     with isolib.new_cgroup(pids_max=40) as group, group.spawn([PYTHON, "-c", FORK_BOMB]) as process:
         while group.pids.current < 40:
             wait(0.01)
-        assert group.pids.hits
+        assert wait_for(lambda: group.pids.hits)
         subprocess.run(["true"], check=True)  # the host is unharmed
         assert len(group.pids()) == 40
         group.kill()
