@@ -5,6 +5,7 @@ import io
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,7 +146,9 @@ def test_the_machine_ends_with_its_time_or_its_starter(kernel: str, end: str) ->
             assert starter.stdout is not None
             assert starter.stderr is not None
             assert starter.stdout.readline() == b"up\n"
-            ends = [os.pidfd_open(pid) for pid in session(machine(mark))]
+            leader = machine(mark)
+            place = re.search(rb"/var/tmp/isolib-vm-\w+", Path(f"/proc/{leader}/cmdline").read_bytes())
+            ends = [os.pidfd_open(pid) for pid in session(leader)]
             assert ends
             if end != "time-out":
                 starter.send_signal(signal.Signals[end])
@@ -157,5 +160,9 @@ def test_the_machine_ends_with_its_time_or_its_starter(kernel: str, end: str) ->
     for fd in ends:
         assert select.select([fd], [], [], 60)[0]
         os.close(fd)
+    assert place is not None
+    if end == "SIGKILL":  # nobody could remove it
+        shutil.rmtree(place[0])
+    assert not os.path.exists(place[0])
     expected = {"time-out": (124, True), "SIGTERM": (143, False), "SIGKILL": (-9, False)}
     assert (starter.returncode, b"still running" in said) == expected[end]
