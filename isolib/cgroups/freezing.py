@@ -97,7 +97,7 @@ def wait_for(directory: Directory, file: str, content: bytes, timeout: float | N
 
 
 class Frozen:
-    """The block of `Cgroup.frozen`: the group stands still in it, and goes on after the last of several."""
+    """The block of `isolib.Cgroup.frozen`: the group stands still in it, and goes on after the last of several."""
 
     def __init__(self, group: Cgroup) -> None:
         self._group = group

@@ -74,8 +74,13 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         What was asked for, cannot be kept here, and was left out because ``allow=`` named it: the refusals, by the name of the
         argument.
 
+    oom
+        Who is killed with a process that the kernel kills for want of memory: everybody in the "group", all that belongs to
+        the "process" that isolib started, or the "one" alone.
+
     Notes
     -----
+    Privileges: those of `isolib.new_cgroup`; reading an adopted group takes none where its files can be read.
     Sources: cgroups(7), Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/.
     """
 
@@ -93,8 +98,6 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         self._ending = False
         self._standing = 0
         self._quarters: Quarters | None = None
-        #: Who is killed with a process that the kernel kills for want of memory: everybody in the "group", all that belongs to
-        #: the "process" that isolib started, or the "one" alone.
         self.oom = "one"
         self._flat = False
 
@@ -156,7 +159,7 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
 
     @property
     def pids(self) -> Pids:
-        """Its number of processes and threads; ``pids()`` returns the ids of the processes in it and below it."""
+        """Its number of processes and threads; ``pids()`` returns the ids of the processes in it and below it, as seen here."""
         return self._controls.pids_controller.counting(self._hits)
 
     @property
@@ -172,12 +175,15 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
     # ---- the raw files ----
 
     def read(self, file: str) -> str:
-        """Return what a control file holds: ``cg.read("rdma.max")``; the part before the dot says which controller's it is."""
+        """Return what a control file holds: ``cg.read("rdma.max")``; the part before the dot says which controller's it is.
+
+        Raises `Unsupported` where no hierarchy of this host has the controller, and `SyscallError` where there is no such file.
+        """
         self._check_open()
         return self._controls.directory_of(file).read(file)
 
     def write(self, file: str, value: str) -> None:
-        """Write a control file, as it is; for what isolib has no name for."""
+        """Write a control file, as it is; for what isolib has no name for.  Errors are those of `read`."""
         self._check_open()
         self._controls.directory_of(file).write(file, value)
 
@@ -194,7 +200,7 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         return found
 
     def add(self, process: int | HasPid) -> None:
-        """Move a process that exists, with all its threads, into the group.
+        """Move a process that exists, with all its threads, into the group; that takes some milliseconds, and birth none.
 
         Parameters
         ----------
@@ -235,6 +241,8 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
 
     def entered(self) -> Entered:
         """Return a context manager: in its block this process, with all its threads, is in the group; then it goes back.
+
+        The limits bind the whole interpreter there: beyond ``memory.max`` it is this program that the kernel kills.
 
         Returns
         -------
@@ -334,7 +342,14 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
     def spawn(self, argv: Sequence[str | bytes | os.PathLike[str]], **options: object) -> Process:
         """Start a program in the group: `isolib.spawn` with ``cgroup=`` this one.
 
-        It is born inside, in a group of its own below this one, which counts what it uses: no process is moved.
+        It is born inside, in a group of its own below this one, which counts what it uses: no process is moved.  Errors are
+        those of `isolib.spawn`, and `IsolibError` where the group is frozen.
+
+        Examples
+        --------
+        >>> with new_cgroup(pids_max=16) as group, group.spawn(["true"]) as process:
+        ...     process.wait().code
+        0
         """
         self._check_open()
         return seam.spawn(argv, **{**options, "cgroup": self})
@@ -358,7 +373,7 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
     # ---- groups below ----
 
     def child(self, name: str, *, threaded: bool = False, **limits: Unpack[LimitFields]) -> Cgroup:
-        """Make a group below this one; its limits are within those of this one.
+        """Make a group below this one; its limits are within those of this one, or that is a PlanError.
 
         Parameters
         ----------
@@ -380,10 +395,12 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
     def freeze(self) -> None:
         """Suspend everybody in it, and wait until they stand still; a frozen group can be killed, and closed.
 
+        In cgroup v2 by cgroup.freeze (since Linux 5.2), otherwise by the freezer of v1.
+
         Raises
         ------
         IsolibError
-            Somebody did not stop within 10 s, in an uninterruptible wait.
+            Somebody did not stop within 10 s, in an uninterruptible wait; the group goes on.
         """
         self._check_open()
         freezing.freeze(self._controls.unified, self._freezer())
@@ -426,7 +443,8 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
     def kill(self) -> None:
         """Kill everybody in it and below it, however fast they fork, and wait for their ends.
 
-        The group stays, and `spawn` works as before.
+        The group stays, and `spawn` works as before.  Raises `IsolibError` when somebody is left after 30 s, in an
+        uninterruptible wait.
         """
         self._check_open()
         controls = self._controls

@@ -73,7 +73,7 @@ class Hierarchy:
     Attributes
     ----------
     mode
-        ``"unified"``: cgroup v2 has every controller; ``"legacy"``: v1 has; ``"hybrid"``: both are mounted.
+        ``"unified"``: cgroup v2 alone is mounted; ``"legacy"``: v1 alone is; ``"hybrid"``: both are, and share the controllers.
     controllers
         By the name in v2 (``"io"`` is v1's blkio): where each one is bound.
     path

@@ -88,7 +88,7 @@ def new_cgroup(
     allow
         Names of arguments that may be left out where the host cannot keep them (`Cgroup.degraded` says which were), and
         "move-self": the processes of this program's own group may be moved to a group below it, where the kernel's rule against
-        processes in inner groups is in the way.
+        processes in inner groups is in the way.  They stay there.
     threaded
         Whether it is for threads of the processes of ``parent`` (cgroup v2).
 
@@ -108,8 +108,9 @@ def new_cgroup(
 
     Notes
     -----
-    Privileges: write access to a group: root, a delegated subtree, or systemd (``pip install isolib[systemd]``).
-    Sources: cgroups(7), Documentation/admin-guide/cgroup-v2.rst.
+    Privileges: write access to a group: root, a delegated subtree, or systemd (``pip install isolib[systemd]``); for device
+    rules in cgroup v2 CAP_BPF too.  The first group of a process starts its reaper, which removes what a killed program leaves.
+    Sources: cgroups(7), Documentation/admin-guide/cgroup-v2.rst, and cgroup-v1/ beside it.
 
     Examples
     --------
@@ -242,6 +243,17 @@ def open_cgroup(path_or_pid: str | os.PathLike[str] | int | HasPid) -> Cgroup:
         The directory is no control group.
     GoneError
         There is no such directory, or no such process.
+
+    Notes
+    -----
+    Privileges: to read, those of the files, which everybody may read as a rule; to change or to start something, write access.
+
+    Examples
+    --------
+    >>> with open_cgroup("/sys/fs/cgroup/gone") as group:
+    ...     group.memory.current
+    Traceback (most recent call last):
+    isolib.GoneError: open: /sys/fs/cgroup/gone: No such file or directory (ENOENT) -- there is no such control group
     """
     if isinstance(path_or_pid, int) or hasattr(path_or_pid, "pid"):
         unified, legacy = moving.groups_of(moving.process_id(path_or_pid))  # type: ignore[arg-type]  # it checks

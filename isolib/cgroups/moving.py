@@ -90,7 +90,7 @@ def _distinct(pid: int | str) -> list[Directory]:
 
 
 class Entered:
-    """The block of `Cgroup.entered`: the calling process, with all its threads, is in the group, and goes back at the end."""
+    """The block of `isolib.Cgroup.entered`: this process, with all its threads, is in the group, and goes back at the end."""
 
     def __init__(self, group: Cgroup) -> None:
         self._group = group

@@ -36,8 +36,10 @@ class MemoryStats:
 
     Attributes
     ----------
-    current, peak
-        In use now, and at the most.
+    current
+        In use now.
+    peak
+        The most that was in use at any one time.
     limit
         What may be used at the most; None: no limit.
     swap, swap_peak, swap_limit
@@ -116,8 +118,10 @@ class PidsStats:
 
     Attributes
     ----------
-    current, peak
-        How many there are, and were at the most.
+    current
+        How many there are.
+    peak
+        The most that there were at any one time.
     limit
         How many there may be; None: no limit.
     hits

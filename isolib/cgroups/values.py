@@ -242,6 +242,16 @@ class IoLimit:
         Bytes a second, read and written: a number or a text like "10M".
     riops, wiops
         Operations a second.
+
+    Raises
+    ------
+    PlanError
+        A number is 0, negative or more than the kernel counts.
+
+    Examples
+    --------
+    >>> IoLimit(wbps="10M")
+    IoLimit(rbps=None, wbps=10485760, riops=None, wiops=None)
     """
 
     rbps: int | None = None

@@ -35,7 +35,19 @@ class Watched(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         self._pressure: Pressures | None = None
 
     def stats(self) -> Stats:
-        """Return what the group uses and has used: memory, processor time, disk I/O, processes, pressure; a frozen value."""
+        """Return what the group uses and has used: memory, processor time, disk I/O, processes, pressure; a frozen value.
+
+        Raises
+        ------
+        GoneError
+            The group has been removed.
+
+        Examples
+        --------
+        >>> with new_cgroup(memory_max="64M") as group:
+        ...     group.stats().memory.limit
+        67108864
+        """
         self._check_open()
         controls = self._controls
         found = read_stats(controls.unified, controls.by_name)
@@ -52,13 +64,24 @@ class Watched(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
             Seconds or a timedelta between two samples.
         most
             How many are kept; the oldest go first.
+
+        Examples
+        --------
+        >>> with new_cgroup() as group, group.history(every=0.01) as history:
+        ...     group.spawn(["true"]).close()
+        >>> len(history.series("cpu.total")[0]) == len(history.samples)
+        True
         """
         self._check_open()
         return History(self.stats, every, most=most)
 
     @property
     def pressure(self) -> Pressures:
-        """How long its processes have waited for processor, memory and disk (PSI; in cgroup v2)."""
+        """How long its processes have waited for processor, memory and disk (PSI; in cgroup v2, since Linux 4.20).
+
+        Using it raises `Unsupported` where the kernel does not count it: without cgroup v2, without CONFIG_PSI, booted with
+        psi=0, or switched off for the group.
+        """
         self._check_open()
         if self._pressure is None:
             refusal = Unsupported("pressure of a control group", "this host, which has no cgroup v2", "mount cgroup2")
@@ -66,7 +89,19 @@ class Watched(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         return self._pressure
 
     def events(self) -> Events:
-        """Return what happens to the group from now on: an iterator, for ``for`` and ``async for``, and a context manager."""
+        """Return what happens to the group from now on: an iterator, for ``for`` and ``async for``, and a context manager.
+
+        Raises
+        ------
+        Unsupported
+            The host has neither cgroup v2 nor a controller that tells anything.
+
+        Examples
+        --------
+        >>> with new_cgroup() as group, group.events() as events, group.spawn(["sleep", "60"]):
+        ...     events.wait(timeout=10).kind.value
+        'populated'
+        """
         self._check_open()
         controls = self._controls
         return events.Events(controls.unified, controls.by_name, oom_kills=self._legacy_kills)
@@ -98,6 +133,13 @@ class Watched(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         -------
         bool
             False: not in time.
+
+        Raises
+        ------
+        Unsupported
+            The group has no memory controller.
+        GoneError
+            The group has been removed.
         """
         self._check_open()
         return events.wait_oom(self._controls.memory.directory, timeout=timeout, oom_kills=self._legacy_kills)

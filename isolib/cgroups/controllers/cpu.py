@@ -19,7 +19,10 @@ _PERIOD: Final = "cpu.cfs_period_us"
 
 
 class Cpu(Controller):
-    """The processor time of a group; weights and limits mean the same in both versions of cgroups."""
+    """The processor time of a group; weights and limits mean the same in both versions of cgroups.
+
+    `max` is kept by a quota in each period of 0.1 s (1 s below a hundredth of a processor).
+    """
 
     name = "cpu"
 

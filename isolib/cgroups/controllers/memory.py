@@ -45,8 +45,8 @@ def _set_legacy(directory: Directory, memory: int | None, swap: int | None) -> N
 class Memory(Controller):
     """The memory of a group: anonymous, page cache, and what the kernel keeps for it.
 
-    All attributes that are limits can be read and assigned; None is no limit.  In cgroup v1, `low` is the soft limit,
-    `swap_max` is kept by the limit on memory and swap together, and `high` and `min` do not exist.
+    All attributes that are limits can be read and assigned, in bytes or as texts as "64M"; None is no limit.  In cgroup v1,
+    `low` is the soft limit, `swap_max` is kept by the limit on memory and swap together, and `high` and `min` do not exist.
     """
 
     name = "memory"
