@@ -7,7 +7,6 @@ import re
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from isolib.errors import PlanError
@@ -139,7 +138,7 @@ def cpu_quota(value: object, what: str) -> tuple[int, int] | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise PlanError(f"{what}: a number of processors is wanted (0.5 is half of one), not {value!r}")
-    if not isfinite(value) or not _SHORTEST_QUOTA / _LONGEST_PERIOD <= value <= MOST_CPUS:
+    if not _SHORTEST_QUOTA / _LONGEST_PERIOD <= value <= MOST_CPUS:  # nor is NaN
         raise PlanError(f"{what}: {value!r}: a number of processors from 0.001 to {MOST_CPUS} is wanted")
     period = _PERIOD if value * _PERIOD >= _SHORTEST_QUOTA else _LONGEST_PERIOD
     return round(value * period), period
