@@ -248,6 +248,17 @@ class IoLimit:
     riops: int | None = None
     wiops: int | None = None
 
+    if TYPE_CHECKING:  # texts are taken too, and become numbers
+
+        def __init__(
+            self,
+            *,
+            rbps: Size | None = None,
+            wbps: Size | None = None,
+            riops: Size | None = None,
+            wiops: Size | None = None,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
         for name in ("rbps", "wbps"):
             limit = parse_limit(getattr(self, name), name)
@@ -291,9 +302,9 @@ def device_number(device: object, what: str = "device") -> tuple[int, int]:
     return _whole_disk(os.major(number), os.minor(number))
 
 
-def _whole_disk(major: int, minor: int) -> tuple[int, int]:
+def _whole_disk(major: int, minor: int, numbers: str = "/sys/dev/block") -> tuple[int, int]:
     """Return the disk that a partition is on: the kernel throttles disks (blkg_conf_prep)."""
-    place = f"/sys/dev/block/{major}:{minor}"
+    place = f"{numbers}/{major}:{minor}"
     if not os.path.exists(f"{place}/partition"):
         return major, minor
     with open(f"{os.path.realpath(place)}/../dev", encoding="ascii") as file:
