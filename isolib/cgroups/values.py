@@ -33,8 +33,9 @@ __all__ = [
 Size: TypeAlias = int | str
 
 MAX: Final = "max"
-#: How cgroup v1 shows that memory has no limit: the most pages that there can be, in bytes (PAGE_COUNTER_MAX).
-V1_UNLIMITED: Final = 0x7FFFFFFFFFFFF000
+#: Where cgroup v1 shows that memory has no limit it is the most pages that there can be, in bytes (PAGE_COUNTER_MAX); how many
+#: that is depends on the size of a page, and huge ones go to 16 GiB.
+V1_UNLIMITED: Final = 2**63 - 2**34
 MOST_PIDS: Final = 4 * 1024 * 1024  # PID_MAX_LIMIT
 MOST_CPUS: Final = 8192  # NR_CPUS of the largest configuration
 
