@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from isolib.errors import PlanError
-from isolib.types import check_path, parse_duration, parse_size
+from isolib.types import MAX_SIZE, check_path, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -25,6 +25,7 @@ __all__ = [
     "parse_count",
     "parse_cpus",
     "parse_limit",
+    "parse_protection",
     "parse_weight",
     "shares_of",
     "weight_of",
@@ -83,6 +84,11 @@ def parse_limit(value: object, what: str) -> int | None:
     if value is None or value == MAX:
         return None
     return parse_size(value, what)  # type: ignore[arg-type]  # it checks
+
+
+def parse_protection(value: object, what: str) -> int:
+    """Return how many bytes are protected: none for ``None``, and all for ``"max"``, the contrary of a limit."""
+    return MAX_SIZE if value == MAX else parse_limit(value, what) or 0
 
 
 def parse_count(value: object, what: str, most: int = MOST_PIDS) -> int | None:
