@@ -9,7 +9,7 @@ from isolib.cgroups.controllers import hugetlb as huge
 from isolib.cgroups.controllers import io as disk
 from isolib.cgroups.controllers.device_control import parse_rules
 from isolib.cgroups.place import MOVE_SELF
-from isolib.cgroups.values import cpu_quota, parse_count, parse_cpus, parse_flag, parse_limit, parse_weight
+from isolib.cgroups.values import cpu_quota, parse_count, parse_cpus, parse_flag, parse_limit, parse_protection, parse_weight
 from isolib.errors import PlanError, SyscallError, Unsupported
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ _KINDS: Final = {
     "mems": _Kind("cpuset", "mems", parse_cpus),
     "memory_max": _Kind("memory", "max", parse_limit),
     "memory_high": _Kind("memory", "high", parse_limit),
-    "memory_low": _Kind("memory", "low", parse_limit),
+    "memory_low": _Kind("memory", "low", parse_protection),
     "swap_max": _Kind("memory", "swap_max", parse_limit),
     "cpu_max": _Kind("cpu", "max", cpu_quota),
     "cpu_weight": _Kind("cpu", "weight", parse_weight),

@@ -7,11 +7,10 @@ import re
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from isolib.errors import PlanError
-from isolib.types import check_path, parse_duration, parse_size
+from isolib.types import MAX_SIZE, check_path, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -26,6 +25,7 @@ __all__ = [
     "parse_count",
     "parse_cpus",
     "parse_limit",
+    "parse_protection",
     "parse_weight",
     "shares_of",
     "weight_of",
@@ -34,8 +34,9 @@ __all__ = [
 Size: TypeAlias = int | str
 
 MAX: Final = "max"
-#: How cgroup v1 shows that memory has no limit: the most pages that there can be, in bytes (PAGE_COUNTER_MAX).
-V1_UNLIMITED: Final = 0x7FFFFFFFFFFFF000
+#: Where cgroup v1 shows that memory has no limit it is the most pages that there can be, in bytes (PAGE_COUNTER_MAX); how many
+#: that is depends on the size of a page, and huge ones go to 16 GiB.
+V1_UNLIMITED: Final = 2**63 - 2**34
 MOST_PIDS: Final = 4 * 1024 * 1024  # PID_MAX_LIMIT
 MOST_CPUS: Final = 8192  # NR_CPUS of the largest configuration
 
@@ -83,6 +84,11 @@ def parse_limit(value: object, what: str) -> int | None:
     if value is None or value == MAX:
         return None
     return parse_size(value, what)  # type: ignore[arg-type]  # it checks
+
+
+def parse_protection(value: object, what: str) -> int:
+    """Return how many bytes are protected: none for ``None``, and all for ``"max"``, the contrary of a limit."""
+    return MAX_SIZE if value == MAX else parse_limit(value, what) or 0
 
 
 def parse_count(value: object, what: str, most: int = MOST_PIDS) -> int | None:
@@ -139,7 +145,7 @@ def cpu_quota(value: object, what: str) -> tuple[int, int] | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise PlanError(f"{what}: a number of processors is wanted (0.5 is half of one), not {value!r}")
-    if not isfinite(value) or not _SHORTEST_QUOTA / _LONGEST_PERIOD <= value <= MOST_CPUS:
+    if not _SHORTEST_QUOTA / _LONGEST_PERIOD <= value <= MOST_CPUS:  # nor is NaN
         raise PlanError(f"{what}: {value!r}: a number of processors from 0.001 to {MOST_CPUS} is wanted")
     period = _PERIOD if value * _PERIOD >= _SHORTEST_QUOTA else _LONGEST_PERIOD
     return round(value * period), period
@@ -259,6 +265,17 @@ class IoLimit:
     riops: int | None = None
     wiops: int | None = None
 
+    if TYPE_CHECKING:  # texts are taken too, and become numbers
+
+        def __init__(
+            self,
+            *,
+            rbps: Size | None = None,
+            wbps: Size | None = None,
+            riops: Size | None = None,
+            wiops: Size | None = None,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
         for name in ("rbps", "wbps"):
             limit = parse_limit(getattr(self, name), name)
@@ -302,9 +319,9 @@ def device_number(device: object, what: str = "device") -> tuple[int, int]:
     return _whole_disk(os.major(number), os.minor(number))
 
 
-def _whole_disk(major: int, minor: int) -> tuple[int, int]:
+def _whole_disk(major: int, minor: int, numbers: str = "/sys/dev/block") -> tuple[int, int]:
     """Return the disk that a partition is on: the kernel throttles disks (blkg_conf_prep)."""
-    place = f"/sys/dev/block/{major}:{minor}"
+    place = f"{numbers}/{major}:{minor}"
     if not os.path.exists(f"{place}/partition"):
         return major, minor
     with open(f"{os.path.realpath(place)}/../dev", encoding="ascii") as file:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolib.cgroups.controllers.knobs import Controller, Knob, flag, load_limit, number, show_limit, show_v1_limit, size
 from isolib.cgroups.files import parse_flat
-from isolib.cgroups.values import parse_limit
+from isolib.cgroups.values import parse_limit, parse_protection
 from isolib.errors import PlanError, SyscallError, Unsupported
 from isolib.types import MAX_SIZE, parse_size
 
@@ -42,11 +42,23 @@ def _set_legacy(directory: Directory, memory: int | None, swap: int | None) -> N
         directory.write(name, text)
 
 
+def _load_protection(text: str) -> int:
+    limit = load_limit(text)
+    return MAX_SIZE if limit is None else limit
+
+
+def _protection(value: int) -> int | None:
+    """Return what is protected as a limit that is shown in the same words."""
+    return None if value == MAX_SIZE else value
+
+
 class Memory(Controller):
     """The memory of a group: anonymous, page cache, and what the kernel keeps for it.
 
-    All attributes that are limits can be read and assigned, in bytes or as texts as "64M"; None is no limit.  In cgroup v1,
-    `low` is the soft limit, `swap_max` is kept by the limit on memory and swap together, and `high` and `min` do not exist.
+    All attributes that are limits can be read and assigned, in bytes or as texts as "64M"; None is no limit.  `low` and `min`
+    protect: None is 0, and "max" everything, which reads as the most bytes that there can be (2**63 - 1).  In cgroup v1, `low`
+    is the soft limit (everything at first), `swap_max` is kept by the limit on memory and swap together, and `high` and `min`
+    do not exist.
     """
 
     name = "memory"
@@ -68,17 +80,18 @@ class Memory(Controller):
     low = Knob(
         "memory.low",
         "memory.soft_limit_in_bytes",
-        parse=parse_limit,
-        show=lambda value: str(value or 0),
-        load=load_limit,
+        parse=parse_protection,
+        show=lambda value: show_limit(_protection(value)),
+        load=_load_protection,
+        v1_show=lambda value: show_v1_limit(_protection(value)),
         doc="Bytes that are not reclaimed while others have memory to give.",
     )
     min = Knob(
         "memory.min",
         None,
-        parse=parse_limit,
-        show=lambda value: str(value or 0),
-        load=load_limit,
+        parse=parse_protection,
+        show=lambda value: show_limit(_protection(value)),
+        load=_load_protection,
         doc="Bytes that are never reclaimed.",
     )
 
@@ -176,6 +189,6 @@ class Memory(Controller):
         """
         if self.is_v2:
             file = "memory.events.local" if local and self.directory.has("memory.events.local") else "memory.events"
-            return parse_flat(self.directory.read(file).encode())
-        kills = parse_flat(self.directory.read("memory.oom_control").encode()).get("oom_kill", 0)
+            return parse_flat(self.read(file, None, "events").encode())
+        kills = parse_flat(self.read(None, "memory.oom_control", "events").encode()).get("oom_kill", 0)
         return {"max": number(self, None, "memory.failcnt", "events"), "oom_kill": kills}
