@@ -119,14 +119,22 @@ class Floor:
 
 def compile_floor(directory: str) -> Floor:
     """Compile floor.c into a directory."""
-    compiler = os.environ.get("CC") or (sysconfig.get_config_var("CC") or "cc").split()[0]
-    source, program, library = (
-        os.path.join(*parts) for parts in ((HERE, "floor.c"), (directory, "floor"), (directory, "floor.so"))
-    )
-    options = ["-O2", "-Wall", "-Wextra", "-Werror", "-std=gnu17", "-pthread"]
-    subprocess.run([compiler, *options, "-o", program, source], check=True)
-    subprocess.run([compiler, *options, "-shared", "-fPIC", "-o", library, source], check=True)
+    _compile("floor", os.path.join(directory, "floor"))
+    compile_library("floor", directory)
     return load_floor(directory)
+
+
+def compile_library(name: str, directory: str) -> ctypes.CDLL:
+    """Compile a floor of that name into a directory, and return it as a library; its functions are called without the GIL."""
+    path = os.path.join(directory, f"{name}.so")
+    _compile(name, path, "-shared", "-fPIC")
+    return ctypes.CDLL(path)
+
+
+def _compile(name: str, output: str, *options: str) -> None:
+    compiler = os.environ.get("CC") or (sysconfig.get_config_var("CC") or "cc").split()[0]
+    strict = ["-O2", "-Wall", "-Wextra", "-Werror", "-std=gnu17", "-pthread"]
+    subprocess.run([compiler, *strict, *options, "-o", output, os.path.join(HERE, f"{name}.c")], check=True)
 
 
 def load_floor(directory: str) -> Floor:
@@ -248,7 +256,30 @@ def table(title: str, timings: Sequence[Timing], floor: str | None = None) -> No
     print(f"\n{title}\n{'':{width}}  {'min ms':>9}  {'median ms':>9}" + ("   x min  x median" if base else ""))
     for one in sorted(timings, key=lambda timing: timing.minimum):
         ratio = f"  {one.minimum / base.minimum:6.2f}  {one.median / base.median:8.2f}" if base else ""
-        print(f"{one.name:{width}}  {one.minimum:9.3f}  {one.median:9.3f}{ratio}")
+        print(f"{one.name:{width}}  {one.minimum:9.4f}  {one.median:9.4f}{ratio}")
+
+
+def goal(timings: Sequence[Timing], of: str, against: str, most: float) -> dict[str, object] | None:
+    """Say whether a contender's minimum is at most so many times another's; None where one of the two is absent."""
+    found = {one.name: one for one in timings}
+    if of not in found or against not in found:
+        return None
+    ratios = found[of].minimum / found[against].minimum, found[of].median / found[against].median
+    reached = "reached" if ratios[0] <= most else "MISSED"
+    wanted = f"at most {most:g} x" if most >= 1 else f"{1 / most:g} x faster than"
+    shown = ratios if most >= 1 else (1 / ratios[0], 1 / ratios[1])
+    print(f"goal: {of}: {wanted} {against}: {shown[0]:.2f} x (medians {shown[1]:.2f} x): {reached}")
+    return {"of": of, "against": against, "most": most, "minima": ratios[0], "medians": ratios[1]}
+
+
+def goal_within(timings: Sequence[Timing], of: str, most: float) -> dict[str, object] | None:
+    """Say whether a contender's minimum is at most so many milliseconds."""
+    found = next((one for one in timings if one.name == of), None)
+    if found is None:
+        return None
+    reached = "reached" if found.minimum <= most else "MISSED"
+    print(f"goal: {of}: at most {most * 1e3:g} us: {found.minimum * 1e3:.2f} us (median {found.median * 1e3:.2f}): {reached}")
+    return {"of": of, "most": most, "minimum": found.minimum, "median": found.median}
 
 
 def tell_absent(absent: dict[str, str]) -> None:

@@ -48,74 +48,7 @@ enum {
     FOREIGN_IDS = 0x70000000, /* owns nothing anywhere: above what systemd-nspawn and useradd give away */
 };
 
-#if defined(__x86_64__)
-static inline long call6(long number, long a, long b, long c, long d, long e, long f) {
-    long result;
-    register long r10 __asm__("r10") = d;
-    register long r8 __asm__("r8") = e;
-    register long r9 __asm__("r9") = f;
-    __asm__ volatile("syscall"
-                     : "=a"(result)
-                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-                     : "rcx", "r11", "memory");
-    return result;
-}
-
-/* clone3() whose child calls entry(argument) on its own stack and never returns. */
-static long clone_to(struct clone_args *args, void (*entry)(void *), void *argument) {
-    long result;
-    register void (*fn)(void *) __asm__("r12") = entry;
-    register void *arg __asm__("r13") = argument;
-    __asm__ volatile("syscall\n\t"
-                     "test %%rax, %%rax\n\t"
-                     "jnz 1f\n\t"
-                     "xor %%ebp, %%ebp\n\t"
-                     "mov %%r13, %%rdi\n\t"
-                     "call *%%r12\n\t"
-                     "hlt\n"
-                     "1:"
-                     : "=a"(result)
-                     : "a"(SYS_clone3), "D"(args), "S"(sizeof *args), "r"(fn), "r"(arg)
-                     : "rcx", "r11", "memory");
-    return result;
-}
-#elif defined(__aarch64__)
-static inline long call6(long number, long a, long b, long c, long d, long e, long f) {
-    register long x8 __asm__("x8") = number;
-    register long x0 __asm__("x0") = a;
-    register long x1 __asm__("x1") = b;
-    register long x2 __asm__("x2") = c;
-    register long x3 __asm__("x3") = d;
-    register long x4 __asm__("x4") = e;
-    register long x5 __asm__("x5") = f;
-    __asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
-    return x0;
-}
-
-static long clone_to(struct clone_args *args, void (*entry)(void *), void *argument) {
-    register long x8 __asm__("x8") = SYS_clone3;
-    register void *x0 __asm__("x0") = args;
-    register long x1 __asm__("x1") = sizeof *args;
-    register void (*fn)(void *) __asm__("x20") = entry;
-    register void *arg __asm__("x21") = argument;
-    __asm__ volatile("svc #0\n\t"
-                     "cbnz x0, 1f\n\t"
-                     "mov x29, xzr\n\t"
-                     "mov x0, x21\n\t"
-                     "blr x20\n\t"
-                     "brk #0\n"
-                     "1:"
-                     : "+r"(x0)
-                     : "r"(x8), "r"(x1), "r"(fn), "r"(arg)
-                     : "memory");
-    return (long)x0;
-}
-#else
-#error "the floor knows x86-64 and aarch64"
-#endif
-
-#define PICK_6(number, a, b, c, d, e, f, ...) call6((number), (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
-#define SYS(name, ...) PICK_6(SYS_##name, __VA_ARGS__, 0, 0, 0, 0, 0, 0)
+#include "floor.h"
 
 /* What is the same for every sandbox of this host, found out once. */
 static struct {

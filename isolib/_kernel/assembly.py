@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from isolib._kernel import calls
 from isolib._kernel.launch import launch
 from isolib._kernel.plan import COMMAND, HOLD, HOST, INSIDE, Builder, Slot, Step, encode_text
-from isolib._kernel.procfs import parse_status
+from isolib._kernel.procfs import parse_effective
 from isolib.errors import PlanError
 
 if TYPE_CHECKING:
@@ -107,8 +107,8 @@ class Rights:
 
 def may_administer() -> bool:
     """Return whether the calling thread has CAP_SYS_ADMIN over its own user namespace, be that the host's or another."""
-    with open("/proc/thread-self/status", "rb") as file:
-        return bool(int(parse_status(file.read())["CapEff"], 16) >> _CAP_SYS_ADMIN & 1)
+    with open("/proc/thread-self/status", "rb", buffering=0) as file:
+        return bool(parse_effective(file.readall()) >> _CAP_SYS_ADMIN & 1)
 
 
 def is_host_root() -> bool:
@@ -118,8 +118,8 @@ def is_host_root() -> bool:
 
 def in_first_userns() -> bool:
     """Return whether the calling thread is in the first user namespace, which maps every id to itself."""
-    with open("/proc/thread-self/uid_map", "rb") as file:
-        return file.read().split() == _ALL_IDS
+    with open("/proc/thread-self/uid_map", "rb", buffering=0) as file:
+        return file.readall().split() == _ALL_IDS
 
 
 def is_privileged() -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from isolib._kernel.procfs import parse_account_ids, parse_id_map, parse_subid
+from isolib._kernel.procfs import parse_account_ids, parse_effective, parse_id_map, parse_subid
 from isolib.errors import PlanError
 from isolib.types import MAX_ID, IdMap, check_id_map
 
@@ -325,7 +325,7 @@ def read_caller(*, names: bool = True) -> Caller:
         nothing of that matters.
     """
     uid, gid = os.geteuid(), os.getegid()
-    capabilities = _capabilities(_read("/proc/thread-self/status"))
+    capabilities = parse_effective(_read("/proc/thread-self/status"))
     may_uid, may_gid = bool(capabilities & CAP_SETUID), bool(capabilities & CAP_SETGID)
     user: str | None = None
     granted: dict[str, tuple[Range, ...]] = {"uid": (), "gid": ()}
@@ -344,11 +344,6 @@ def read_caller(*, names: bool = True) -> Caller:
         # Denied in a user namespace, it is denied in all that are made in there.
         setgroups_denied=_read("/proc/thread-self/setgroups", b"").strip() == b"deny",
     )
-
-
-def _capabilities(status: bytes) -> int:
-    # One field of sixty: parse_status would take twice as long as the kernel took to write them.
-    return int(status.partition(b"\nCapEff:")[2].partition(b"\n")[0], 16)
 
 
 def _mapped(kind: str) -> tuple[Range, ...]:

@@ -26,6 +26,7 @@ __all__ = [
     "parse_account_ids",
     "parse_cgroup",
     "parse_cmdline",
+    "parse_effective",
     "parse_fdinfo",
     "parse_filesystems",
     "parse_id_map",
@@ -270,6 +271,14 @@ def parse_status(data: bytes) -> Mapping[str, str]:
             raise ValueError(f"not a line of /proc/PID/status: {line[:200]!r}")
         fields[_text(name)] = _text(value.strip())
     return fields
+
+
+def parse_effective(data: bytes) -> int:
+    """Return the effective capabilities in /proc/PID/status as a mask.
+
+    One field of sixty, for who asks at every launch: `parse_status` takes twice as long as the kernel takes to write them.
+    """
+    return int(data.partition(b"\nCapEff:")[2].partition(b"\n")[0], 16)
 
 
 def parse_id_map(data: bytes) -> list[IdMap]:

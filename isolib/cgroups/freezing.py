@@ -15,12 +15,17 @@ if TYPE_CHECKING:
     from isolib.cgroups.files import Directory
     from isolib.cgroups.group import Cgroup
 
-__all__ = ["Frozen", "freeze", "is_frozen", "thaw", "wait_for"]
+__all__ = ["Frozen", "freeze", "has_freezer", "is_frozen", "thaw", "wait_for"]
 
 #: Seconds for those who are in a system call that cannot be interrupted.
 _PATIENCE: Final = 10.0
 #: Seconds between two looks at freezer.state of v1, which tells of no change.
 _LOOK_AGAIN: Final = 0.001
+
+
+def has_freezer(unified: Directory) -> bool:
+    """Return whether a group of v2 can be frozen: since Linux 5.2, and not the top one.  The file that tells it stays open."""
+    return b"frozen " in (unified.sample_if_there("cgroup.events") or b"")
 
 
 def freeze(unified: Directory | None, legacy: Directory | None, timeout: float = _PATIENCE) -> None:
@@ -33,7 +38,7 @@ def freeze(unified: Directory | None, legacy: Directory | None, timeout: float =
     IsolibError
         Somebody did not stop in time; the group goes on.
     """
-    if unified is not None and unified.has("cgroup.freeze"):
+    if unified is not None and has_freezer(unified):
         unified.write("cgroup.freeze", "1")
         if wait_for(unified, "cgroup.events", b"frozen 1", timeout):
             return
@@ -64,7 +69,7 @@ def _freeze_legacy(directory: Directory, timeout: float) -> None:
 
 def thaw(unified: Directory | None, legacy: Directory | None) -> None:
     """Let a group go on; one that is not frozen does already."""
-    if unified is not None and unified.has("cgroup.freeze"):
+    if unified is not None and has_freezer(unified):
         unified.write("cgroup.freeze", "0")
         wait_for(unified, "cgroup.events", b"frozen 0", _PATIENCE)
     elif legacy is not None:
@@ -73,7 +78,7 @@ def thaw(unified: Directory | None, legacy: Directory | None) -> None:
 
 def is_frozen(unified: Directory | None, legacy: Directory | None) -> bool:
     """Return whether everybody in a group stands still."""
-    if unified is not None and unified.has("cgroup.freeze"):
+    if unified is not None and has_freezer(unified):
         return b"frozen 1" in unified.sample("cgroup.events")
     return legacy is not None and legacy.read("freezer.state").strip() == "FROZEN"
 

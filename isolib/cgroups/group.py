@@ -417,7 +417,8 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         return freezing.is_frozen(self._controls.unified, self._freezer())
 
     def _freezer(self) -> Directory | None:
-        if self._controls.unified is not None and self._controls.unified.has("cgroup.freeze"):
+        unified = self._controls.unified
+        if unified is not None and freezing.has_freezer(unified):
             return None
         return self._controls.find("freezer")[0]
 

@@ -107,11 +107,8 @@ class Limits:
         self._given = {name: given[name] for name in _KINDS if given.get(name) is not None}
         self._parsed = {name: _KINDS[name].parse(value, called.get(name, name)) for name, value in self._given.items()}
         self.oom_group = parse_flag(given.get("oom_group", True), "oom_group")
-
-    @property
-    def controllers(self) -> frozenset[str]:
-        """The controllers that it takes."""
-        return frozenset(_KINDS[name].controller for name in self._given) - {"devices"}  # those see to themselves
+        #: The controllers that it takes; devices see to themselves.
+        self.controllers = frozenset([_KINDS[name].controller for name in self._given]) - {"devices"}
 
     def check_within(self, parent: Controls) -> None:
         """Compare with the limits of the group above.

@@ -168,8 +168,10 @@ class Lodge:
                     self._unified is None and self.is_frozen()
                 ):  # who is frozen in v1 does not die; the others stop again at once
                     self._kill_frozen(self._quarters.legacy["freezer"])
+                elif self._unified is not None:
+                    removal.kill(self._unified, [])
                 else:
-                    removal.kill(self._unified, self._legacy())
+                    removal.kill(None, self._legacy())
 
     def _kill_frozen(self, freezer: Directory) -> None:
         removal.thaw_all(freezer)

@@ -7,7 +7,7 @@ from errno import EEXIST
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel import calls, cgroupfs, reaper
+from isolib._kernel import calls, cgroupfs
 from isolib._kernel.handle import Rollback
 from isolib.cgroups import moving, place, removal
 from isolib.cgroups.controllers.cpuset import inherit
@@ -19,7 +19,7 @@ from isolib.cgroups.limits import Limits, parse_allow
 from isolib.cgroups.lodge import COUNTING, LEGACY
 from isolib.cgroups.place import Place
 from isolib.cgroups.values import check_name
-from isolib.errors import PlanError, SyscallError, Unsupported
+from isolib.errors import GoneError, PlanError, SyscallError, Unsupported
 from isolib.types import check_path
 
 if TYPE_CHECKING:
@@ -162,10 +162,24 @@ def make(
         if wrong := limits.controllers - THREADED:
             raise PlanError(f"threaded=True: a threaded group cannot have {', '.join(sorted(wrong))}, which are for processes")
         parent.flatten()
-    if parent is None:
-        where = place.find(limits.controllers, allowed)
-    else:
-        where = _below(parent._controls, limits.controllers, counting)  # noqa: SLF001
+    try:
+        if parent is None:
+            where = place.find(limits.controllers, allowed, trust=True)
+        else:
+            where = _below(parent._controls, limits.controllers, counting)  # noqa: SLF001
+        return _named(where, chosen, limits, allowed, counting=counting, oom=oom)
+    except GoneError:
+        if parent is not None:
+            raise
+    # Somebody has removed the groups in which those before were made.
+    where = place.find(limits.controllers, allowed)
+    return _named(where, chosen, limits, allowed, counting=counting, oom=oom)
+
+
+def _named(
+    where: Place, chosen: str | None, limits: Limits, allowed: frozenset[str], *, counting: frozenset[str], oom: str
+) -> Cgroup:
+    """Make a group of this name, or of one that is free."""
     for left in reversed(range(1 if chosen else _TRIES)):
         try:
             free = chosen or f"isolib-{os.getpid()}-{next(_numbers)}"
@@ -204,7 +218,7 @@ def _make(where: Place, name: str, limits: Limits, allowed: frozenset[str], *, c
     unified = [] if where.unified is None else [where.unified]
     parents = list({id(one): one for one in [*unified, *legacy.values()]}.values())
     with Rollback() as undo:
-        ticket = reaper.entrust([one.fileno() for one in parents], name)
+        ticket = where.entrust(parents, name)
         undo.push(ticket.strike)
         made: dict[int, Directory] = {}
         for parent in parents:
@@ -219,8 +233,10 @@ def _make(where: Place, name: str, limits: Limits, allowed: frozenset[str], *, c
         if "cpuset" in legacy:
             inherit(legacy["cpuset"], mine["cpuset"])
         refused = limits.apply(controls, allowed)
-        if oom == "group" and controls.unified is not None and "memory" in place.available_in(controls.unified):
-            controls.unified.write("memory.oom.group", "1")
+        # Where v1 has the memory, the supervisor of each process sees to it.
+        v2 = controls.unified if oom == "group" and "memory" not in mine else None
+        if v2 is not None and "memory" in place.available_in(v2):
+            v2.write("memory.oom.group", "1")
         group = Cgroup._make(controls)
         group.degraded, group.oom = refused, oom
         undo.dismiss()

@@ -29,9 +29,10 @@ from isolib.cgroups.lodge import COUNTING, LEGACY
 from isolib.errors import PermissionDenied, SyscallError, Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
 
     from isolib._kernel.cgroupfs import Group
+    from isolib._kernel.reaper import Ticket
     from isolib.cgroups.hierarchy import Survey
 
 __all__ = ["MOVE_SELF", "Place", "available_in", "enable", "enabled_in", "find", "not_enabled"]
@@ -66,6 +67,15 @@ class Place:
     refusals: dict[str, Unsupported] = field(default_factory=dict)
     top: str = "/"
     known: set[str] = field(default_factory=set)
+    _told: dict[tuple[Directory, ...], reaper.Place] = field(default_factory=dict)
+
+    def entrust(self, parents: Iterable[Directory], name: str) -> Ticket:
+        """Entrust what is made by that name in some of the directories to the reaper, which is told of them once."""
+        key = tuple(parents)
+        found = self._told.get(key)
+        if found is None:
+            found = self._told[key] = reaper.place([one.fileno() for one in key])
+        return found.entrust(name)
 
     @property
     def directories(self) -> list[Directory]:
@@ -100,7 +110,7 @@ def descriptors() -> set[int]:
     return set() if _cache.place is None else {fd for one in _cache.place[1].directories for fd in one.descriptors}
 
 
-def find(controllers: Collection[str], allow: Collection[str] = ()) -> Place:
+def find(controllers: Collection[str], allow: Collection[str] = (), *, trust: bool = False) -> Place:
     """Return where a group with these controllers is made; it is kept, and grows.
 
     Parameters
@@ -109,6 +119,8 @@ def find(controllers: Collection[str], allow: Collection[str] = ()) -> Place:
         Those that it must have; those that only count are added where they can be had.
     allow
         ``"move-self"`` among them lets the processes of the caller's own group be moved.
+    trust
+        Whether its directories need not be looked at: whoever makes something in them learns that they are gone.
 
     Raises
     ------
@@ -119,7 +131,7 @@ def find(controllers: Collection[str], allow: Collection[str] = ()) -> Place:
     with _cache.lock:
         kept = _cache.place
         key = (home(), cgroupfs.read_entries(), MOVE_SELF in allow)
-        if kept is None or kept[0] != key or not all(one.is_there() for one in kept[1].directories):
+        if kept is None or kept[0] != key or not (trust or all(one.is_there() for one in kept[1].directories)):
             found = _search(survey(), wanted, frozenset(controllers), move_self=MOVE_SELF in allow)
             kept = _cache.place = ((home(), cgroupfs.read_entries(), MOVE_SELF in allow), found)
         elif not wanted <= kept[1].known:

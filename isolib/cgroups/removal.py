@@ -188,7 +188,6 @@ def remove(parent: Directory, name: str) -> None:
         EBUSY: somebody lives in it; the message names the processes.
     """
     deadline = time.monotonic() + 1
-    pause = select.poll()
     while True:
         try:
             _remove_tree(parent.fileno(), name)
@@ -196,7 +195,7 @@ def remove(parent: Directory, name: str) -> None:
             # v1 counts a process for a moment after everybody has been told that it ended, and tells nobody when it stops.
             if error.errno != EBUSY or time.monotonic() > deadline:
                 raise _not_removed(parent, name, error.errno or 0) from None
-            pause.poll(_LOOK_AGAIN * 1000)
+            select.poll().poll(_LOOK_AGAIN * 1000)
         else:
             return
 

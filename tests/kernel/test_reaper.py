@@ -18,6 +18,7 @@ from isolib._kernel import calls, reaper
 from isolib._kernel.launch import ground, launch
 from isolib._kernel.plan import INSIDE, REAP, Builder, Step
 from isolib._kernel.procfs import parse_stat, parse_status
+from isolib.cgroups import place
 from tests.groups import has_ended, is_running, parents
 from tests.interrupts import interrupt
 from tests.plans import NO_NEW_PRIVS
@@ -176,7 +177,8 @@ def test_full_table(base: int) -> None:
 
 @pytest.fixture
 def many() -> Iterator[list[int]]:
-    """Return many directories of cgroups, more than the reaper can hold open."""
+    """Return many directories of cgroups, more than the reaper can hold open; it holds none for the groups of this process."""
+    place._cache.place = None
     top = f"{parents()[0]}/isolib-test-{os.urandom(8).hex()}"
     with ExitStack() as stack:
         os.mkdir(top)

@@ -74,6 +74,14 @@ class Controller:
         except SyscallError as error:
             raise self._rewritten(error, file, what) from None
 
+    def sample(self, v2: str | None, v1: str | None, what: str) -> bytes:
+        """As `read`, of a short file that is asked again and again: it stays open."""
+        file = self._file(v2, v1, what)
+        try:
+            return self.directory.sample(file)
+        except SyscallError as error:
+            raise self._rewritten(error, file, what) from None
+
     def write(self, v2: str | None, v1: str | None, what: str, value: str) -> None:
         """Write into the file of this version."""
         file = self._file(v2, v1, what)
@@ -211,4 +219,4 @@ def weight(v2: str, doc: str) -> Knob[int]:
 
 def number(controller: Controller, v2: str | None, v1: str | None, what: str) -> int:
     """Return a counter."""
-    return int(controller.read(v2, v1, what))
+    return int(controller.sample(v2, v1, what))

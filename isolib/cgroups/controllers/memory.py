@@ -22,20 +22,24 @@ _BOTH: Final = "memory.memsw.limit_in_bytes"
 
 def _legacy_swap(directory: Directory) -> int | None:
     """Return how much swap v1 allows: what both together may be beyond memory alone."""
-    if not directory.has(_BOTH):
-        return None
-    memory, both = (load_limit(directory.read(name).strip()) for name in (_LIMIT, _BOTH))
+    both = _legacy_both(directory)
+    memory = None if both is None else load_limit(directory.read(_LIMIT).strip())
     return None if memory is None or both is None else both - memory
+
+
+def _legacy_both(directory: Directory) -> int | None:
+    """Return the limit on memory and swap together; None, too, where swap is not counted and there is no such file."""
+    data = directory.sample_if_there(_BOTH)
+    return None if data is None else load_limit(data.decode("ascii").strip())
 
 
 def _set_legacy(directory: Directory, memory: int | None, swap: int | None) -> None:
     """Set the limit on memory, and that on memory and swap together, which the kernel never lets be the smaller one."""
     both = None if memory is None or swap is None else min(memory + swap, MAX_SIZE)
-    if not directory.has(_BOTH):
-        directory.write(_LIMIT, show_v1_limit(memory))
-        return
-    current = load_limit(directory.read(_BOTH).strip())
-    writes = [(_LIMIT, show_v1_limit(memory)), (_BOTH, show_v1_limit(both))]
+    current = _legacy_both(directory)
+    writes = [(_LIMIT, show_v1_limit(memory))]
+    if both != current:
+        writes.append((_BOTH, show_v1_limit(both)))
     if current is not None and (memory is None or memory > current):
         writes.reverse()
     for name, text in writes:
