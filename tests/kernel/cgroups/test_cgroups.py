@@ -42,6 +42,8 @@ def groups() -> None:
     try:
         isolib.new_cgroup().close()
     except isolib.Unsupported as refusal:
+        if os.geteuid() == 0 or "ISOLIB_TEST_NEEDS_GROUPS" in os.environ:
+            raise
         pytest.skip(f"no control groups here: {refusal}")
 
 
