@@ -9,6 +9,7 @@ import importlib
 import inspect
 import io
 import os
+import pickle
 import pkgutil
 import re
 import subprocess
@@ -110,6 +111,18 @@ def test_examples_of_public_classes_are_found() -> None:
     modules = [importlib.import_module(name) for name in ("isolib.types", "isolib.cgroups.group")]
     found = {test.name for module in modules for test in examples_of(module)}
     assert {"isolib.types.IdMap", "isolib.cgroups.group.Cgroup.spawn"} <= found
+
+
+def test_public_classes_of_cgroups_name_their_place() -> None:
+    """What users import from isolib.cgroups says so in tracebacks and pickles; values can be pickled."""
+    cgroups = isolib.cgroups
+    classes = {name: found for name, found in vars(cgroups).items() if inspect.isclass(found) and not name.startswith("_")}
+    assert {name: (found.__module__, found.__qualname__) for name, found in classes.items()} == {
+        name: ("isolib.cgroups", name) for name in classes
+    }
+    stats = cgroups.Stats(memory=cgroups.MemoryStats(1), io={(8, 0): cgroups.DeviceIo()}, pids=cgroups.PidsStats(peak=2))
+    values = (stats, cgroups.Event(cgroups.EventKind.OOM), cgroups.IoLimit(rbps=1), cgroups.STANDARD_DEVICES)
+    assert pickle.loads(pickle.dumps(values)) == values  # noqa: S301 - our own
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
