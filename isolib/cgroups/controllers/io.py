@@ -117,7 +117,8 @@ class Io(Controller):
             Neither is in the kernel.
         """
         file = self._weight_file()
-        return int(self.directory.read(file).split()[-1])
+        first = self.directory.read(file).splitlines()[0]  # "default 100"; weights for single devices follow
+        return int(first.split()[-1])
 
     @weight.setter
     def weight(self, value: int) -> None:
