@@ -255,9 +255,17 @@ def parse_flat(data: bytes) -> dict[str, int]:
 
 
 def parse_nested(data: bytes) -> dict[str, dict[str, str]]:
-    """Return the lines ``NAME KEY=VALUE KEY=VALUE`` of a file such as io.stat."""
+    """Return the lines ``NAME KEY=VALUE KEY=VALUE`` of a file such as io.stat.
+
+    A name without pairs may share its line with the next one: some kernels end none for a disk without I/O.
+    """
     found: dict[str, dict[str, str]] = {}
     for line in data.decode("ascii", "replace").splitlines():
-        name, *pairs = line.split()
-        found[name] = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+        pairs: dict[str, str] = {}
+        for word in line.split():
+            key, equals, value = word.partition("=")
+            if equals:
+                pairs[key] = value
+            else:
+                pairs = found.setdefault(word, {})
     return found

@@ -88,13 +88,15 @@ class Io(Controller):
         if self.is_v2:
             lines = parse_nested(self.read("io.max", None, "max").encode())
             for name, limits in lines.items():
-                known = {key: int(text) for key, text in limits.items() if text != "max" and key in _KEYS}
-                found[_number(name)] = known
+                if ":" in name:
+                    known = {key: int(text) for key, text in limits.items() if text != "max" and key in _KEYS}
+                    found[_number(name)] = known
         else:
             for key, file in _V1_FILES.items():
                 for line in self.read(None, file, "max").splitlines():
                     name, rate = line.split()
-                    found.setdefault(_number(name), {})[key] = int(rate)
+                    if ":" in name:
+                        found.setdefault(_number(name), {})[key] = int(rate)
         return {device: IoLimit(**limits) for device, limits in found.items() if limits}
 
     @max.setter  # noqa: A003 - the property
@@ -117,7 +119,8 @@ class Io(Controller):
             Neither is in the kernel.
         """
         file = self._weight_file()
-        return int(self.directory.read(file).split()[-1])
+        first = self.directory.read(file).splitlines()[0]  # "default 100"; weights for single devices follow
+        return int(first.split()[-1])
 
     @weight.setter
     def weight(self, value: int) -> None:
@@ -168,6 +171,7 @@ class Io(Controller):
 
 
 def _number(name: str) -> tuple[int, int]:
+    # Not everything has a number: a device that is gone, and a hidden path of an NVMe disk, are "(unknown)".
     major, _, minor = name.partition(":")
     return int(major), int(minor)
 
@@ -177,7 +181,7 @@ def load_stat(data: bytes) -> dict[tuple[int, int], DeviceIo]:
     names = ("rbytes", "wbytes", "rios", "wios", "dbytes", "dios")
     found = {}
     for name, pairs in parse_nested(data).items():
-        if ":" in name:  # a device that is gone has no name
+        if ":" in name:
             found[_number(name)] = DeviceIo(*(int(pairs.get(key, "0")) for key in names))
     return found
 
@@ -191,7 +195,7 @@ def load_v1_stat(amounts: bytes, operations: bytes) -> dict[tuple[int, int], Dev
     ):
         for line in data.decode("ascii", "replace").splitlines():
             words = line.split()
-            if len(words) == 3 and words[1] in names:  # noqa: PLR2004 - device, operation, number
+            if len(words) == 3 and words[1] in names and ":" in words[0]:  # noqa: PLR2004 - device, operation, number
                 found.setdefault(_number(words[0]), {})[names[words[1]]] = int(words[2])
     return {device: DeviceIo(**numbers) for device, numbers in found.items()}
 
