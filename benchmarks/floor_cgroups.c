@@ -29,6 +29,7 @@ enum {
     BY_PIDFD = 3, /* P_PIDFD */
     MOST = 1000,  /* processes at once */
     STACK = 16 * 1024,
+    SETTLE = 20, /* milliseconds until those who have been started sleep */
 };
 
 /* Directories in which groups are made; -1 where there is none.  Without a v1 hierarchy a controller is in v2. */
@@ -331,6 +332,7 @@ long floor_crowd(int processes, int64_t *freeze, int64_t *thaw, int64_t *kill) {
     for (int i = 0; i < processes; i++)
         pidfds[i] = give_birth(&g, argv);
     int events = open_in(g.born_in, "cgroup.events", O_RDONLY);
+    poll(NULL, 0, SETTLE);
     uint64_t start = now();
     put(g.born_in, "cgroup.freeze", "1");
     wait_for(events, "frozen 1");

@@ -21,6 +21,9 @@ __all__ = ["Frozen", "freeze", "has_freezer", "is_frozen", "thaw", "wait_for"]
 _PATIENCE: Final = 10.0
 #: Seconds between two looks at freezer.state of v1, which tells of no change.
 _LOOK_AGAIN: Final = 0.001
+#: How many milliseconds late the kernel may tell of a change of a file in v2: of one after another it tells once (cgroup.c,
+#: CGROUP_FILE_NOTIFY_MIN_INTV).  Meanwhile one look each millisecond sees it earlier.
+_LATE: Final = 10
 
 
 def has_freezer(unified: Directory) -> bool:
@@ -89,6 +92,7 @@ def wait_for(directory: Directory, file: str, content: bytes, timeout: float | N
     with directory.open_file(file, os.O_RDONLY) as fd:
         poll = select.poll()
         poll.register(fd.fileno(), select.POLLPRI)
+        looks = 0
         while True:
             try:
                 if content in os.pread(fd.fileno(), 4096, 0):
@@ -98,7 +102,11 @@ def wait_for(directory: Directory, file: str, content: bytes, timeout: float | N
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
-            poll.poll(None if left is None else max(1, left * 1000))
+            looks += 1
+            if looks <= _LATE:
+                poll.poll(1)
+            else:
+                poll.poll(None if left is None else max(1, left * 1000))
 
 
 class Frozen:

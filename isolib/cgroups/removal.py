@@ -21,7 +21,7 @@ from isolib.cgroups.tree import each_group, listed, names_in, pids_in
 from isolib.errors import GoneError, IsolibError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from isolib.cgroups.files import Directory
     from isolib.errors import SyscallError
@@ -80,15 +80,18 @@ def end(unified: Directory | None, freezer: Directory | None, legacy: list[Direc
     except IsolibError:
         kill(unified, legacy)
         return
+    reapers: list[Fd | None] = []
     try:
-        for pid in {pid for directory in ([unified] if unified else legacy) for pid in pids_in(directory)}.difference(spared):
-            _kill_one(pid)
+        for pid in {pid for directory in ([unified] if unified else legacy) for pid in pids_in(directory)}:
+            if pid in spared:
+                with suppress(OSError):
+                    reapers.append(Fd.take(os.pidfd_open, pid))
+            else:
+                _kill_one(pid)
     finally:
         freezing.thaw(unified, freezer)
-    if unified is None:
-        _wait_for(spared, time.monotonic() + _SECOND)
-        kill(unified, legacy)
-    elif not freezing.wait_for(unified, "cgroup.events", b"populated 0", _SECOND):
+    _wait_for(filter(None, reapers), time.monotonic() + _SECOND)
+    if unified is None or not freezing.wait_for(unified, "cgroup.events", b"populated 0", _SECOND):
         kill(unified, legacy)
     if was_frozen:
         freezing.freeze(unified, freezer, _SECOND)
@@ -157,15 +160,13 @@ def _kill_listed(directory: Directory, deadline: float) -> bool:
     return bool(pids)
 
 
-def _wait_for(pids: Collection[int], deadline: float) -> None:
-    for pid in pids:
-        with suppress(OSError):
-            pidfd = Fd.take(os.pidfd_open, pid) if pid else None
-            if pidfd is not None:
-                with pidfd:
-                    poll = select.poll()
-                    poll.register(pidfd.fileno(), select.POLLIN)
-                    poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+def _wait_for(pidfds: Iterable[Fd], deadline: float) -> None:
+    """Wait until processes have ended, which their descriptors tell at once, and cgroup.events some milliseconds later."""
+    for pidfd in pidfds:
+        with pidfd:
+            poll = select.poll()
+            poll.register(pidfd.fileno(), select.POLLIN)
+            poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
 
 
 def _kill_one(pid: int) -> None:
