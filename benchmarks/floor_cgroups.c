@@ -85,10 +85,9 @@ static void remove_in(int directory, const char *name) {
     }
 }
 
-/* Whether processes have groups of their own below the group: io binds only those who are in it, cpu divides nothing further.
- */
+/* Whether processes have groups of their own below the group: a limit on I/O of v1 binds only those who are in it. */
 static bool is_counted(int controller) {
-    return controller == MEMORY || controller == PIDS;
+    return controller != IO;
 }
 
 static int where(const struct group *g, int controller) {

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
 from isolib._kernel.launch import failure
-from isolib.errors import SandboxTimeout
+from isolib.errors import GoneError, SandboxTimeout, Unsupported
 from isolib.process import Process
 from isolib.types import parse_duration
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import timedelta
-    from typing import Any
 
     from isolib._kernel.lodging import Lodge
     from isolib._kernel.request import Request
     from isolib.cgroups import Cgroup
+    from isolib.spec import SandboxSpec
     from isolib.types import Exit
 
 _BOTH: Final = calls.UNTIL_EXIT | calls.UNTIL_STREAMS
@@ -35,25 +35,36 @@ def _new_pump(data: bytes | None, output_limit: int | None) -> tuple[calls.Pump,
     return pump, alive
 
 
-def new_group(limits: Mapping[str, Any], allow: Collection[str], *, oom: str = "group") -> Cgroup:
-    """Make a control group with the limits of a sandbox."""
+def new_group(spec: SandboxSpec, *, oom: str = "group") -> tuple[Cgroup | None, Mapping[str, Unsupported]]:
+    """Make a control group with the limits of a sandbox; returns it, and the limits that were left out as ``allow=`` says.
+
+    None: there is nothing for a group to do, or no group can be made and every limit may be left out.
+    """
+    if not spec.limits.group:
+        return None, {}
     from isolib.cgroups.make import make  # noqa: PLC0415 - who has no limits needs none of it
 
-    return make(limits, allow=allow, oom=oom)
+    try:
+        group = make(spec.limits.group, allow=spec.group_allow, oom=oom)
+    except Unsupported as refusal:
+        if not spec.limits.group.keys() <= set(spec.group_allow):
+            raise
+        return None, spec.by_own_names(dict.fromkeys(spec.limits.group, refusal))
+    return group, spec.by_own_names(group.degraded)
 
 
 class OneShotGroups:
-    """The control groups of one-shot sandboxes with the same limits: each has a new one, which goes with it."""
+    """The control groups of one-shot sandboxes of one spec: each has a new one, which goes with it."""
 
-    def __init__(self, limits: Mapping[str, Any], allow: Collection[str]) -> None:
-        self._limits = limits
-        self._allow = allow
-        with new_group(limits, allow) as group:  # its form is the host's, and so that of all
-            self.shape = group.shape
+    def __init__(self, spec: SandboxSpec, group: Cgroup) -> None:
+        self._spec = spec
+        self.shape = group.shape  # it is the host's, and so that of all
 
     def lodge(self) -> Lodge:
         """Return the place for one process."""
-        group = new_group(self._limits, self._allow)
+        group, _ = new_group(self._spec)
+        if group is None:
+            raise GoneError("mkdir", "the control groups of this program", hint="no group can be made here any more")
         try:
             return group.lodge().last(group.close)
         except BaseException:

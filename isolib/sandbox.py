@@ -179,12 +179,16 @@ _cache: Final = _Cache()
 class _Prepared:
     """A request, its limits, and what it rests on."""
 
-    __slots__ = ("limits", "premises", "request")
+    __slots__ = ("degraded", "limits", "premises", "request")
 
     def __init__(self, spec: SandboxSpec) -> None:
         self.premises = (_where(), os.stat("/").st_mtime_ns)
         self.limits = spec.limits
-        groups = OneShotGroups(spec.limits.group, spec.group_allow) if spec.limits.group else None
+        group, self.degraded = new_group(spec)
+        groups = None
+        if group is not None:
+            with group:
+                groups = OneShotGroups(spec, group)
         self.request = _Setting(spec).request(deadline=cast("float | None", spec.limits.wall) or 0, cgroup=groups)
 
 
@@ -238,6 +242,7 @@ def run(
         key, made = _cache.get(spec)
         completed = _complete(made.request, argv, input, timeout, made.limits, check=check, premises=made.premises)
         if completed is not None:
+            completed.degraded = made.degraded
             return completed
         _cache.forget(key)
     raise PlanError(f"the working directory or '/' changed {_TRIES} times while the sandbox was planned")
@@ -300,6 +305,7 @@ class Sandbox:
         self._home = home()
         self._namespaces: dict[str, Fd] = {}
         self._group: Cgroup | None = None
+        self._degraded: Mapping[str, Unsupported] = {}
         self._requests: dict[bool, Request] = {}
         self._stream_owner: tuple[int, int] | None = None
         self._processes: list[Process] = []
@@ -334,9 +340,8 @@ class Sandbox:
             return
         self._setting = _Setting(self.spec)
         try:
-            if self.spec.limits.group:
-                # Who is out of memory is ended with all that belongs to that command; the sandbox and its other commands go on.
-                self._group = new_group(self.spec.limits.group, self.spec.group_allow, oom="process")
+            # Who is out of memory is ended with all that belongs to that command; the sandbox and its other commands go on.
+            self._group, self._degraded = new_group(self.spec, oom="process")
             request = self._setting.request(dumpable=True, cgroup=self._group)
             self._stream_owner = request.builder.stream_owner
             launched = request.hold()
@@ -408,6 +413,7 @@ class Sandbox:
         """Run a command in the sandbox; as `isolib.run`."""
         completed = _complete(self._live(), argv, input, timeout, self.spec.limits, check=check)
         assert completed is not None  # noqa: S101 - only premises can make it None
+        completed.degraded = self._degraded
         return completed
 
     def popen(
@@ -455,7 +461,7 @@ class Sandbox:
     @property
     def degraded(self) -> Mapping[str, Unsupported]:
         """The limits that ``allow=`` let be left out, and who refuses them."""
-        return {} if self._group is None else self._group.degraded
+        return self._degraded
 
     def freeze(self) -> None:
         """Suspend every process in the sandbox (see `isolib.Cgroup.freeze`)."""

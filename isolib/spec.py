@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
 
 from isolib.errors import PlanError
 from isolib.types import check_hostname, check_path, parse_duration, parse_size
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
     from isolib._kernel.request import MountValue, RootValue
     from isolib.cgroups.values import IoLimit
+    from isolib.errors import Unsupported
     from isolib.types import Exit, Usage
 
 __all__ = ["Completed", "Limits", "SandboxSpec"]
+
+T = TypeVar("T")
 
 #: The limits that control groups keep, and the arguments of `isolib.new_cgroup` that they are.
 _IN_GROUP: Final = {
@@ -40,11 +43,14 @@ class Completed(subprocess.CompletedProcess[bytes]):
         How it ended, and why.
     usage
         What it used.
+    degraded
+        The limits that were not kept, because the host cannot and ``allow=`` named them: who refused each.
     """
 
     def __init__(self, args: Sequence[str | bytes | os.PathLike[str]], end: Exit, stdout: bytes, stderr: bytes) -> None:
         super().__init__(args, end.returncode, stdout, stderr)
         self.exit = end
+        self.degraded: Mapping[str, Unsupported] = {}
 
     @property
     def usage(self) -> Usage:
@@ -52,7 +58,8 @@ class Completed(subprocess.CompletedProcess[bytes]):
         return self.exit.usage
 
     def __repr__(self) -> str:
-        return f"{super().__repr__()[:-1]}, exit={self.exit!r})"
+        degraded = f", degraded={sorted(self.degraded)}" if self.degraded else ""
+        return f"{super().__repr__()[:-1]}, exit={self.exit!r}{degraded})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +172,7 @@ class SandboxSpec:
         The working directory in the host's root: "discard" (changes go to a layer that vanishes), "keep", "none".
     allow
         Limits that may be left out where the host cannot keep them, by their names here ("memory", "pids" ...), and
-        "move-self", as in `isolib.new_cgroup`.  `Sandbox.degraded` says which were.
+        "move-self", as in `isolib.new_cgroup`.  `Sandbox.degraded` and `Completed.degraded` say which were.
     """
 
     root: RootValue | None = None
@@ -194,6 +201,12 @@ class SandboxSpec:
             raise PlanError(f"network={self.network!r}: None (loopback only) or 'host'")
         if self.writable not in {"discard", "keep", "none"}:
             raise PlanError(f"writable={self.writable!r}: 'discard', 'keep' or 'none'")
+
+    @staticmethod
+    def by_own_names(named: Mapping[str, T]) -> dict[str, T]:
+        """Return what stands under the arguments of `isolib.new_cgroup` under the names that limits have here."""
+        names = {new: old for old, new in _IN_GROUP.items()}
+        return {names.get(name, name): value for name, value in named.items()}
 
     @property
     def group_allow(self) -> tuple[str, ...]:

@@ -87,6 +87,13 @@ class Hierarchy:
     path: str | None
     delegation: str
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return Hierarchy._of, (self.mode, dict(self.controllers), self.path, self.delegation)
+
+    @staticmethod
+    def _of(mode: str, controllers: dict[str, Binding], path: str | None, delegation: str) -> Hierarchy:
+        return Hierarchy(mode, MappingProxyType(controllers), path, delegation)
+
     def __repr__(self) -> str:
         where = ", ".join(f"{name}: v{one.version} {one.path}" for name, one in self.controllers.items())
         return f"<Hierarchy {self.mode}, {self.delegation}; {where}>"

@@ -33,8 +33,6 @@ COUNTING: Final = frozenset({"memory", "io", "pids"})
 LEGACY_COUNTING: Final = frozenset({"cpuacct"})
 #: What every group has there: without v2, the freezer is what stops and kills.
 LEGACY: Final = LEGACY_COUNTING | {"freezer"}
-#: In v1 a limit on I/O binds who is in the group itself, and no group below (throtl_pd_init): they stay together.
-_FLAT_IN_V1: Final = frozenset({"io"})
 _EVENTFD: Final = struct.Struct("=Q")
 
 
@@ -70,10 +68,11 @@ class Quarters:
         self.unified = unified
         self.legacy = legacy
         self.counting = counting
-        #: Directories of v1, each once: those with a group of its own for each process, and those without.
+        #: Directories of v1, each once: those with a group of its own for each process, and that without, for there a limit on
+        #: I/O binds who is in the group itself, and nobody in groups below (blk-throttle.c, throtl_pd_init).
         distinct = list({id(one): one for one in legacy.values()}.values())
-        apart = [] if foreign else [legacy.get(name) for name in (COUNTING | LEGACY_COUNTING) - _FLAT_IN_V1]
-        self.counted = [one for one in distinct if any(one is other for other in apart)]
+        flat_io = legacy.get("io")
+        self.counted = [] if foreign else [one for one in distinct if one is not flat_io]
         self.shared = [one for one in distinct if one not in self.counted]
         #: Whether a process that the kernel kills for want of memory takes the others with it: in v1 its supervisor sees to it.
         self.tell_oom = False
