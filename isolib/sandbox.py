@@ -474,7 +474,12 @@ class Sandbox:
     def explain(self, argv: Sequence[str] = ("COMMAND",)) -> str:
         """Return the system calls that make the sandbox and start a command in it, in order, a line each."""
         setting = self._setting or _Setting(self.spec)
-        return setting.request().plan(list(argv)).explain()
+        plan = setting.request().plan(list(argv)).explain()
+        if not self.spec.limits.group:
+            return plan
+        from isolib.cgroups.explain import explain  # noqa: PLC0415 - who has no limits needs none of it
+
+        return f"{explain(self.spec.limits.group, self.spec.group_allow)}\n{plan}"
 
     def audit(self) -> dict[str, str]:
         """Return what the kernel says is in force, from /proc of a process inside."""

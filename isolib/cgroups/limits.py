@@ -110,6 +110,11 @@ class Limits:
         #: The controllers that it takes; devices see to themselves.
         self.controllers = frozenset([_KINDS[name].controller for name in self._given]) - {"devices"}
 
+    @property
+    def settings(self) -> list[tuple[str, str, object]]:
+        """What is set, in order: controller, attribute and value."""
+        return [(_KINDS[name].controller, _KINDS[name].attribute, value) for name, value in self._given.items()]
+
     def check_within(self, parent: Controls) -> None:
         """Compare with the limits of the group above.
 
