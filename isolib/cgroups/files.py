@@ -155,12 +155,16 @@ class Directory:
         if fd is None:
             fd = self._kept.setdefault(name, self.open_file(name, os.O_RDONLY))
         try:
-            return os.pread(fd.fileno(), _COUNTER, 0)
+            data = part = os.pread(fd.fileno(), _COUNTER, 0)
+            while len(part) == _COUNTER:  # io.stat of a hundred disks
+                part = os.pread(fd.fileno(), _COUNTER, len(data))
+                data += part
         except OSError as error:
             # A file that was taken away and given back (a controller, cgroup.pressure) is another one to those who had it open.
             if error.errno != ENODEV or not self.is_there() or self._kept.pop(name, None) is None:
                 raise self.refused("read", name, error.errno or 0) from None
-        return self.sample(name)
+            return self.sample(name)
+        return data
 
     def sample_if_there(self, name: str, *, comes_and_goes: bool = False) -> bytes | None:
         """As `sample`; None where the kernel gives the group no such file, which is remembered unless it may come back."""
