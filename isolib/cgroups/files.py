@@ -81,12 +81,8 @@ class Directory:
         return cls(fd, label, version)
 
     def copy(self) -> Self:
-        """Return another object for the same directory, to be closed for itself: for who waits while others close this one.
-
-        It is opened anew: of descriptors that were duplicated, one thread's listing would go on where another's is.
-        """
-        fd = self.open_file(".", _DIRECTORY)
-        return type(self)(fd, self.path, self.version)
+        """Return another object for the same directory, to be closed for itself: for who waits while others close this one."""
+        return type(self)(self._anew(), self.path, self.version)
 
     def __enter__(self) -> Self:
         return self
@@ -212,7 +208,12 @@ class Directory:
 
     def entries(self) -> list[str]:
         """Return the names of all that is in it."""
-        return os.listdir(self.fileno())
+        with self._anew() as fd:
+            return os.listdir(fd.fileno())
+
+    def _anew(self) -> Fd:
+        """Return a descriptor with a position of its own: listings through one go on where another thread's is."""
+        return self.open_file(".", _DIRECTORY)
 
     # ---- directories ----
 
@@ -240,7 +241,7 @@ class Directory:
 
     def names(self) -> list[str]:
         """Return the names of the groups below."""
-        with os.scandir(self.fileno()) as entries:
+        with self._anew() as fd, os.scandir(fd.fileno()) as entries:
             return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
