@@ -92,7 +92,7 @@ def own_groups(mounts: Sequence[Mount], entries: Sequence[CgroupEntry]) -> tuple
 
 def _below(root: str, path: str) -> str | None:
     """Return a group's path below the one that is mounted; None when it is outside."""
-    if path.startswith("/.."):
+    if path == "/.." or path.startswith("/../"):
         return None
     if root == "/":
         return "" if path == "/" else path
