@@ -103,7 +103,7 @@ def controller_state(content: str, name: str) -> str:
     """Return what /proc/cgroups says of a v1 controller: ``"absent"``, ``"disabled"``, ``"unbound"`` or ``"bound"``."""
     for line in content.splitlines():
         fields = line.split()
-        if fields and fields[0] == name:
+        if len(fields) == 4 and fields[0] == name:  # noqa: PLR2004 - name, hierarchy, groups, whether it is enabled
             if fields[3] == "0":
                 return "disabled"
             return "unbound" if fields[1] == "0" else "bound"
