@@ -84,11 +84,11 @@ def parse_allow(allow: object) -> frozenset[str]:
     """
     if isinstance(allow, str) or not hasattr(allow, "__iter__"):
         raise PlanError(f"allow={allow!r}: a list of names is wanted, such as ('swap_max',)")
-    names = frozenset(allow)
-    unknown = names - _ALLOWED
+    names = list(allow)
+    unknown = [name for name in names if not isinstance(name, str) or name not in _ALLOWED]
     if unknown:
         raise PlanError(f"allow: {', '.join(sorted(map(repr, unknown)))}: the names are {', '.join(sorted(_ALLOWED))}")
-    return names
+    return frozenset(names)
 
 
 class Limits:
