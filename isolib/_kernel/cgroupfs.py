@@ -62,22 +62,27 @@ def mode(mounts: Sequence[Mount]) -> str:
 
 
 def own_group(mounts: Sequence[Mount], entries: Sequence[CgroupEntry], controller: str | None = None) -> Group | None:
-    """Return the caller's group in the hierarchy of a v1 controller, or of v2; None where it cannot be seen."""
+    """Return the caller's group in the hierarchy of a v1 controller, or of v2; None where it cannot be seen.
+
+    Of several mounts of it the first one that can be written is taken: others may be copies for a container.
+    """
+    found = None
     for entry in entries:
         if (controller in entry.controllers) if controller else (entry.hierarchy_id == 0):
             for mount in mounts:
                 of_it = controller in mount.super_options if controller else True
                 if mount.fs_type == ("cgroup" if controller else "cgroup2") and of_it:
                     below = _below(mount.root, entry.path)
-                    if below is not None:
-                        return Group(
+                    if below is not None and (found is None or found.readonly):
+                        group = Group(
                             path=mount.mount_point + below,
                             top=mount.mount_point,
                             unified=controller is None,
                             readonly="ro" in mount.options or "ro" in mount.super_options,
                             controllers=entry.controllers,
                         )
-    return None
+                        found = group if found is None or not group.readonly else found
+    return found
 
 
 def own_groups(mounts: Sequence[Mount], entries: Sequence[CgroupEntry]) -> tuple[Group | None, dict[str, Group]]:
@@ -92,7 +97,7 @@ def own_groups(mounts: Sequence[Mount], entries: Sequence[CgroupEntry]) -> tuple
 
 def _below(root: str, path: str) -> str | None:
     """Return a group's path below the one that is mounted; None when it is outside."""
-    if path.startswith("/.."):
+    if path == "/.." or path.startswith("/../"):
         return None
     if root == "/":
         return "" if path == "/" else path
@@ -103,7 +108,7 @@ def controller_state(content: str, name: str) -> str:
     """Return what /proc/cgroups says of a v1 controller: ``"absent"``, ``"disabled"``, ``"unbound"`` or ``"bound"``."""
     for line in content.splitlines():
         fields = line.split()
-        if fields and fields[0] == name:
+        if len(fields) == 4 and fields[0] == name:  # noqa: PLR2004 - name, hierarchy, groups, whether it is enabled
             if fields[3] == "0":
                 return "disabled"
             return "unbound" if fields[1] == "0" else "bound"

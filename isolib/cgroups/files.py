@@ -81,12 +81,8 @@ class Directory:
         return cls(fd, label, version)
 
     def copy(self) -> Self:
-        """Return another object for the same directory, to be closed for itself: for who waits while others close this one.
-
-        It is opened anew: of descriptors that were duplicated, one thread's listing would go on where another's is.
-        """
-        fd = self.open_file(".", _DIRECTORY)
-        return type(self)(fd, self.path, self.version)
+        """Return another object for the same directory, to be closed for itself: for who waits while others close this one."""
+        return type(self)(self._anew(), self.path, self.version)
 
     def __enter__(self) -> Self:
         return self
@@ -155,12 +151,16 @@ class Directory:
         if fd is None:
             fd = self._kept.setdefault(name, self.open_file(name, os.O_RDONLY))
         try:
-            return os.pread(fd.fileno(), _COUNTER, 0)
+            data = part = os.pread(fd.fileno(), _COUNTER, 0)
+            while len(part) == _COUNTER:  # io.stat of a hundred disks
+                part = os.pread(fd.fileno(), _COUNTER, len(data))
+                data += part
         except OSError as error:
             # A file that was taken away and given back (a controller, cgroup.pressure) is another one to those who had it open.
             if error.errno != ENODEV or not self.is_there() or self._kept.pop(name, None) is None:
                 raise self.refused("read", name, error.errno or 0) from None
-        return self.sample(name)
+            return self.sample(name)
+        return data
 
     def sample_if_there(self, name: str, *, comes_and_goes: bool = False) -> bytes | None:
         """As `sample`; None where the kernel gives the group no such file, which is remembered unless it may come back."""
@@ -208,7 +208,12 @@ class Directory:
 
     def entries(self) -> list[str]:
         """Return the names of all that is in it."""
-        return os.listdir(self.fileno())
+        with self._anew() as fd:
+            return os.listdir(fd.fileno())
+
+    def _anew(self) -> Fd:
+        """Return a descriptor with a position of its own: listings through one go on where another thread's is."""
+        return self.open_file(".", _DIRECTORY)
 
     # ---- directories ----
 
@@ -236,7 +241,7 @@ class Directory:
 
     def names(self) -> list[str]:
         """Return the names of the groups below."""
-        with os.scandir(self.fileno()) as entries:
+        with self._anew() as fd, os.scandir(fd.fileno()) as entries:
             return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 

@@ -9,7 +9,16 @@ from isolib.cgroups.controllers import hugetlb as huge
 from isolib.cgroups.controllers import io as disk
 from isolib.cgroups.controllers.device_control import parse_rules
 from isolib.cgroups.place import MOVE_SELF
-from isolib.cgroups.values import cpu_quota, parse_count, parse_cpus, parse_flag, parse_limit, parse_protection, parse_weight
+from isolib.cgroups.values import (
+    cpu_quota,
+    cpus_of,
+    parse_count,
+    parse_cpus,
+    parse_flag,
+    parse_limit,
+    parse_protection,
+    parse_weight,
+)
 from isolib.errors import PlanError, SyscallError, Unsupported
 
 if TYPE_CHECKING:
@@ -52,6 +61,11 @@ class _Kind:
     parse: Callable[[object, str], Any]
 
 
+def _processors(value: object, what: str) -> float | None:
+    quota = cpu_quota(value, what)
+    return None if quota is None else cpus_of(*quota)
+
+
 #: In the order in which they are applied: what others depend on goes first.  (v1 takes no limit on swap before one on memory.)
 _KINDS: Final = {
     "cpus": _Kind("cpuset", "cpus", parse_cpus),
@@ -60,7 +74,7 @@ _KINDS: Final = {
     "memory_high": _Kind("memory", "high", parse_limit),
     "memory_low": _Kind("memory", "low", parse_protection),
     "swap_max": _Kind("memory", "swap_max", parse_limit),
-    "cpu_max": _Kind("cpu", "max", cpu_quota),
+    "cpu_max": _Kind("cpu", "max", _processors),
     "cpu_weight": _Kind("cpu", "weight", parse_weight),
     "pids_max": _Kind("pids", "max", parse_count),
     "io_weight": _Kind("io", "weight", parse_weight),
@@ -84,11 +98,11 @@ def parse_allow(allow: object) -> frozenset[str]:
     """
     if isinstance(allow, str) or not hasattr(allow, "__iter__"):
         raise PlanError(f"allow={allow!r}: a list of names is wanted, such as ('swap_max',)")
-    names = frozenset(allow)
-    unknown = names - _ALLOWED
+    names = list(allow)
+    unknown = [name for name in names if not isinstance(name, str) or name not in _ALLOWED]
     if unknown:
         raise PlanError(f"allow: {', '.join(sorted(map(repr, unknown)))}: the names are {', '.join(sorted(_ALLOWED))}")
-    return names
+    return frozenset(names)
 
 
 class Limits:
@@ -135,8 +149,7 @@ class Limits:
             if name in _SETS:
                 exceeds = bool(above) and not wanted <= above
             else:
-                number = wanted[0] / wanted[1] if isinstance(wanted, tuple) else wanted
-                exceeds = above is not None and (number is None or number > above)
+                exceeds = above is not None and (wanted is None or wanted > above)
             if exceeds:
                 where = parent.paths.get(kind.controller, "the group above")
                 raise PlanError(
@@ -152,7 +165,7 @@ class Limits:
             A limit cannot be kept here.
         """
         refused: dict[str, Unsupported] = {}
-        for name, value in self._given.items():
+        for name, value in self._parsed.items():  # what was given may be an iterator, or have changed since it was checked
             kind = _KINDS[name]
             controller = getattr(controls, _ATTRIBUTES[kind.controller])
             try:

@@ -33,9 +33,17 @@ def each_group(fd: int) -> Iterator[int]:
 
 
 def names_in(fd: int) -> list[str]:
-    """Return the names of the groups in a directory."""
-    with suppress(FileNotFoundError), os.scandir(fd) as entries:
-        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    """Return the names of the groups in a directory.
+
+    It is opened anew: through one descriptor, the listing of one thread goes on where that of another is, and misses groups.
+    """
+    with suppress(FileNotFoundError):
+        own = os.open(".", _FLAGS | os.O_DIRECTORY, dir_fd=fd)
+        try:
+            with os.scandir(own) as entries:
+                return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        finally:
+            os.close(own)
     return []
 
 
