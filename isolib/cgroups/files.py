@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from errno import EACCES, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM, ERANGE, EROFS
 from functools import partial
+from itertools import starmap
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Fd
@@ -98,6 +99,11 @@ class Directory:
         return self._fd.fileno()
 
     @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._fd.closed
+
+    @property
     def descriptors(self) -> set[int]:
         """Its descriptor, and those of the counters that it keeps open."""
         return {self.fileno(), *(fd.fileno() for fd in self._kept.values())}
@@ -119,12 +125,12 @@ class Directory:
             return False
         return True
 
-    def open_file(self, name: str, flags: int) -> Fd:
-        """Open one of its files."""
+    def open_file(self, name: str, flags: int, value: str | None = None) -> Fd:
+        """Open one of its files; ``value``, for messages, is what will be written."""
         try:
             fd = Fd.take(partial(os.open, dir_fd=self.fileno()), name, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
-            raise self.refused("open", name, error.errno or 0) from None
+            raise self.refused("open", name, error.errno or 0, value) from None
         assert fd is not None  # noqa: S101 - os.open raises
         return fd
 
@@ -183,16 +189,11 @@ class Directory:
         SyscallError
             The kernel refuses; the message names the file and the value.  `GoneError` when the group is gone.
         """
-        try:
-            fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.fileno())
-        except OSError as error:
-            raise self.refused("open", name, error.errno or 0, value) from None
-        try:
-            os.write(fd, value.encode("ascii"))
-        except OSError as error:
-            raise self.refused("write", name, error.errno or 0, value) from None
-        finally:
-            os.close(fd)
+        with self.open_file(name, os.O_WRONLY, value) as fd:
+            try:
+                os.write(fd.fileno(), value.encode("ascii"))
+            except OSError as error:
+                raise self.refused("write", name, error.errno or 0, value) from None
 
     def refused(self, op: str, name: str, errno: int, value: str | None = None) -> SyscallError:
         """Return the exception for a call that failed on one of its files."""
@@ -217,7 +218,7 @@ class Directory:
 
     # ---- directories ----
 
-    def make(self, name: str, *, anew: bool = True) -> None:
+    def make(self, name: str, *, anew: bool = True, made: list[None] | None = None) -> None:
         """Make a group below.
 
         Parameters
@@ -226,6 +227,8 @@ class Directory:
             Its name.
         anew
             Whether it is an error that there is one.
+        made
+            Longer by one once the directory is made: in the same call, so that no interrupt comes between.
 
         Raises
         ------
@@ -233,7 +236,8 @@ class Directory:
             The kernel refuses; with EEXIST, there is one.
         """
         try:
-            os.mkdir(name, 0o755, dir_fd=self.fileno())
+            make = partial(os.mkdir, dir_fd=self.fileno())
+            (made if made is not None else []).extend(starmap(make, ((name, 0o755),)))
         except OSError as error:
             if error.errno == EEXIST and not anew:
                 return

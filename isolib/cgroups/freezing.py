@@ -42,11 +42,16 @@ def freeze(unified: Directory | None, legacy: Directory | None, timeout: float =
         Somebody did not stop in time; the group goes on.
     """
     if unified is not None and has_freezer(unified):
-        unified.write("cgroup.freeze", "1")
-        if wait_for(unified, "cgroup.events", b"frozen 1", timeout):
-            return
-        unified.write("cgroup.freeze", "0")
-        raise IsolibError(f"{unified.path}: not everybody stands still after {timeout:g} s; it goes on")
+        stands = False
+        try:
+            unified.write("cgroup.freeze", "1")
+            stands = wait_for(unified, "cgroup.events", b"frozen 1", timeout)
+        finally:
+            if not stands:
+                unified.write("cgroup.freeze", "0")
+        if not stands:
+            raise IsolibError(f"{unified.path}: not everybody stands still after {timeout:g} s; it goes on")
+        return
     if legacy is None:
         raise Unsupported(
             "freezing a control group",
@@ -59,19 +64,31 @@ def freeze(unified: Directory | None, legacy: Directory | None, timeout: float =
 def _freeze_legacy(directory: Directory, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     pause = select.poll()
-    while True:
-        # Written again each time: who forks while it is FREEZING may have been missed.
-        directory.write("freezer.state", "FROZEN")
-        if directory.read("freezer.state").strip() == "FROZEN":
-            return
-        if time.monotonic() > deadline:
+    stands = False
+    try:
+        while not stands and time.monotonic() <= deadline:
+            # Written again each time: who forks while it is FREEZING may have been missed.
+            directory.write("freezer.state", "FROZEN")
+            stands = directory.read("freezer.state").strip() == "FROZEN"
+            if not stands:
+                pause.poll(_LOOK_AGAIN * 1000)
+    finally:
+        if not stands:
             directory.write("freezer.state", "THAWED")
-            raise IsolibError(f"{directory.path}: not everybody stands still after {timeout:g} s; it goes on")
-        pause.poll(_LOOK_AGAIN * 1000)
+    if not stands:
+        raise IsolibError(f"{directory.path}: not everybody stands still after {timeout:g} s; it goes on")
 
 
 def thaw(unified: Directory | None, legacy: Directory | None) -> None:
-    """Let a group go on; one that is not frozen does already."""
+    """Let a group go on; one that is not frozen does already.  An interrupt is raised when it does."""
+    try:
+        _thaw(unified, legacy)
+    except KeyboardInterrupt:
+        _thaw(unified, legacy)
+        raise
+
+
+def _thaw(unified: Directory | None, legacy: Directory | None) -> None:
     if unified is not None and has_freezer(unified):
         unified.write("cgroup.freeze", "0")
         wait_for(unified, "cgroup.events", b"frozen 0", _PATIENCE)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
 from isolib._kernel import seam
-from isolib._kernel.handle import Rollback, home
+from isolib._kernel.handle import home
 from isolib._kernel.lodging import Shape
 from isolib.cgroups import freezing, moving, removal
 from isolib.cgroups.freezing import Frozen
@@ -92,6 +92,7 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         self._lock = RLock()
         self._lodges: WeakSet[Lodge] = WeakSet()
         self._children: WeakSet[Cgroup] = WeakSet()
+        self._visits: list[Entered] = []
         self._spare: Lodge | None = None
         self._births = 0
         self._numbers = count(1)
@@ -437,6 +438,8 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
                     self.freeze()
                 except BaseException:
                     self._standing = 0
+                    with suppress(IsolibError):
+                        self.thaw()
                     raise
             elif self._standing == 0 and not self.closed:
                 self.thaw()
@@ -460,17 +463,22 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
     # ---- its end ----
 
     def _release(self) -> None:
+        # Interrupted, it is run again: so nothing is closed before all is taken down.
         controls = self._controls
-        with Rollback() as undo:
-            undo.push(controls.close)
-            if not controls.owned:
-                return
-            undo.push(self._forget)
-            undo.push(self._take_down)
+        try:
+            if controls.owned and not any(one.closed for one in controls.directories):
+                self._take_down()
+                self._forget()
+        except Exception:  # what could not be removed stays entrusted to the reaper
+            controls.close()
+            raise
+        controls.close()
 
     def _take_down(self) -> None:
         controls = self._controls
         self._ending = True
+        for visit in list(self._visits):  # it would kill this very process
+            visit.leave()
         for child in list(self._children):
             child.close()
         with suppress(GoneError):

@@ -98,6 +98,7 @@ class Lodge:
         self._left = left
         self._lock = RLock()
         self._account: Account | None = None
+        self._settled = False
         self._unified: Directory | None = None
         self._owned: list[Fd] = []
         self._hits_before = 0
@@ -194,14 +195,15 @@ class Lodge:
     def settle(self) -> Account:
         """Kill who is left, wait for their ends, take the place down, and return what it says; again is the same value."""
         with self._lock:
-            if self._account is None and self._home == home():
+            if not self._settled and self._home == home():  # interrupted anywhere here, it goes on when it is asked again
                 try:
                     self.kill()
-                    self._account = self._read()
+                    self._account = self._account or self._read()
                 except ProcessLookupError:  # the whole group has been removed by somebody else
                     self._account = Account()
                 self._leave()
                 self._left(self._account)
+                self._settled = True
             return self._account or Account()
 
     def _leave(self) -> None:

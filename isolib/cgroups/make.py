@@ -218,12 +218,16 @@ def _make(where: Place, name: str, limits: Limits, allowed: frozenset[str], *, c
     unified = [] if where.unified is None else [where.unified]
     parents = list({id(one): one for one in [*unified, *legacy.values()]}.values())
     with Rollback() as undo:
+        for parent in parents:
+            if parent.has(name):  # what is entrusted is removed with this program, and that one is somebody else's
+                raise parent.refused("mkdir", name, EEXIST)
         ticket = where.entrust(parents, name)
         undo.push(ticket.strike)
         made: dict[int, Directory] = {}
         for parent in parents:
-            parent.make(name)
-            undo.push(removal.remove, parent, name)
+            ours: list[None] = []
+            undo.push(_unmake, ours, parent, name)
+            parent.make(name, made=ours)
             made[id(parent)] = Directory.open(name, parent.version, parent=parent)
         mine = {one: made[id(directory)] for one, directory in legacy.items()}
         controls = Controls(name, where, made.get(id(where.unified)), mine, owned=True)
@@ -241,6 +245,11 @@ def _make(where: Place, name: str, limits: Limits, allowed: frozenset[str], *, c
         group.degraded, group.oom = refused, oom
         undo.dismiss()
         return group
+
+
+def _unmake(ours: Collection[None], parent: Directory, name: str) -> None:
+    if ours:
+        removal.remove(parent, name)
 
 
 def open_cgroup(path_or_pid: str | os.PathLike[str] | int | HasPid) -> Cgroup:

@@ -102,21 +102,30 @@ class Entered:
             raise IsolibError(f"{self._group!r}: this process is in it already by this very object")
         self._home = home()
         self._before = _distinct("self")
+        self._group._visits.append(self)  # noqa: SLF001 - it is not closed before this process has left it
         try:
             self._group.add(os.getpid())
         except BaseException:
-            self._return()
+            self.leave()
             raise
         return self._group
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._home == home():
-            self._return()
+        try:
+            self.leave()
+        except KeyboardInterrupt:  # it is raised when this process is back
+            self.leave()
+            raise
 
-    def _return(self) -> None:
-        before, self._before = self._before, []
+    def leave(self) -> None:
+        """Go back; again, and in a fork, is nothing."""
+        if self._home != home():
+            return
         known = {directory.path for directory in _distinct("self")}
-        move(os.getpid(), [directory for directory in before if directory.path not in known])
+        move(os.getpid(), [directory for directory in self._before if directory.path not in known])
+        before, self._before = self._before, []
+        with suppress(ValueError):
+            self._group._visits.remove(self)  # noqa: SLF001
         for directory in before:
             with suppress(OSError):
                 directory.close()

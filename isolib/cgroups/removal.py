@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib.cgroups import freezing
-from isolib.cgroups.tree import each_group, listed, names_in, pids_in
+from isolib.cgroups.tree import each_group, listed, names_in, open_at, pids_in
 from isolib.errors import GoneError, IsolibError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ _PATIENCE: Final = 30.0
 _SECOND: Final = 1.0
 #: Seconds between two looks where the kernel tells nobody: processes of v1 that have ended, but are being taken apart.
 _LOOK_AGAIN: Final = 0.002
-_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def is_populated(directory: Directory) -> bool:
@@ -126,12 +125,8 @@ def wait_until_empty(directory: Directory, timeout: float | None) -> None:
 def thaw_all(directory: Directory) -> None:
     """Thaw a tree of v1 groups: who is frozen there does not die of SIGKILL."""
     for fd in each_group(directory.fileno()):
-        with suppress(OSError):
-            file = os.open("freezer.state", os.O_WRONLY | os.O_CLOEXEC, dir_fd=fd)
-            try:
-                os.write(file, b"THAWED")
-            finally:
-                os.close(file)
+        with suppress(OSError), open_at(fd, "freezer.state", os.O_WRONLY) as file:
+            os.write(file.fileno(), b"THAWED")
 
 
 def _kill_listed(directory: Directory, deadline: float) -> bool:
@@ -212,14 +207,12 @@ def _remove_tree(parent: int, name: str) -> None:
     else:
         return
     try:
-        fd = os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=parent)
+        fd = open_at(parent, name, os.O_DIRECTORY)
     except FileNotFoundError:
         return
-    try:
-        for child in names_in(fd):
-            _remove_tree(fd, child)
-    finally:
-        os.close(fd)
+    with fd:
+        for child in names_in(fd.fileno()):
+            _remove_tree(fd.fileno(), child)
     with suppress(FileNotFoundError):
         os.rmdir(name, dir_fd=parent)
 
@@ -230,7 +223,7 @@ def _not_removed(parent: Directory, name: str, errno: int) -> SyscallError:
     error = parent.refused("rmdir", name, errno)
     if errno == EBUSY:
         try:
-            with Fd(os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=parent.fileno())) as fd:
+            with open_at(parent.fileno(), name, os.O_DIRECTORY) as fd:
                 pids = [pid for one in each_group(fd.fileno()) for pid in listed(one)]
         except OSError:
             pids = []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from isolib._kernel.handle import Fd
 from isolib.cgroups.files import parse_flat
 
 if TYPE_CHECKING:
@@ -13,9 +15,16 @@ if TYPE_CHECKING:
 
     from isolib.cgroups.files import Directory
 
-__all__ = ["counted_in", "each_group", "names_in", "pids_in"]
+__all__ = ["counted_in", "each_group", "names_in", "open_at", "pids_in"]
 
-_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+_BLOCK: Final = 65536
+
+
+def open_at(fd: int, name: str, flags: int = os.O_RDONLY) -> Fd:
+    """Open a file, or a group, in a directory."""
+    opened = Fd.take(partial(os.open, dir_fd=fd), name, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+    assert opened is not None  # noqa: S101 - os.open raises
+    return opened
 
 
 def each_group(fd: int) -> Iterator[int]:
@@ -23,13 +32,11 @@ def each_group(fd: int) -> Iterator[int]:
     yield fd
     for name in names_in(fd):
         try:
-            child = os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=fd)
+            child = open_at(fd, name, os.O_DIRECTORY)
         except FileNotFoundError:
             continue
-        try:
-            yield from each_group(child)
-        finally:
-            os.close(child)
+        with child:
+            yield from each_group(child.fileno())
 
 
 def names_in(fd: int) -> list[str]:
@@ -70,6 +77,8 @@ def counted_in(directory: Directory, file: str, key: str) -> int:
 
 
 def _read(fd: int, name: str) -> bytes:
-    file = os.open(name, _FLAGS, dir_fd=fd)
-    with open(file, "rb", buffering=0) as stream:
-        return stream.readall()
+    parts = []
+    with open_at(fd, name) as file:
+        while part := os.read(file.fileno(), _BLOCK):
+            parts.append(part)
+    return b"".join(parts)

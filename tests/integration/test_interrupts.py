@@ -15,6 +15,8 @@ import pytest
 
 import isolib
 from isolib import PIPE, SetupFailed, spawn
+from isolib._kernel import reaper
+from tests.groups import left, parents
 from tests.interrupts import interrupt
 from tests.plans import adopting, children_of, descriptors
 
@@ -27,7 +29,14 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("user_namespaces", "adopted")
 
 #: Where interrupts are raised: the modules that own something. (Planning owns nothing.)
-FILES = ("process.py", "oneshot.py", "sandbox.py", "calls.py", "launch.py", "request.py", "streams.py", "handle.py")
+FILES = {
+    *("process.py", "oneshot.py", "sandbox.py"),
+    *(f"_kernel/{name}.py" for name in ("launch", "request", "streams", "handle", "reaper")),
+    *(f"_kernel/calls/{name}.py" for name in ("checking", "launching", "reaping", "system")),
+    *("cgroups/files.py", "cgroups/freezing.py", "cgroups/group.py", "cgroups/lodge.py", "cgroups/make.py"),
+    *("cgroups/moving.py", "cgroups/place.py", "cgroups/removal.py", "cgroups/controls.py"),
+}
+OWNERS = {os.path.join(os.path.dirname(isolib.__file__), name) for name in FILES}
 
 
 def a_process() -> None:
@@ -85,6 +94,45 @@ def a_late_run() -> None:
         isolib.run(["sleep", "100"], timeout=0.01)
 
 
+def a_group() -> None:
+    """Make a group with limits, and remove it."""
+    isolib.new_cgroup(memory_max="64M", pids_max=50).close()
+
+
+def a_process_in_a_group() -> None:
+    """Start a process in a group, wait for it, and start another one."""
+    with isolib.new_cgroup(memory_max="64M", pids_max=50) as group:
+        with group.spawn(["true"]) as process:
+            assert process.wait(60).code == 0
+        group.spawn(["sleep", "100"])
+
+
+def a_frozen_group() -> None:
+    """Let a process stand still for a while."""
+    with isolib.new_cgroup() as group, group.spawn(["sleep", "100"]):
+        with group.frozen():
+            pass
+        group.kill()
+
+
+def an_entered_group() -> None:
+    """Be in a group for a while, and go back."""
+    with isolib.new_cgroup() as group, group.entered():
+        pass
+
+
+def a_limited_run() -> None:
+    """Run a command in a sandbox with limits."""
+    assert isolib.run(["cat"], input=b"word", memory="64M", pids=20).stdout == b"word"
+
+
+def a_limited_sandbox() -> None:
+    """Make a sandbox with limits, run a command in it and start another one."""
+    with isolib.Sandbox(memory="64M", pids=20) as box:
+        assert box.run(["true"]).returncode == 0
+        box.popen(["sleep", "100"])
+
+
 def a_sandbox() -> None:
     """Make a sandbox, run a command in it and start another one."""
     with isolib.Sandbox() as box:
@@ -102,7 +150,14 @@ SCENARIOS: tuple[Scenario, ...] = (
     a_failed_run,
     a_late_run,
     a_sandbox,
+    a_group,
+    a_process_in_a_group,
+    a_frozen_group,
+    an_entered_group,
+    a_limited_run,
+    a_limited_sandbox,
 )
+GROUPS = SCENARIOS[9:]
 
 MOST = 400
 """How many points of one scenario are tried at the most; where it has more, they are drawn."""
@@ -118,6 +173,8 @@ def adopted() -> Iterator[None]:
 @pytest.fixture(params=SCENARIOS, ids=lambda scenario: str(scenario.__name__))
 def scenario(request: pytest.FixtureRequest) -> Iterator[Scenario]:
     """Run the test with each scenario; processes that are forgotten are not worth a warning here, for they are the point."""
+    if request.param in GROUPS:
+        parents()
     request.param()  # what is opened once is opened
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -129,21 +186,28 @@ def scenario(request: pytest.FixtureRequest) -> Iterator[Scenario]:
 
 def is_ours(code: CodeType) -> bool:
     """Return whether this is code of isolib that has something to lose."""
-    return "isolib" in code.co_filename and os.path.basename(code.co_filename) in FILES
+    return code.co_filename in OWNERS
+
+
+def strangers() -> list[int]:
+    """Return the children of this process but its reaper, which stays."""
+    own = {one.launched.supervisor_pid for one in reaper._reapers.values() if one.launched}
+    return [pid for pid in children_of(os.getpid()) if pid not in own]
 
 
 def assert_nothing_left(before: dict[str, str], where: str) -> None:
-    """Fail unless every descriptor is closed and every process ends."""
+    """Fail unless every descriptor is closed, every process ends and every group is removed."""
     gc.collect()
     assert descriptors() == before, where
-    for pid in children_of(os.getpid()):
+    assert left(f"isolib-{os.getpid()}-") == [], where
+    for pid in strangers():
         ended = os.pidfd_open(pid)
         try:
             assert select.select([ended], [], [], 10)[0], f"{where}: process {pid} still runs"
         finally:
             os.close(ended)
         os.waitid(os.P_PID, pid, os.WEXITED)
-    assert children_of(os.getpid()) == [], where
+    assert strangers() == [], where
 
 
 def test_interrupt_at_every_point(scenario: Scenario, lost: list[type[BaseException]]) -> None:
