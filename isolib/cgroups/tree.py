@@ -44,13 +44,8 @@ def names_in(fd: int) -> list[str]:
 
     It is opened anew: through one descriptor, the listing of one thread goes on where that of another is, and misses groups.
     """
-    with suppress(FileNotFoundError):
-        own = os.open(".", _FLAGS | os.O_DIRECTORY, dir_fd=fd)
-        try:
-            with os.scandir(own) as entries:
-                return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-        finally:
-            os.close(own)
+    with suppress(FileNotFoundError), open_at(fd, ".", os.O_DIRECTORY) as own, os.scandir(own.fileno()) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     return []
 
 
