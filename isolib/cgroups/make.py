@@ -207,7 +207,7 @@ def _below(controls: Controls, wanted: Collection[str], counting: Collection[str
             found.legacy[name] = directory
     if found.unified is not None:
         in_v2 = place.available_in(found.unified).intersection({*wanted, *counting})
-        place.enable(found.unified, found.unified.path, in_v2)
+        place.enable(found.unified, found.unified.path, in_v2, threaded=not counting)
         for name in in_v2 - place.enabled_in(found.unified):
             found.refusals[name] = place.not_enabled(name, found.unified.path)
     return found

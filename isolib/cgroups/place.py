@@ -327,8 +327,21 @@ def available_in(directory: Directory) -> frozenset[str]:
     return frozenset(directory.sample("cgroup.controllers").decode("ascii").split())
 
 
-def enable(directory: Directory, top: str, names: Collection[str]) -> None:
-    """Enable controllers for the groups below a directory of v2, from the top down, as far as that is possible."""
+def enable(directory: Directory, top: str, names: Collection[str], *, threaded: bool = False) -> None:
+    """Enable controllers for the groups below a directory of v2, from the top down, as far as that is possible.
+
+    Not in a group in which processes live, though the kernel would let it give some: it becomes the domain of threads by that,
+    and the groups below it can have no processes.
+
+    Parameters
+    ----------
+    directory, top
+        The group, and where its hierarchy is mounted.
+    names
+        The controllers.
+    threaded
+        Whether that is what is wanted.
+    """
     missing = set(names) - enabled_in(directory)
     if not missing:
         return
@@ -338,6 +351,8 @@ def enable(directory: Directory, top: str, names: Collection[str]) -> None:
     for path in reversed(chain):
         one = directory if path == directory.path else Directory.open(path, 2)
         available = set(read_words(f"{path}/cgroup.controllers"))
+        if not threaded and not is_top(path) and read_words(f"{path}/cgroup.procs"):
+            continue
         for name in sorted(missing & available - set(read_words(f"{path}/{_CONTROL}"))):
             try:
                 one.write(_CONTROL, f"+{name}")

@@ -66,10 +66,10 @@ def test_stats_count_kills(group: isolib.Cgroup) -> None:
     for number in (1, 2):
         with group.spawn(EAT) as process:
             assert process.wait().reason is Reason.OOM
-        assert group.oom_kills == number
+        assert group.oom_kills >= number  # v2 counts everybody who is killed with the one
         counted = group.stats().memory
         assert counted is not None
-        assert counted.oom_kills == number
+        assert counted.oom_kills == group.oom_kills
 
 
 def test_history(group: isolib.Cgroup) -> None:
