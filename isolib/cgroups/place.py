@@ -346,7 +346,7 @@ def enable(directory: Directory, top: str, names: Collection[str], *, threaded: 
     if not missing:
         return
     chain = [directory.path]
-    while chain[-1] != top and missing - set(read_words(f"{chain[-1]}/cgroup.controllers")):
+    while chain[-1] not in {top, "/"} and missing - set(read_words(f"{chain[-1]}/cgroup.controllers")):
         chain.append(os.path.dirname(chain[-1]))
     for path in reversed(chain):
         one = directory if path == directory.path else Directory.open(path, 2)
