@@ -447,7 +447,10 @@ class Process:
                 if self._launched.lodge is not None:
                     self._launched.lodge.kill()
                 calls.pidfd_send_signal(self._launched.pidfd, signals.SIGKILL, f"process {self.pid}")
-                self._run_pump(calls.UNTIL_EXIT, -1)
+            while self._exit is None:
+                if self._launched.lodge is not None:
+                    self._launched.lodge.reap()
+                self._run_pump(calls.UNTIL_EXIT, _SECOND)
 
     def _close_streams(self) -> None:
         calls.pump_close(self._pump)

@@ -78,6 +78,9 @@ class Lodge(Protocol):
     def kill(self) -> None:
         """Kill everybody in it, the supervisor too."""
 
+    def reap(self) -> None:
+        """Reap those of the whole group whose parents were killed with them, where this process has adopted them."""
+
     def is_frozen(self) -> bool:
         """Return whether those in it stand still, and so cannot be asked for anything."""
 

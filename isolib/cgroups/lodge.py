@@ -180,6 +180,11 @@ class Lodge:
         finally:
             freezer.write("freezer.state", "FROZEN")
 
+    def reap(self) -> None:
+        """Reap those of the whole group whose parents were killed with them, where this process has adopted them."""
+        if self._home == home() and self._quarters.unified is not None and not self._quarters.flat:
+            removal.reap_adopted(self._quarters.unified)
+
     def is_frozen(self) -> bool:
         """Return whether those in it stand still."""
         if self._account is not None:

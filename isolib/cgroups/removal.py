@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from isolib.cgroups.files import Directory
     from isolib.errors import SyscallError
 
-__all__ = ["end", "is_populated", "kill", "remove", "wait_until_empty"]
+__all__ = ["end", "is_populated", "kill", "reap_adopted", "remove", "wait_until_empty"]
 
 _PATIENCE: Final = 30.0
 _SECOND: Final = 1.0
+_LIST: Final = 65536
 #: Seconds between two looks where the kernel tells nobody: processes of v1 that have ended, but are being taken apart.
 _LOOK_AGAIN: Final = 0.002
 
@@ -170,6 +171,21 @@ def _kill_one(pid: int) -> None:
         if pidfd is not None:
             with pidfd:
                 calls.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL, f"process {pid}")
+
+
+def reap_adopted(unified: Directory) -> None:
+    """Reap those of a group of v2 whose parents were killed with them, and who came to this process.
+
+    PID 1 and child subreapers adopt.  Who is not reaped keeps the pid namespace from ending in which he lived.
+    """
+    mark = f"/{os.path.basename(unified.path)}/p".encode()  # its lodges; who was moved in has another parent, who waits
+    for task in os.listdir("/proc/self/task"):
+        with suppress(OSError), open_at(-1, f"/proc/self/task/{task}/children") as file:
+            for pid in map(int, os.read(file.fileno(), _LIST).split()):
+                with suppress(OSError), open_at(-1, f"/proc/{pid}/cgroup") as own:
+                    groups = os.read(own.fileno(), _LIST)
+                    if any(line.startswith(b"0::") and mark in line for line in groups.splitlines()):
+                        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
 
 
 # ---- taking down ----
