@@ -573,7 +573,14 @@ def ask(questions: Sequence[str], interpreter: str, *, quick: bool) -> dict[str,
             "end": lambda: end(bare, quick=quick),
             "reaper": lambda: reaper(bare, quick=quick),
         }
-        return {question: answers[question]() for question in questions}
+        found: dict[str, object] = {}
+        for question in questions:
+            try:
+                found[question] = answers[question]()
+            except Exception as error:  # noqa: BLE001 - what a host refuses may be anything, and is reported
+                print(f"\nnot answered: {question}: {type(error).__name__}: {error}")
+                found[question] = {"refused": str(error)}
+        return found
 
 
 def main() -> None:

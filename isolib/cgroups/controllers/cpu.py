@@ -40,8 +40,11 @@ class Cpu(Controller):
         if self.is_v2:
             first, period = self.read("cpu.max", None, "max").split()
             return (None if first == "max" else int(first)), int(period)
-        quota, length = (int(self.read(None, name, "max")) for name in (_QUOTA, _PERIOD))
-        return (None if quota < 0 else quota), length
+        return self._quota(), int(self.read(None, _PERIOD, "max"))
+
+    def _quota(self) -> int | None:
+        quota = int(self.read(None, _QUOTA, "max"))
+        return None if quota < 0 else quota
 
     def _set_bandwidth(self, wanted: tuple[int, int] | None) -> None:
         if self.is_v2:
@@ -51,11 +54,11 @@ class Cpu(Controller):
             self.write(None, _QUOTA, "max", "-1")
             return
         quota, period = wanted
-        before = self._bandwidth()
-        writes = [(_PERIOD, period), (_QUOTA, quota)] if before[1] != period else [(_QUOTA, quota)]
-        # The kernel compares the share with that of the group above after each write: the one that lowers it goes first.
-        if before[0] is not None and before[0] / period > quota / period:
-            writes.reverse()
+        writes = [(_QUOTA, quota)]
+        if int(self.read(None, _PERIOD, "max")) != period:
+            before = self._quota()
+            # The kernel compares the share with that of the group above after each write: the one that lowers it goes first.
+            writes.insert(1 if before is not None and before > quota else 0, (_PERIOD, period))
         for name, number in writes:
             self.write(None, name, "max", str(number))
 
