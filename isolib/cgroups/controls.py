@@ -23,6 +23,7 @@ from isolib.cgroups.files import Directory
 from isolib.cgroups.hierarchy import V1_CONTROLLERS
 from isolib.cgroups.place import available_in, enable
 from isolib.cgroups.tree import pids_in
+from isolib.cgroups.values import check_file
 from isolib.errors import GoneError, Unsupported
 
 if TYPE_CHECKING:
@@ -104,9 +105,13 @@ class Controls:
         for directory in self.directories:
             directory.close()
 
+    def has(self, name: str) -> bool:
+        """Return whether the group has a controller already."""
+        return name in self.legacy or (self.unified is not None and name in available_in(self.unified))
+
     def directory_of(self, file: str) -> Directory:
         """Return the directory in which a control file stands, by the part of its name before the dot."""
-        prefix = file.partition(".")[0]
+        prefix = check_file(file).partition(".")[0]
         name = {one: name for name, one in V1_CONTROLLERS.items()}.get(prefix, prefix)
         if name == "cgroup" or name not in V1_CONTROLLERS:
             if self.unified is None:

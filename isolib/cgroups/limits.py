@@ -129,6 +129,17 @@ class Limits:
         """What is set, in order: controller, attribute and value."""
         return [(_KINDS[name].controller, _KINDS[name].attribute, value) for name, value in self._given.items()]
 
+    def check_possible(self, legacy_memory: bool) -> None:  # noqa: FBT001 - of the package only
+        """Look for what v1 cannot do with these limits together.
+
+        Raises
+        ------
+        PlanError
+            There is something, and nothing was made yet.
+        """
+        if legacy_memory and self._parsed.get("swap_max") is not None and self._parsed.get("memory_max") is None:
+            raise PlanError("swap_max: cgroup v1 limits memory and swap together, so memory_max must be given too")
+
     def check_within(self, parent: Controls) -> None:
         """Compare with the limits of the group above.
 
@@ -138,9 +149,9 @@ class Limits:
             One is above it; the message names the file and both values.
         """
         for name in (*_ORDERED, *_SETS):
-            if name not in self._given:
-                continue
             kind = _KINDS[name]
+            if name not in self._given or not parent.has(kind.controller):
+                continue
             try:
                 above = getattr(getattr(parent, _ATTRIBUTES[kind.controller]), kind.attribute)
             except (Unsupported, SyscallError):  # it has no such limit

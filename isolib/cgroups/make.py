@@ -149,7 +149,7 @@ def make(
     """Make a group, as `new_cgroup`; ``oom`` is as in `Cgroup` (for the modules that compose)."""
     limits = Limits(given)
     allowed = parse_allow(allow)
-    chosen = None if name is None else check_name(name)
+    chosen = None if name is None else check_name(name, below=parent is not None)
     if parent is not None:
         if not isinstance(parent, Cgroup):
             raise PlanError(f"parent={parent!r}: a Cgroup is wanted; isolib.open_cgroup() adopts one that is there")
@@ -167,6 +167,7 @@ def make(
             where = place.find(limits.controllers, allowed, trust=True)
         else:
             where = _below(parent._controls, limits.controllers, counting)  # noqa: SLF001
+        limits.check_possible("memory" in where.legacy)
         return _named(where, chosen, limits, allowed, counting=counting, oom=oom)
     except GoneError:
         if parent is not None:

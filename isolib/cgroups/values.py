@@ -45,11 +45,23 @@ _RESERVED: Final = re.compile(
     r"(cgroup|cpu|cpuacct|cpuset|memory|io|blkio|pids|hugetlb|devices|freezer|rdma|misc|net_cls|net_prio|perf_event|dmem)\..*"
     r"|tasks|notify_on_release|release_agent"
 )
+_FILE: Final = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*")
+#: How isolib calls the groups below a group in which processes live.
+_TAKEN_BELOW: Final = re.compile(r"p\d+|joined")
 _LONGEST_NAME: Final = 200
 
 
-def check_name(value: object, what: str = "name") -> str:
+def check_name(value: object, what: str = "name", *, below: bool = False) -> str:
     """Return a name that a control group may have: one directory, and none that a file of the kernel's has.
+
+    Parameters
+    ----------
+    value
+        The name.
+    what
+        The name of the argument, for the message.
+    below
+        Whether the group is made below another of isolib's, where some names are taken by the places of processes.
 
     Raises
     ------
@@ -65,8 +77,23 @@ def check_name(value: object, what: str = "name") -> str:
         raise PlanError(
             f"{what}: {value!r}: a control group is named by letters, digits and _.+@:-, and begins with no dot or dash"
         )
+    if below and _TAKEN_BELOW.fullmatch(value):
+        raise PlanError(f"{what}: {value!r}: below a group p and a number, and 'joined', are the places of its processes")
     if _RESERVED.fullmatch(value):
         raise PlanError(f"{what}: {value!r} is, or may become, a file of the kernel's in the same directory")
+    return value
+
+
+def check_file(value: object, what: str = "file") -> str:
+    """Return the name of a control file: letters, digits, dots and underscores.
+
+    Raises
+    ------
+    PlanError
+        It is something else.
+    """
+    if not isinstance(value, str) or not _FILE.fullmatch(value):
+        raise PlanError(f"{what}: {value!r} is not the name of a control file, as 'memory.max' is one")
     return value
 
 
