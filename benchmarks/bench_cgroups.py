@@ -157,6 +157,9 @@ class BareLodging:
     def kill(self) -> None:
         """Leave it: it ends by itself."""
 
+    def reap(self) -> None:
+        """Leave them: they are nobody's here."""
+
     def is_frozen(self) -> bool:
         """Return that it is not."""
         return False

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Fd
 from isolib._kernel.hints import hint
-from isolib.errors import GoneError, SyscallError, from_errno
+from isolib.errors import GoneError, PlanError, SyscallError, from_errno
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -189,9 +189,13 @@ class Directory:
         SyscallError
             The kernel refuses; the message names the file and the value.  `GoneError` when the group is gone.
         """
+        try:
+            data = value.encode("ascii")
+        except (AttributeError, UnicodeEncodeError):
+            raise PlanError(f"{name}: {value!r}: a control file takes a text of ASCII") from None
         with self.open_file(name, os.O_WRONLY, value) as fd:
             try:
-                os.write(fd.fileno(), value.encode("ascii"))
+                os.write(fd.fileno(), data)
             except OSError as error:
                 raise self.refused("write", name, error.errno or 0, value) from None
 
