@@ -32,7 +32,7 @@ from isolib._kernel.plan import REAP, Builder
 from isolib.errors import IsolibError, PlanError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from isolib._kernel.launch import Launched
 
@@ -106,7 +106,7 @@ class Place:
         numbers = [base.index for base in bases] + [0] * (calls.ENTRY_BASES - len(bases))
         self._reaper, self._bases, self._row = reaper, bases, (calls.ENTRY_CGROUP, len(bases), 0, *numbers)
 
-    def entrust(self, name: str | bytes) -> Ticket:
+    def entrust(self, name: str | bytes, keep: Callable[[Ticket], object] | None = None) -> Ticket:
         """Have the directories of this name removed when this process is gone; as :func:`entrust`."""
         encoded = name if isinstance(name, bytes) else os.fsencode(name)
         if b"/" in encoded or b"\0" in encoded or encoded in {b"", b".", b".."} or len(encoded) > _NAME_MAX:
@@ -115,7 +115,7 @@ class Place:
         if reaper.home != home():  # this is a fork: the directories are the same, the reaper is another
             reaper = _own()
             self._settle(reaper, reaper.bases([base.fd.fileno() for base in self._bases]))
-        return reaper.record(self._row, self._bases, encoded)
+        return reaper.record(self._row, self._bases, encoded, keep)
 
 
 class _Reaper:
@@ -142,13 +142,17 @@ class _Reaper:
         """Return where the state of an entry stands."""
         return (calls.TABLE_HEADER + index * calls.ENTRY_SIZE) // _WORD
 
-    def record(self, row: tuple[int, ...], bases: tuple[_Base, ...], name: bytes) -> Ticket:
+    def record(
+        self, row: tuple[int, ...], bases: tuple[_Base, ...], name: bytes, keep: Callable[[Ticket], object] | None
+    ) -> Ticket:
         """Write an entry."""
         with self.lock:
             if not self._is_guarded:
                 self._start()
             index = self.free.pop() if self.free else self._next()
             ticket = Ticket(self, index, bases)
+            if keep is not None:
+                keep(ticket)
             word = self.word_of(index)
             _BODY.pack_into(self.bytes, word * _WORD + calls.ENTRY_BODY, *row, name)
             self.live[index] = ticket
@@ -263,7 +267,7 @@ def place(bases: Sequence[int]) -> Place:
     return Place(reaper, reaper.bases(bases))
 
 
-def entrust(bases: Sequence[int], name: str | bytes) -> Ticket:
+def entrust(bases: Sequence[int], name: str | bytes, keep: Callable[[Ticket], object] | None = None) -> Ticket:
     """Have the directories of this name in each of these removed when this process is gone, with all that is in them.
 
     To be called before they are made; what does not exist is nothing. Their processes are ended, frozen or not, and the groups
@@ -275,6 +279,8 @@ def entrust(bases: Sequence[int], name: str | bytes) -> Ticket:
         Descriptors of the parent directories in file systems of cgroups, one for each hierarchy, which stay the caller's.
     name
         Of the directory that will be made in each.
+    keep
+        Called with the ticket before it counts: who is interrupted then has it all the same.
 
     Returns
     -------
@@ -290,7 +296,7 @@ def entrust(bases: Sequence[int], name: str | bytes) -> Ticket:
     SetupFailed
         The reaper could not be started.
     """
-    return place(bases).entrust(name)
+    return place(bases).entrust(name, keep)
 
 
 def pid() -> int:

@@ -153,7 +153,7 @@ class Controls:
 
     def _extend(self, name: str, place: Place) -> Directory:
         parent = place.legacy[name]
-        self.tickets.append(reaper.entrust([parent.fileno()], self.name))
+        reaper.entrust([parent.fileno()], self.name, self.tickets.append)
         parent.make(self.name, anew=False)
         made = Directory.open(self.name, 1, parent=parent)
         if name == "cpuset":

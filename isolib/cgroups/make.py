@@ -222,8 +222,7 @@ def _make(where: Place, name: str, limits: Limits, allowed: frozenset[str], *, c
         for parent in parents:
             if parent.has(name):  # what is entrusted is removed with this program, and that one is somebody else's
                 raise parent.refused("mkdir", name, EEXIST)
-        ticket = where.entrust(parents, name)
-        undo.push(ticket.strike)
+        ticket = where.entrust(parents, name, lambda made: undo.push(made.strike))
         made: dict[int, Directory] = {}
         for parent in parents:
             ours: list[None] = []

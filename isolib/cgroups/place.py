@@ -69,13 +69,13 @@ class Place:
     known: set[str] = field(default_factory=set)
     _told: dict[tuple[Directory, ...], reaper.Place] = field(default_factory=dict)
 
-    def entrust(self, parents: Iterable[Directory], name: str) -> Ticket:
+    def entrust(self, parents: Iterable[Directory], name: str, keep: Callable[[Ticket], object]) -> Ticket:
         """Entrust what is made by that name in some of the directories to the reaper, which is told of them once."""
         key = tuple(parents)
         found = self._told.get(key)
         if found is None:
             found = self._told[key] = reaper.place([one.fileno() for one in key])
-        return found.entrust(name)
+        return found.entrust(name, keep)
 
     @property
     def directories(self) -> list[Directory]:

@@ -1,4 +1,4 @@
-"""Control groups for tests, made without isolib's own way of making them: one directory in each hierarchy, where isolib would."""
+"""Control groups for tests, made by hand: one directory in each hierarchy, in the place where isolib would make its own."""
 
 from __future__ import annotations
 
