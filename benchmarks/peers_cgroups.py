@@ -57,6 +57,20 @@ def benchexec_life() -> None:
         group.remove()
 
 
+_executors: Final[list[Any]] = []
+
+
+def benchexec_run() -> None:
+    """Run a command within limits as BenchExec offers it to programs, without its container."""
+    from benchexec.runexecutor import RunExecutor  # type: ignore[import-not-found]  # noqa: PLC0415
+
+    if not _executors:
+        _executors.append(RunExecutor(use_namespaces=False))
+    result = _executors[0].execute_run([TRUE], os.devnull, memlimit=MEMORY, hardtimelimit=60, write_header=False)
+    if "memory" not in result:
+        raise RuntimeError(f"BenchExec kept no limit: {result}")
+
+
 def _cgroupspy_groups() -> list[tuple[Any, Any]]:
     from cgroupspy.trees import Tree  # type: ignore[import-not-found]  # noqa: PLC0415
 
@@ -97,6 +111,7 @@ def cgroupspy_life() -> None:
             parent.delete_cgroup(os.fsdecode(group.name))
 
 
+RUNNER: Final = "BenchExec, RunExecutor"
 PEERS: Final = {
     "BenchExec": (benchexec_group, benchexec_life),
     "cgroupspy": (cgroupspy_group, cgroupspy_life),
@@ -117,12 +132,14 @@ def from_idle(once: Callable[[], object]) -> Callable[[], int]:
 
 def peers(host: common.Host, which: int) -> list[Contender]:
     """Return the peers that are Python packages, in a process of the interpreter that has them."""
-    return [host.contender(f"{name} {which}", name) for name in PEERS]
+    whole = [host.contender(f"{RUNNER} 1", RUNNER)] if which else []
+    return [host.contender(f"{name} {which}", name) for name in PEERS] + whole
 
 
 def serve() -> None:
     """Be the process of the peers."""
-    common.serve([Contender(f"{name} {which}", once) for name, both in PEERS.items() for which, once in enumerate(both)], 0)
+    known = [Contender(f"{name} {which}", once) for name, both in PEERS.items() for which, once in enumerate(both)]
+    common.serve([*known, Contender(f"{RUNNER} 1", benchexec_run)], 0)
 
 
 def tools(directory: str) -> list[Contender]:
