@@ -446,7 +446,8 @@ class Process:
             if self._exit is None:  # a supervisor that was stopped or frozen from outside
                 if self._launched.lodge is not None:
                     self._launched.lodge.kill()
-                calls.pidfd_send_signal(self._launched.pidfd, signals.SIGKILL, f"process {self.pid}")
+                with suppress(GoneError):  # it has just ended
+                    calls.pidfd_send_signal(self._launched.pidfd, signals.SIGKILL, f"process {self.pid}")
             while self._exit is None:
                 if self._launched.lodge is not None:
                     self._launched.lodge.reap()
