@@ -164,16 +164,15 @@ class Lodge:
         """Kill everybody in it, the supervisor too, and wait for their ends."""
         if self._home == home() and not self._quarters.flat and self._account is None:
             with suppress(ProcessLookupError):  # it has been removed
-                if (
-                    self._unified is None and self.is_frozen()
-                ):  # who is frozen in v1 does not die; the others stop again at once
-                    self._kill_frozen(self._quarters.legacy["freezer"])
-                elif self._unified is not None:
+                if self._unified is not None:
                     removal.kill(self._unified, [])
+                elif self.is_frozen():
+                    self._kill_frozen(self._quarters.legacy["freezer"])
                 else:
                     removal.kill(None, self._legacy())
 
     def _kill_frozen(self, freezer: Directory) -> None:
+        """Kill in a frozen group of v1, where nobody dies who is frozen; the others stop again at once."""
         removal.thaw_all(freezer)
         try:
             removal.kill(None, self._legacy())
