@@ -80,7 +80,6 @@ WRITTEN = {
         ("cpuset.cpus", "0-1"),
         ("cpuset.mems", "0"),
         ("memory.limit_in_bytes", f"{3 * MIB}"),
-        ("memory.memsw.limit_in_bytes", "-1"),
         ("memory.soft_limit_in_bytes", f"{MIB}"),
         ("memory.limit_in_bytes", f"{3 * MIB}"),
         ("memory.memsw.limit_in_bytes", f"{4 * MIB}"),
