@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, cast
 from isolib._kernel import assembly, calls
 from isolib._kernel.assembly import Identity, Rights
 from isolib._kernel.handle import home
+from isolib._kernel.hints import typed
 from isolib._kernel.request import Request, user_ids
 from isolib.errors import ClosedError, CommandFailed, GoneError, OutOfMemory, PlanError, SandboxTimeout, Unsupported
 from isolib.mounts import Root, WorkTree
@@ -199,6 +200,7 @@ def _where() -> bytes:
         raise PlanError("the working directory of this process has been deleted; os.chdir() to one that exists") from None
 
 
+@typed("a sandbox")
 def run(
     argv: Sequence[str | bytes | os.PathLike[str]],
     *,
@@ -332,6 +334,7 @@ class Sandbox:
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
         self.close()
 
+    @typed("a sandbox")
     def open(self) -> None:
         """Make the sandbox; ``with`` does it."""
         if self._closed:

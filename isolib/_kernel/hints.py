@@ -8,15 +8,18 @@ are those of the manual page of the call, and of the kernel's source where the p
 from __future__ import annotations
 
 import errno as e
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from isolib.errors import IsolibError, from_errno
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Sysctl: TypeAlias = Callable[[str], str | None]
     Hint: TypeAlias = str | Callable[[str, Sysctl], str | None]
 
-__all__ = ["TABLE", "hint", "read_sysctl"]
+__all__ = ["TABLE", "hint", "read_sysctl", "typed"]
 
 BIRTH = ("clone", "clone3", "fork", "unshare")
 MOUNT = ("fsconfig", "fsmount", "mount", "mount_setattr", "move_mount", "open_tree")
@@ -314,3 +317,21 @@ TABLE: Final = _table(
         (ANY, e.ESRCH, "it has ended"),
     )
 )
+
+
+@contextmanager
+def typed(what: str) -> Iterator[None]:
+    """Make exceptions of isolib's of those that Python's own functions raise in the block, or the function, when a call fails.
+
+    Parameters
+    ----------
+    what
+        What it is about, where the exception names no file.
+    """
+    try:
+        yield
+    except IsolibError:
+        raise
+    except OSError as error:
+        number, target = error.errno or 0, str(error.filename or what)
+        raise from_errno("open", target, number, hint("open", number, target)) from error

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from isolib._kernel import assembly, calls
 from isolib._kernel.assembly import Identity, Scene
+from isolib._kernel.hints import typed
 from isolib._kernel.idmap import resolve
 from isolib._kernel.launch import Launched, launch, run
 from isolib._kernel.plan import INSIDE, Builder, Step, exec_step
@@ -61,6 +62,7 @@ _RLIMITS: Final = 16  # RLIM_NLIMITS of asm-generic/resource.h
 class Request:
     """A validated request; `launch` runs it."""
 
+    @typed("a process")
     def __init__(
         self,
         *,
@@ -175,6 +177,7 @@ class Request:
         plan = self.builder.build(assembly.HOLD)
         return self._housed(lambda fds, lodge: launch(plan, fds, stdio=(null, null, null), lodge=lodge))
 
+    @typed("a process")
     def _housed(self, start: Callable[[list[int], Lodge | None], T]) -> T:
         """Start a process in a place of its own in the group, where there is a group."""
         while self._lodging is not None and self._places is not None:

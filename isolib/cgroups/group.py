@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
 from isolib._kernel import seam
-from isolib._kernel.handle import home
+from isolib._kernel.handle import Rollback, home
 from isolib._kernel.lodging import Shape
 from isolib.cgroups import freezing, moving, removal
 from isolib.cgroups.freezing import Frozen
@@ -481,16 +481,24 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
             visit.leave()
         for child in list(self._children):
             child.close()
+        # Those of v1 first: who lives in v2 alone is found there afterwards.
+        parents = {id(one): one for one in (controls.place.legacy[name] for name in controls.legacy)}
+        if controls.unified is not None and controls.place.unified is not None:
+            parents[0] = controls.place.unified
+        if self._births == 0 and all(removal.remove_empty(parent, self.name) for parent in parents.values()):
+            return
         with suppress(GoneError):
             removal.kill(controls.unified, controls.distinct)
         for lodge in list(self._lodges):
             lodge.settle()
         self._drop_spare()
-        parents = {"": controls.place.unified} if controls.unified is not None else {}
-        parents |= {name: controls.place.legacy[name] for name in controls.legacy}
-        for parent in {id(one): one for one in parents.values() if one is not None}.values():
-            with suppress(GoneError):
-                removal.remove(parent, self.name)
+        with Rollback() as undo:  # in every hierarchy, whatever becomes of another
+            for parent in parents.values():
+                undo.push(self._remove_from, parent)
+
+    def _remove_from(self, parent: Directory) -> None:
+        with suppress(GoneError):
+            removal.remove(parent, self.name)
 
     def _forget(self) -> None:
         for ticket in self._controls.tickets:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls, cgroupfs
 from isolib._kernel.handle import Rollback
+from isolib._kernel.hints import typed
 from isolib.cgroups import moving, place, removal
 from isolib.cgroups.controllers.cpuset import inherit
 from isolib.cgroups.controls import Controls
@@ -137,6 +138,7 @@ def new_cgroup(
     return make(given, name=name, parent=parent, allow=allow, threaded=threaded, oom="group" if oom_group else "one")
 
 
+@typed("a control group")
 def make(
     given: Mapping[str, object],
     *,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from isolib._kernel import cgroupfs
 from isolib._kernel.handle import home
+from isolib._kernel.hints import typed
 from isolib._kernel.procfs import parse_cgroup
 from isolib.cgroups.files import Directory
 from isolib.cgroups.hierarchy import V1_CONTROLLERS
@@ -70,6 +71,7 @@ def move(pid: int, directories: Iterable[Directory], file: str = "cgroup.procs")
             raise
 
 
+@typed("the control groups of a process")
 def groups_of(pid: int | str) -> tuple[Directory | None, dict[str, Directory]]:
     """Return the groups that a process is in: of v2, and of v1 by controller (as v2 calls them)."""
     try:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd
+from isolib._kernel.hints import typed
 from isolib.cgroups import freezing
 from isolib.cgroups.tree import each_group, listed, names_in, open_at, pids_in
 from isolib.errors import GoneError, IsolibError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from isolib.cgroups.files import Directory
     from isolib.errors import SyscallError
 
-__all__ = ["end", "is_populated", "kill", "reap_adopted", "remove", "wait_until_empty"]
+__all__ = ["end", "is_populated", "kill", "reap_adopted", "remove", "remove_empty", "wait_until_empty"]
 
 _PATIENCE: Final = 30.0
 _SECOND: Final = 1.0
@@ -43,6 +44,7 @@ def is_populated(directory: Directory) -> bool:
 # ---- killing ----
 
 
+@typed("processes of a control group")
 def kill(unified: Directory | None, legacy: list[Directory]) -> None:
     """Kill everybody in a group and below it, and wait for their ends.
 
@@ -65,6 +67,7 @@ def kill(unified: Directory | None, legacy: list[Directory]) -> None:
         pass
 
 
+@typed("processes of a control group")
 def end(unified: Directory | None, freezer: Directory | None, legacy: list[Directory], spared: Collection[int]) -> None:
     """Kill everybody in a group but the supervisors of commands, who reap those and then end by themselves; wait for all.
 
@@ -189,6 +192,17 @@ def reap_adopted(unified: Directory) -> None:
 
 
 # ---- taking down ----
+
+
+def remove_empty(parent: Directory, name: str) -> bool:
+    """Remove a group if nobody lives in it, and nothing is below it; returns whether it is gone.  It takes no descriptor."""
+    try:
+        os.rmdir(name, dir_fd=parent.fileno())
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def remove(parent: Directory, name: str) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Fd
+from isolib._kernel.hints import typed
 from isolib.cgroups.files import parse_flat
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def names_in(fd: int) -> list[str]:
     return []
 
 
+@typed("processes of a control group")
 def pids_in(directory: Directory) -> list[int]:
     """Return who lives in a group and below it, as this pid namespace numbers them (0: not visible here)."""
     return list(dict.fromkeys(pid for fd in each_group(directory.fileno()) for pid in listed(fd)))
