@@ -228,8 +228,8 @@ def run(
     ------
     PlanError, SetupFailed
         The sandbox cannot be made; nothing is left.
-    SandboxTimeout, CommandFailed
-        See above; both carry what was captured.
+    SandboxTimeout, OutOfMemory, CommandFailed
+        See above, and for who used more than `memory` with `check`; each carries what was captured.
 
     Notes
     -----

@@ -13,9 +13,9 @@ from isolib._kernel.handle import Rollback, home
 from isolib._kernel.lodging import Shape
 from isolib.cgroups import freezing, moving, removal
 from isolib.cgroups.freezing import Frozen
-from isolib.cgroups.lodge import COUNTING, Lodge, Quarters
+from isolib.cgroups.lodge import Lodge, Quarters
 from isolib.cgroups.moving import Entered, process_id
-from isolib.cgroups.place import available_in, enabled_in
+from isolib.cgroups.place import enabled_in, open_house
 from isolib.cgroups.watched import Watched
 from isolib.errors import GoneError, IsolibError, Unsupported
 
@@ -76,7 +76,7 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
 
     oom
         Who is killed with a process that the kernel kills for want of memory: everybody in the "group", all that belongs to
-        the "process" that isolib started, or the "one" alone.
+        the "process" that isolib started (v1 cannot, and kills one), or the "one" alone.
 
     Notes
     -----
@@ -270,25 +270,14 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
             if found is None or found.legacy.keys() != controls.legacy.keys():
                 self._drop_spare()
                 foreign = not controls.owned
-                counting = frozenset() if foreign or self._flat else self._open_house()
+                counting = frozenset() if foreign or self._flat else open_house(controls.unified)
                 found = Quarters(
-                    controls.unified, dict(controls.legacy), counting, self._numbers, flat=self._flat, foreign=foreign
+                    controls.unified, dict(controls.legacy), counting, self._numbers, is_flat=self._flat, foreign=foreign
                 )
-                found.tell_oom = self.oom != "one" and "memory" in controls.legacy and not foreign
+                found.tell_oom = self.oom == "group" and "memory" in controls.legacy and not foreign
                 found.oom_alone = self.oom == "process"
                 self._quarters = found
             return found
-
-    def _open_house(self) -> frozenset[str]:
-        """Give the counting controllers of v2 to the groups below; returns those that they have then."""
-        unified = self._controls.unified
-        if unified is None:
-            return frozenset()
-        wanted = available_in(unified).intersection(COUNTING)
-        missing = wanted - enabled_in(unified)
-        if missing:
-            unified.write("cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(missing)))
-        return wanted
 
     def flatten(self) -> None:
         """Let processes live in the group itself, which threaded groups below it take (for `child`)."""

@@ -49,7 +49,7 @@ class Quarters:
         The controllers of v2 that are enabled for the groups below.
     numbers
         Yields a number for each process that comes.
-    flat
+    is_flat
         Whether processes live in the group itself in v2: it has threaded groups below, and can have no others.
     foreign
         Whether the group is somebody else's, in which nothing is made.
@@ -62,23 +62,24 @@ class Quarters:
         counting: frozenset[str],
         numbers: Iterator[int],
         *,
-        flat: bool = False,
+        is_flat: bool = False,
         foreign: bool = False,
     ) -> None:
         self.unified = unified
         self.legacy = legacy
         self.counting = counting
-        #: Directories of v1, each once: those with a group of its own for each process, and that without, for there a limit on
-        #: I/O binds who is in the group itself, and nobody in groups below (blk-throttle.c, throtl_pd_init).
+        #: Directories of v1, each once: those with a group of its own for each process, and those without. There a limit on I/O
+        #: binds who is in the group itself, and nobody in groups below (blk-throttle.c, throtl_pd_init), and device rules are
+        #: those of groups that have none below (device_cgroup.c, devcgroup_update_access).
         distinct = list({id(one): one for one in legacy.values()}.values())
-        flat_io = legacy.get("io")
-        self.counted = [] if foreign else [one for one in distinct if one is not flat_io]
+        flat = [legacy.get("io"), legacy.get("devices")]
+        self.counted = [] if foreign else [one for one in distinct if not any(one is other for other in flat)]
         self.shared = [one for one in distinct if one not in self.counted]
         #: Whether a process that the kernel kills for want of memory takes the others with it: in v1 its supervisor sees to it.
         self.tell_oom = False
         #: Whether memory.oom.group is set for each process: its own are killed with it, others are not (v2).
         self.oom_alone = False
-        self.flat = flat or foreign
+        self.flat = is_flat or foreign
         self.numbers = numbers
 
     def has_cpuset(self, directory: Directory) -> bool:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from isolib._kernel.reaper import Ticket
     from isolib.cgroups.hierarchy import Survey
 
-__all__ = ["MOVE_SELF", "Place", "available_in", "enable", "enabled_in", "find", "not_enabled"]
+__all__ = ["MOVE_SELF", "Place", "available_in", "enable", "enabled_in", "find", "not_enabled", "open_house"]
 
 MOVE_SELF: Final = "move-self"
 _CONTROL: Final = "cgroup.subtree_control"
@@ -361,3 +361,14 @@ def enable(directory: Directory, top: str, names: Collection[str], *, threaded: 
             except SyscallError as error:
                 if error.errno not in {EBUSY, EOPNOTSUPP}:
                     raise
+
+
+def open_house(directory: Directory | None) -> frozenset[str]:
+    """Give the counting controllers of v2 to the groups below one; returns those that they have then."""
+    if directory is None:
+        return frozenset()
+    wanted = available_in(directory).intersection(COUNTING)
+    missing = wanted - enabled_in(directory)
+    if missing:
+        directory.write("cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(missing)))
+    return wanted

@@ -85,7 +85,8 @@ def refused(life: Callable[[], None]) -> str | None:
     except isolib.IsolibError as error:
         return str(error)
     except ExceptionGroup as several:
-        assert several.split(isolib.IsolibError)[1] is None, several
+        if several.split(isolib.IsolibError)[1] is not None:
+            raise
         return str(several)
     return None
 
@@ -174,7 +175,7 @@ def test_a_call_that_fails(life: Callable[[], None], call: str, errno: str) -> N
         check_left(error)
         assert descriptors() == before, (call, tried)
         life()
-    assert tried > (2 if call in {"mkdirat", "openat", "write"} else -1)
+    assert tried > (1 if call in {"mkdirat", "openat", "write"} else -1)
 
 
 def test_removal_that_fails() -> None:

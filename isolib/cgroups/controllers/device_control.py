@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from errno import EINVAL
 from typing import TYPE_CHECKING
 
 from isolib.cgroups.controllers import devices
 from isolib.cgroups.controllers.device_rules import DeviceRule
 from isolib.cgroups.controllers.knobs import Controller
-from isolib.errors import PermissionDenied, PlanError, Unsupported
+from isolib.errors import PermissionDenied, PlanError, SyscallError, Unsupported, from_errno
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -112,4 +113,10 @@ class Devices(Controller):
     @staticmethod
     def _write(directory: Directory, wanted: tuple[DeviceRule, ...]) -> None:
         for file, text in devices.v1_writes(wanted):
-            directory.write(file, text)
+            try:
+                directory.write(file, text)
+            except SyscallError as error:
+                if error.errno != EINVAL:
+                    raise
+                hint = "in cgroup v1 only a group that has none below can be given other rules; or use cgroup v2"
+                raise from_errno(error.op, error.target, EINVAL, hint) from None
