@@ -132,6 +132,7 @@ class BareLodging:
         self.killed, self.supervisor, self.procs = False, 0, -1
         self._bare = bare
         self.directory, *tasks, self.oom = bare.begin()
+        self.oom_kills = -1
         self.tasks: Sequence[int] = [fd for fd in tasks if fd >= 0]
 
     @property
@@ -139,7 +140,7 @@ class BareLodging:
         """What a launch must provide for."""
         from isolib._kernel.lodging import Shape  # noqa: PLC0415
 
-        return Shape(self.directory >= 0, len(self.tasks), self.oom >= 0)
+        return Shape(self.directory >= 0, len(self.tasks), self.oom >= 0, oom_kills=False)
 
     def lodge(self) -> BareLodging:
         """Return the place, the only one."""

@@ -52,11 +52,14 @@ class Shape(NamedTuple):
         In how many hierarchies of v1 the process must enter a group.
     oom
         Whether the supervisor is told by an eventfd that the group is out of memory (v1, which kills one process only).
+    oom_kills
+        Whether it then looks who was killed, and ends only its own.
     """
 
     unified: bool
     legacy: int
     oom: bool
+    oom_kills: bool
 
 
 class Lodge(Protocol):
@@ -70,6 +73,8 @@ class Lodge(Protocol):
     tasks: Sequence[int]
     #: An eventfd that becomes readable when the group is out of memory, or -1.
     oom: int
+    #: memory.oom_control of v1, which counts who was killed here, or -1.
+    oom_kills: int
     #: The pid of its supervisor, told by the launch when there is a command; 0 before.
     supervisor: int
     #: Whether its group was killed by this program.

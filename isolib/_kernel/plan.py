@@ -221,6 +221,8 @@ class Builder:
         self.cgroup: Slot | None = None
         #: Tells the supervisor that the group is out of memory.
         self.oom: Slot | None = None
+        #: And whether that has cost its command a process.
+        self.oom_kills: Slot | None = None
         self.pty: Slot | None = None
         #: The root as the first module that needed one began it, for those that come after.
         self.guest: Slot | None = None
@@ -271,7 +273,7 @@ class Builder:
         clone = Step("CLONE", fd=self.cgroup, flags=self.clone_flags, what="new process")
         steps = [*self._host, clone, *self._maps, Step("GO"), *self._inside]
         if end.kind == "EXEC":
-            steps.append(Step("SUPERVISE", fd=self.oom, flags=self.supervise_flags, value=self.deadline_ms))
+            steps.append(Step("SUPERVISE", self.oom, self.oom_kills, flags=self.supervise_flags, value=self.deadline_ms))
             steps.extend(self._command)
         else:
             end = end._replace(flags=self.supervise_flags, value=self.deadline_ms)

@@ -212,7 +212,8 @@ class _Places:
             self._clone = builder.cgroup = builder.declare(-1, "cgroup")
             self._procs = builder.declare(-1, "cgroup.procs")
         self._tasks = [builder.declare(-1, "tasks") for _ in range(shape.legacy)]
-        self._oom = builder.oom = builder.declare(-1, "memory.oom_control") if shape.oom else None
+        self._oom = builder.oom = builder.declare(-1, "eventfd") if shape.oom else None
+        self._kills = builder.oom_kills = builder.declare(-1, "memory.oom_control") if shape.oom_kills else None
         for slot in (self._procs, *self._tasks):
             if slot is not None:
                 # A process of one thread that moves itself waits for nobody else in v1 (cgroup_procs_write_start).
@@ -221,7 +222,8 @@ class _Places:
     def filled(self, lodge: Lodge) -> dict[Slot, int]:
         """Return what the slots hold for one launch."""
         found = dict(zip(self._tasks, lodge.tasks, strict=True))
-        others = ((self._clone, lodge.directory), (self._procs, lodge.procs), (self._oom, lodge.oom))
+        launch = ((self._clone, lodge.directory), (self._procs, lodge.procs))
+        others = (*launch, (self._oom, lodge.oom), (self._kills, lodge.oom_kills))
         return found | {slot: fd for slot, fd in others if slot is not None}
 
 

@@ -76,7 +76,7 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
 
     oom
         Who is killed with a process that the kernel kills for want of memory: everybody in the "group", all that belongs to
-        the "process" that isolib started (v1 cannot, and kills one), or the "one" alone.
+        the "process" that isolib started, or the "one" alone.
 
     Notes
     -----
@@ -259,7 +259,8 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
     def shape(self) -> Shape:
         """What a launch must provide for (for `isolib.spawn`)."""
         quarters = self._housing()
-        return Shape(quarters.unified is not None, len(quarters.counted) + len(quarters.shared), quarters.tell_oom)
+        legacy = len(quarters.counted) + len(quarters.shared)
+        return Shape(quarters.unified is not None, legacy, quarters.tell_oom, quarters.tell_oom and quarters.oom_alone)
 
     def _housing(self) -> Quarters:
         """Return what those who live here are given; made when it is first needed."""
@@ -274,7 +275,7 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
                 found = Quarters(
                     controls.unified, dict(controls.legacy), counting, self._numbers, is_flat=self._flat, foreign=foreign
                 )
-                found.tell_oom = self.oom == "group" and "memory" in controls.legacy and not foreign
+                found.tell_oom = self.oom != "one" and "memory" in controls.legacy and not foreign
                 found.oom_alone = self.oom == "process"
                 self._quarters = found
             return found

@@ -77,7 +77,7 @@ class Quarters:
         self.shared = [one for one in distinct if one not in self.counted]
         #: Whether a process that the kernel kills for want of memory takes the others with it: in v1 its supervisor sees to it.
         self.tell_oom = False
-        #: Whether memory.oom.group is set for each process: its own are killed with it, others are not (v2).
+        #: Whether that takes but its own along, and no others: memory.oom.group is set for each process in v2.
         self.oom_alone = False
         self.flat = is_flat or foreign
         self.numbers = numbers
@@ -91,7 +91,7 @@ class Lodge:
     """A group for one process; see `isolib._kernel.lodging.Lodge`."""
 
     def __init__(self, quarters: Quarters, *, clone: bool, left: Callable[[Account], object]) -> None:
-        self.directory = self.procs = self.oom = -1
+        self.directory = self.procs = self.oom = self.oom_kills = -1
         self.tasks: Sequence[int] = ()
         self.name = f"p{next(quarters.numbers)}"
         self._home = home()
@@ -132,6 +132,8 @@ class Lodge:
         self.tasks = (*tasks, *(self._open(one, "tasks", os.O_WRONLY) for one in quarters.shared))
         if quarters.tell_oom:
             self.oom = self._tell_oom(quarters.legacy["memory"])
+            if quarters.oom_alone:
+                self.oom_kills = self._open(quarters.legacy["memory"], f"{self.name}/memory.oom_control", os.O_RDONLY)
 
     def _open(self, directory: Directory, name: str, flags: int) -> int:
         fd = directory.open_file(name, flags)

@@ -22,7 +22,8 @@ enum isolib_kind {
     STEP_MAP_HELPER, /* stage 1 runs text (newuidmap, newgidmap) with the child's pid and the strings text2 */
     STEP_GO,         /* stage 2 starts with the next step; stage 1 watches over it until it supervises or holds */
     STEP_SUPERVISE,  /* stage 2 starts the command and stays; flags: ISOLIB_SUPERVISE_*, value: deadline in ms, 0: none; fd: an
-                        eventfd that tells that a cgroup is out of memory, which ends everything */
+                        eventfd that tells that a cgroup is out of memory, which ends everything; but with fd2, a
+                        memory.oom_control, only when that counts a kill */
     STEP_HOLD,       /* stage 2 stays without a command: it keeps its namespaces alive */
     STEP_REAP,       /* stage 2 becomes the reaper; fd: its table */
     STEP_EXEC,       /* the last: candidates text, argv and environment text2, flags: argc, value: envc */

@@ -10,8 +10,10 @@
 struct supervision {
     struct launcher *l;
     int is_init;
-    int command; /* pid, -1: none */
-    int32_t oom; /* eventfd, -1: none */
+    int command;   /* pid, -1: none */
+    int32_t oom;   /* eventfd, -1: none */
+    int32_t kills; /* memory.oom_control of the command's own group; -1: whoever is killed, all are */
+    int looks;     /* how often it is still looked at */
     int ended;
     int childless; /* wait4 has said that nothing is left */
     int32_t ending;
@@ -48,6 +50,7 @@ static void close_what_is_not_needed(struct supervision *s) {
     insert_sorted(keep, &count, s->l->signals);
     insert_sorted(keep, &count, s->l->go);
     insert_sorted(keep, &count, s->oom);
+    insert_sorted(keep, &count, s->kills);
     iso_close_others(keep, count, 0);
     SYS1(close, s->l->go); /* last: to close a file may take long, and stage 1 is watching until now */
 }
@@ -211,16 +214,48 @@ static long announce(struct supervision *s) {
     return send_message(l, &message, handed, -1);
 }
 
+enum { LOOKS = 100, BETWEEN_LOOKS_NS = 1000000 };
+
 static void *time_left(const struct supervision *s, struct iso_timespec *left) {
-    int64_t ns;
-    if (!s->deadline_ns)
+    int64_t ns = BETWEEN_LOOKS_NS, until;
+    if (!s->deadline_ns && !s->looks)
         return 0;
-    ns = s->deadline_ns - now_ns();
+    if (s->deadline_ns) {
+        until = s->deadline_ns - now_ns();
+        if (!s->looks || until < ns)
+            ns = until;
+    }
     if (ns < 0)
         ns = 0;
     left->sec = ns / 1000000000;
     left->nsec = ns % 1000000000;
     return left;
+}
+
+/* The last number of memory.oom_control: how many of the group's own processes the kernel has killed. */
+static int has_lost_one(const struct supervision *s) {
+    char text[128];
+    long at = SYS4(pread64, s->kills, text, sizeof(text), 0);
+    while (at > 0 && text[at - 1] == '\n')
+        at--;
+    while (at > 0 && text[at - 1] == '0')
+        at--;
+    return at > 0 && text[at - 1] != ' ';
+}
+
+/* cgroup v1 tells every group below the one that is out of memory, and kills somebody a moment later.  Where the limit is for
+ * several commands together, only the one that has lost a process ends.
+ */
+static void on_oom(struct supervision *s, int is_told) {
+    uint64_t times;
+    if (is_told) {
+        SYS3(read, s->oom, &times, sizeof(times));
+        s->looks = LOOKS;
+    } else if (s->looks > 0) {
+        s->looks--;
+    }
+    if (s->kills < 0 || has_lost_one(s))
+        s->ending = ISOLIB_END_OOM;
 }
 
 long open_signals(struct launcher *l) {
@@ -235,6 +270,7 @@ void supervise(struct launcher *l, const struct isolib_step *step, int command_p
                             .is_init = (step->flags & ISOLIB_SUPERVISE_INIT) != 0,
                             .command = command_pid,
                             .oom = step->fd < 0 ? -1 : slot(l, step->fd),
+                            .kills = step->fd2 < 0 ? -1 : slot(l, step->fd2),
                             .ending = ISOLIB_END_BY_ITSELF,
                             .status = ISO_SIGKILL};
     long result;
@@ -254,13 +290,13 @@ void supervise(struct launcher *l, const struct isolib_step *step, int command_p
             {l->signals, ISO_POLLIN, 0}, {l->status, ISO_POLLIN, 0}, {l->host, ISO_POLLIN, 0}, {s.oom, ISO_POLLIN, 0}};
         struct iso_timespec left;
         long ready = SYS5(ppoll, polled, 4, time_left(&s, &left), 0, 0);
-        if (ready == 0)
+        if (ready == 0 && s.deadline_ns && now_ns() >= s.deadline_ns)
             s.ending = ISOLIB_END_DEADLINE;
-        if (ready > 0 && polled[3].revents)
-            s.ending = ISOLIB_END_OOM;
+        else if (ready >= 0 && (s.looks || polled[3].revents))
+            on_oom(&s, polled[3].revents);
         if (ready > 0 && ((polled[1].revents && on_word(&s)) || polled[2].revents)) /* asked, closed, or gone */
             s.ending = ISOLIB_END_KILLED;
-        if (ready <= 0 ? ready != -EINTR : s.ending != ISOLIB_END_BY_ITSELF)
+        if ((ready < 0 && ready != -EINTR) || s.ending != ISOLIB_END_BY_ITSELF)
             break;
         if (polled[0].revents)
             on_signal(&s);
