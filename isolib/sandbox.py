@@ -22,7 +22,7 @@ from isolib.errors import ClosedError, CommandFailed, GoneError, OutOfMemory, Pl
 from isolib.mounts import Root, WorkTree
 from isolib.oneshot import OneShot, OneShotGroups, new_group
 from isolib.process import DEVNULL, PIPE, Process
-from isolib.spec import Completed, Limits, SandboxSpec
+from isolib.spec import IN_SANDBOX, Completed, Limits, SandboxSpec
 from isolib.types import IdMap, Reason, parse_size
 
 if TYPE_CHECKING:
@@ -457,8 +457,8 @@ class Sandbox:
 
     @property
     def degraded(self) -> Mapping[str, Unsupported]:
-        """The limits that ``allow=`` let be left out, and who refuses them."""
-        return {} if self._group is None else self._group.degraded
+        """The limits that ``allow=`` let be left out, by their names in `Limits`, and who refuses them."""
+        return {} if self._group is None else {IN_SANDBOX[name]: why for name, why in self._group.degraded.items()}
 
     def freeze(self) -> None:
         """Suspend every process in the sandbox (see `isolib.Cgroup.freeze`)."""

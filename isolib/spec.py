@@ -29,6 +29,8 @@ _IN_GROUP: Final = {
     "pids": "pids_max",
     "io": "io_max",
 }
+#: The other way round.
+IN_SANDBOX: Final = {new: old for old, new in _IN_GROUP.items()}
 
 
 class Completed(subprocess.CompletedProcess[bytes]):
@@ -91,7 +93,7 @@ class Limits:
         if self.group:
             from isolib.cgroups.limits import Limits as GroupLimits  # noqa: PLC0415 - who has no limits needs none of it
 
-            GroupLimits(self.group, {new: old for old, new in _IN_GROUP.items()})
+            GroupLimits(self.group, IN_SANDBOX)
         if self.io is not None:
             object.__setattr__(self, "io", _Table(self.io))
         if self.wall is not None:

@@ -6,6 +6,7 @@ in the group are moved into it.  In v2 the group above must give the controller,
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from threading import RLock
 from typing import TYPE_CHECKING, TypeVar
@@ -23,7 +24,7 @@ from isolib.cgroups.files import Directory
 from isolib.cgroups.hierarchy import V1_CONTROLLERS
 from isolib.cgroups.place import available_in, enable
 from isolib.cgroups.tree import pids_in
-from isolib.errors import GoneError, Unsupported
+from isolib.errors import GoneError, PlanError, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,6 +107,8 @@ class Controls:
 
     def directory_of(self, file: str) -> Directory:
         """Return the directory in which a control file stands, by the part of its name before the dot."""
+        if not re.fullmatch(r"[a-z][A-Za-z0-9_.]*", file, re.ASCII):
+            raise PlanError(f"{file!r} is not the name of a control file, such as 'memory.max'")
         prefix = file.partition(".")[0]
         name = {one: name for name, one in V1_CONTROLLERS.items()}.get(prefix, prefix)
         if name == "cgroup" or name not in V1_CONTROLLERS:
