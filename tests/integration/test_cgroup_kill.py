@@ -127,7 +127,7 @@ def test_killed_at_any_moment(life: str) -> None:
                 check_end(host, (life, moment))
 
 
-# Each turn is a fork, which is a host with a reaper of its own, and kills itself at the next of the points where Python calls or
+# Each turn is a fork, which is a host with a reaper of its own, and kills itself at the next point where Python calls or
 # returns from something that handles groups.  What it leaves is adopted here: when nobody is left, nothing may be.
 AT_EVERY_CALL = """
 import ctypes, json, time
