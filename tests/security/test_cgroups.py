@@ -1,124 +1,260 @@
-"""What a sandbox can do to its control groups: nothing."""
+"""Hostile code in a sandbox with limits: it finds no group, cannot raise its limits or leave them, and hurts but itself."""
 
 from __future__ import annotations
 
 import os
-import sys
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 import isolib
 from isolib import Reason, Sandbox
-from tests.groups import left, parents
+from tests.groups import parents
 
 if TYPE_CHECKING:
-    from isolib.spec import SandboxFields
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.usefixtures("user_namespaces", "groups")
 
-PYTHON = os.path.realpath(sys.executable)
 
-FIND = r"""
-import os
-for top, directories, files in os.walk("/"):
-    directories[:] = [name for name in directories if top != "/" or name not in {"proc", "usr", "nix"}]
-    for name in files:
-        if name in {"release_agent", "notify_on_release", "cgroup.procs", "tasks", "memory.max", "devices.allow"}:
-            print(os.path.join(top, name))
-"""
+@pytest.fixture(scope="module")
+def groups() -> None:
+    """Skip these tests where this user may make no groups."""
+    parents()
 
-MOUNT = r"""
-import ctypes, os
-libc = ctypes.CDLL(None, use_errno=True)
-os.mkdir("/tmp/into")
-for again in (False, True):
-    if again and libc.unshare(0x10000000 | 0x00020000 | 0x02000000):  # user, mnt, cgroup
-        break
-    kinds = [(b"cgroup2", None)] + [
-        (b"cgroup", name) for name in (b"memory", b"pids", b"devices", b"freezer", b"none,name=systemd", b"none,name=isolib")
-    ]
-    for kind, options in kinds:
-        if libc.mount(b"none", b"/tmp/into", kind, 0, options) == 0:
-            own = [name for name in os.listdir("/tmp/into") if os.access(f"/tmp/into/{name}", os.W_OK)]
-            if os.access("/tmp/into", os.W_OK) or own:
-                print(kind, options, os.access("/tmp/into", os.W_OK), own)
-            libc.umount2(b"/tmp/into", 2)
-"""
 
-LIMITS: SandboxFields = {"cwd": "/tmp", "memory": "200M", "pids": 60}
+def python(code: str) -> list[str]:
+    """Return the command for a program."""
+    return ["python3", "-I", "-S", "-c", code]
+
+
+#: As whom the command sees itself; None: as root.
+users = pytest.mark.parametrize("user", [None, 1000])
 
 
 @pytest.fixture
-def groups() -> None:
-    """Skip these tests where this user may make no groups with memory."""
-    parents(controller="memory")
+def neighbour() -> Iterator[Sandbox]:
+    """Return another sandbox, which must go on; so must this host."""
+    with Sandbox(cwd="/tmp", memory="64M", pids=20) as box:
+        process = box.popen(["sleep", "1000"])
+        yield box
+        assert process.poll() is None
+        assert box.run(["echo", "well"]).stdout == b"well\n"
+    assert subprocess.run(["true"], check=False).returncode == 0
 
 
-def test_no_file_of_groups_is_there() -> None:
-    """Nothing of cgroupfs can be reached inside, and no release_agent is anywhere."""
-    done = isolib.run([PYTHON, "-I", "-S", "-c", FIND], check=True, **LIMITS)
-    assert done.stdout == b""
+# ---- what it sees ----
+
+LOOK_ROUND = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+def attempt(what, result):
+    print(what, "done" if result == 0 else "refused")
+os.makedirs("/tmp/m", exist_ok=True)
+controllers = ["", "memory", "pids", "cpu", "cpuset", "devices", "freezer", "blkio", "rdma", "misc", "none,name=x"]
+def mounts(who):
+    attempt(who + " cgroup2", libc.mount(b"none", b"/tmp/m", b"cgroup2", 0, None))
+    for name in controllers:
+        attempt(f"{who} cgroup {name}", libc.mount(b"none", b"/tmp/m", b"cgroup", 0, name.encode()))
+mounts("mount")
+print("groups", sorted({line.rstrip().split(":", 2)[2] for line in open("/proc/self/cgroup")}))
+print("groups of 1", sorted({line.rstrip().split(":", 2)[2] for line in open("/proc/1/cgroup")}))
+for path, names, files in os.walk("/"):
+    names[:] = [name for name in names if path != "/" or name != "proc"]
+    for name in files:
+        if name == "release_agent" or name.startswith(("cgroup.", "memory.", "pids.", "cpu.", "freezer.", "devices.", "io.")):
+            try:
+                if os.stat(f"{path}/{name}").st_dev not in (os.stat("/usr").st_dev, os.stat("/tmp").st_dev):
+                    print("found", f"{path}/{name}", os.access(f"{path}/{name}", os.W_OK))
+            except OSError:
+                pass
+if libc.unshare(0x10000000 | 0x00020000 | 0x02000000) == 0:
+    for kind, name in [("cgroup2", ""), *(("cgroup", name) for name in controllers)]:
+        if libc.mount(b"none", b"/tmp/m", kind.encode(), 0, name.encode()):
+            continue
+        print("nested", kind, name)
+        for path, names, files in os.walk("/tmp/m"):
+            for file in files:
+                if os.access(f"{path}/{file}", os.W_OK):
+                    print("found", f"{path}/{file}")
+                try:
+                    os.close(os.open(f"{path}/{file}", os.O_WRONLY))
+                    print("found", f"{path}/{file}")
+                except OSError:
+                    pass
+            try:
+                os.mkdir(f"{path}/x")
+                print("found a place in", path, name)
+            except OSError:
+                pass
+        libc.umount2(b"/tmp/m", 2)
+"""
 
 
-@pytest.mark.root
-def test_mounting_it_gives_nothing() -> None:
-    """Who mounts cgroupfs inside, in new namespaces below, finds nothing there that could be written."""
-    done = isolib.run([PYTHON, "-I", "-S", "-c", MOUNT], **LIMITS)
-    assert (done.returncode, done.stdout) == (0, b""), done.stderr.decode()
+@users
+def test_no_group_is_in_sight(user: int | None) -> None:
+    """No file of a group is found, none can be written where it mounts a hierarchy as root of its own, and its group is "/"."""
+    with Sandbox(cwd="/tmp", memory="128M", pids=40, user=user) as box:
+        done = box.run(python(LOOK_ROUND), timeout=120)
+    lines = done.stdout.decode().splitlines()
+    assert "groups ['/']" in lines, (lines, done.stderr)
+    assert not [line for line in lines if line.endswith("done") or line.startswith("found")]
+    assert len([line for line in lines if line.endswith("refused")]) >= 12
+    assert not any("isolib" in line for line in lines)
 
 
-def test_names_of_the_host_do_not_show() -> None:
-    """In every hierarchy in which the sandbox has a group it sees itself at the top."""
-    with Sandbox(**LIMITS) as box:
-        lines = box.run(["cat", "/proc/self/cgroup"], check=True).stdout.decode().splitlines()
-        assert box.cgroup is not None
-        group = box.cgroup
-        assert not any(group.name in line for line in lines)
-        own = {frozenset(line.split(":")[1].split(",")): line.split(":", 2)[2] for line in lines}
-        used = [name for name in group.paths if any(name in one for one in own)]
-        assert used
-        assert all(path == "/" for one, path in own.items() if one & set(used))
-
-
-def test_whoever_it_starts_is_bound() -> None:
-    """Those who leave their session, their parents and their namespaces stay in the group, and die with it."""
-    script = "setsid setsid sh -c 'sleep 1000 & sleep 1000' & unshare -Upf sleep 1000 & sleep 1000"
-    with Sandbox(**LIMITS) as box:
-        assert box.cgroup is not None
-        before = len(box.cgroup.pids())
-        with box.popen(["sh", "-c", script]) as process:
-            while len(box.cgroup.pids()) < before + 7:  # two shells, four that sleep, and who waits for one of them
-                assert process.poll() is None
-        box.cgroup.kill()
-        assert box.cgroup.pids() == []
-    assert left(f"isolib-{os.getpid()}-") == []
-
-
-@pytest.mark.parametrize("limit", ["memory", "pids"])
-def test_a_bomb_does_not_reach_the_host(limit: str) -> None:
-    """Many processes that all take memory, or start others, are bounded together."""
-    bomb = {
-        "memory": "import os\nos.fork(); os.fork(); os.fork()\nblock = bytearray(60 << 20)\nimport time; time.sleep(30)",
-        "pids": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
-    }[limit]
-    with Sandbox(cwd="/tmp", memory="200M", swap=0, pids=60, wall=2) as box:
-        done = box.run([PYTHON, "-I", "-S", "-c", bomb])
-        assert done.exit.reason in {Reason.OOM, Reason.TIMEOUT, Reason.LIMIT}
-        assert box.cgroup is not None
-        stats = box.cgroup.stats()
-        assert stats.memory is None or stats.memory.peak is None or stats.memory.peak <= 201 << 20
-        assert stats.pids is None or stats.pids.peak is None or stats.pids.peak <= 60
-        assert box.run(["echo", "on"], check=True).stdout == b"on\n"
+def test_no_group_of_others_is_named() -> None:
+    """/proc names no group outside: of nobody who can be seen."""
+    code = "import glob\nfor path in glob.glob('/proc/[0-9]*/cgroup') + ['/proc/self/cgroup']: print(open(path).read())"
+    with Sandbox(cwd="/tmp", pids=40) as box:
+        box.popen(["sleep", "1000"])
+        out = box.run(python(code)).stdout.decode()
+    assert out
+    assert "isolib" not in out
 
 
 @pytest.mark.root
 def test_files_of_limits_are_not_its_own() -> None:
     """No file of the group, nor of those of its processes, belongs to anybody inside."""
-    with Sandbox(**LIMITS) as box, box.popen(["sleep", "1000"]):
+    with Sandbox(cwd="/tmp", memory="200M", pids=60) as box, box.popen(["sleep", "1000"]):
         assert box.cgroup is not None
         for path in set(box.cgroup.paths.values()):
             for top, _, files in os.walk(path):
                 assert {os.stat(f"{top}/{name}").st_uid for name in files} | {os.stat(top).st_uid} == {0}
         maps = box.run(["cat", "/proc/self/uid_map"], check=True).stdout.split()
         assert b"0" not in maps[1::3]
+
+
+# ---- that it cannot leave ----
+
+SCATTER = """
+import os, sys, time
+ready, tell = os.pipe()
+for kind in range(4):
+    if (child := os.fork()) == 0:
+        if kind > 0:
+            os.setsid()
+        if kind > 1 and os.fork():
+            os._exit(0)
+        if kind > 2:
+            try: os.setpgid(0, 0)
+            except OSError: pass
+        for fd in (0, 1, 2):
+            os.close(fd)
+        os.write(tell, b"x")
+        time.sleep(1000)
+    if kind > 1:
+        os.waitpid(child, 0)
+for _ in range(4):
+    os.read(ready, 1)
+print("scattered", flush=True)
+if len(sys.argv) > 1:
+    time.sleep(1000)
+"""
+
+
+@users
+def test_all_descendants_are_in_the_group(user: int | None) -> None:
+    """Whoever it forks, twice and into sessions of their own, is in the group, seen from outside, and ends with the command."""
+    with Sandbox(cwd="/tmp", pids=40, memory="128M", user=user) as box:
+        process = box.popen([*python(SCATTER), "stay"])
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"scattered\n"
+        everybody = of_namespace(process.pid)
+        assert len(everybody) == 6  # PID 1, the command, and four that it has started
+        assert everybody <= set(box.cgroup.pids())
+        scattered = {pid for pid in everybody if b"python" in cmdline(pid)}
+        assert len(scattered) == 5
+        process.kill()
+        process.wait(60)
+        assert not scattered & set(box.cgroup.pids())
+        assert box.run(python(SCATTER)).stdout == b"scattered\n"
+        assert not [pid for pid in box.cgroup.pids() if b"python" in cmdline(pid)]
+
+
+def of_namespace(pid: int) -> set[int]:
+    """Return the processes of a process's pid namespace."""
+    own = os.readlink(f"/proc/{pid}/ns/pid")
+    found = set()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.readlink(f"/proc/{name}/ns/pid") == own:
+                found.add(int(name))
+        except OSError:  # gone, or a supervisor that shows itself to nobody
+            continue
+    return found
+
+
+def cmdline(pid: int) -> bytes:
+    """Return the arguments of a process; empty for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+# ---- bombs ----
+
+EAT = "x = []\nwhile True: x.append(bytearray(1 << 20))"
+MANY = f"""
+import os
+for _ in range(8):
+    if not os.fork():
+        exec({EAT!r})
+os.wait()
+raise SystemExit(1)
+"""
+BOMBS = {
+    "fork": ("import os\nwhile True:\n    try: os.fork()\n    except OSError: os._exit(1)", Reason.LIMIT),
+    "thread": (
+        "import threading as t, time\nwhile True: t.Thread(target=time.sleep, args=(1000,), daemon=True).start()",
+        Reason.LIMIT,
+    ),
+    "memory": (EAT, Reason.OOM),
+    "memory of children": (MANY, Reason.OOM),
+    "files in memory": ("with open('/tmp/big', 'wb') as file:\n    while True: file.write(bytes(1 << 20))", Reason.OOM),
+    "anonymous files": ("import os\nfd = os.memfd_create('x')\nwhile True: os.write(fd, bytes(1 << 20))", Reason.OOM),
+}
+
+
+@users
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_bombs(bomb: str, user: int | None, neighbour: Sandbox) -> None:
+    """A bomb ends by its limit, the reason says so, and neither the host nor another sandbox notices."""
+    code, reason = BOMBS[bomb]
+    done = isolib.run(python(code), cwd="/tmp", memory="48M", swap=None, pids=30, user=user, timeout=120)
+    assert done.exit.reason is reason, done
+    assert done.returncode != 0
+
+
+def test_fork_bomb_ends_with_its_time() -> None:
+    """A fork bomb that never gives up is ended with all that it is, by the wall limit."""
+    code = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+    done = isolib.run(python(code), cwd="/tmp", memory="256M", pids=60, wall=1, timeout=120)
+    assert done.exit.reason is Reason.TIMEOUT
+
+
+# ---- names ----
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "..", ".", "/x", "a/b", "", "x\0y", "cgroup.procs", "tasks", "-\n", 5, b"x/y"]
+)
+def test_names_do_not_lead_elsewhere(name: object) -> None:
+    """The name of a group is one new directory name, or an error before anything is made."""
+    with pytest.raises(isolib.PlanError):
+        isolib.new_cgroup(name=name)  # type: ignore[arg-type]
+    with isolib.new_cgroup() as group, pytest.raises(isolib.PlanError):
+        group.child(name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("file", ["../cgroup.procs", "/etc/passwd", "memory.max/../../cgroup.procs", "x\0y", ""])
+def test_raw_files_are_the_groups_own(file: str) -> None:
+    """read and write take the name of a file of the group, and no path."""
+    with isolib.new_cgroup() as group:
+        with pytest.raises(isolib.IsolibError):
+            group.read(file)
+        with pytest.raises(isolib.IsolibError):
+            group.write(file, "1")
