@@ -1,4 +1,4 @@
-"""The tests of control groups in other surroundings: without cgroup v2, and as an ordinary user to whom groups were delegated."""
+"""The tests of control groups in other surroundings: without cgroup v2, and as a user to whom groups were delegated."""
 
 from __future__ import annotations
 
