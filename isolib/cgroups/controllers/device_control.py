@@ -77,6 +77,8 @@ class Devices(Controller):
         ------
         Unsupported
             When assigning: neither v2 nor v1 takes rules from this user.
+        SyscallError
+            When assigning in v1, with EINVAL: a group that has others below it cannot be given other rules.
         """
         return self._rules
 
