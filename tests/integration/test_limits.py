@@ -217,7 +217,10 @@ def test_all_of_a_command_is_killed() -> None:
     script = f"sleep 1000 & python3 -I -S -c '{EAT}' 300; echo went on"
     with Sandbox(cwd="/tmp", memory="96M", pids=50) as box:
         done = box.run(["sh", "-c", script])
-        assert (done.exit.reason, done.stdout) == (Reason.OOM, b"")
+        assert done.exit.reason is Reason.OOM
+        # In v1 the kernel kills one process, and the shell may go on before the supervisor has looked.
+        by_the_kernel = box.cgroup.path == box.cgroup.paths["memory"]
+        assert done.stdout in ({b""} if by_the_kernel else {b"", b"went on\n"})
         assert box.run(["pgrep", "sleep"]).returncode == 1
 
 
