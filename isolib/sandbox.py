@@ -23,7 +23,7 @@ from isolib.mounts import Root, WorkTree
 from isolib.oneshot import OneShot, OneShotGroups, new_group
 from isolib.process import DEVNULL, PIPE, Process
 from isolib.spec import Completed, Limits, SandboxSpec
-from isolib.types import IdMap, Reason, parse_size
+from isolib.types import IdMap, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -270,8 +270,9 @@ def _complete(
         if end.reason is Reason.TIMEOUT:
             raise SandboxTimeout(argv, cast("float", limits.wall), completed.stdout, completed.stderr, end.usage)
         if end.reason is Reason.OOM:
-            limit = None if limits.memory is None or limits.memory == "max" else parse_size(limits.memory, "memory")
-            raise OutOfMemory(argv, limit, completed.stdout, completed.stderr, end.usage)
+            from isolib.cgroups.values import parse_limit  # noqa: PLC0415 - who has no limits needs none of it
+
+            raise OutOfMemory(argv, parse_limit(limits.memory, "memory"), completed.stdout, completed.stderr, end.usage)
         raise CommandFailed(argv, end, completed.stdout, completed.stderr)
     return completed
 

@@ -32,6 +32,7 @@ _IN_GROUP: Final = {
     "pids": "pids_max",
     "io": "io_max",
 }
+_IN_SANDBOX: Final = {new: old for old, new in _IN_GROUP.items()}
 
 
 class Completed(subprocess.CompletedProcess[bytes]):
@@ -98,7 +99,7 @@ class Limits:
         if self.group:
             from isolib.cgroups.limits import Limits as GroupLimits  # noqa: PLC0415 - who has no limits needs none of it
 
-            GroupLimits(self.group, {new: old for old, new in _IN_GROUP.items()})
+            GroupLimits(self.group, _IN_SANDBOX)
         if self.io is not None:
             object.__setattr__(self, "io", _Table(self.io))
         if self.wall is not None:
@@ -205,8 +206,7 @@ class SandboxSpec:
     @staticmethod
     def by_own_names(named: Mapping[str, T]) -> dict[str, T]:
         """Return what stands under the arguments of `isolib.new_cgroup` under the names that limits have here."""
-        names = {new: old for old, new in _IN_GROUP.items()}
-        return {names.get(name, name): value for name, value in named.items()}
+        return {_IN_SANDBOX.get(name, name): value for name, value in named.items()}
 
     @property
     def group_allow(self) -> tuple[str, ...]:

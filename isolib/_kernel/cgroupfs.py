@@ -1,4 +1,6 @@
-"""Which control group hierarchies are mounted, and which group of each a process is in.  Pure but for `own_groups`.
+"""Which control group hierarchies are mounted, and which group of each a process is in.
+
+All is pure but `read_entries`, `read_mounts` and `look`.
 
 There are three kinds of hosts (cgroups(7)): *unified*, where cgroup v2 has every controller; *legacy*, where each controller
 is in a hierarchy of v1; and *hybrid*, where both are mounted and a controller is in the one or the other.
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from isolib._kernel.procfs import CgroupEntry, Mount
 
-__all__ = ["V1_NAMES", "Group", "controller_state", "mode", "own_group", "own_groups"]
+__all__ = ["V1_NAMES", "Group", "controller_state", "look", "mode", "own_group", "own_groups", "read_entries", "read_mounts"]
 
 #: The controllers of v1, as mount options name them; they are never more.
 V1_NAMES: Final = frozenset(

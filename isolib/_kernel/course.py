@@ -115,7 +115,7 @@ _COMMAND: Final = _fixed(
 )
 
 
-def _supervisor(kind: str, *, is_init: bool, deadline: bool) -> Iterator[tuple[None, Explained]]:
+def _supervisor(kind: str, *, is_init: bool, deadline: bool, oom: bool) -> Iterator[tuple[None, Explained]]:
     handed = "pidfd of the command, terminal" if kind == "SUPERVISE" else "what the plan hands over"
     clock = [Call("clock_gettime", "CLOCK_MONOTONIC")] if deadline else []
     yield _fixed(
@@ -129,15 +129,21 @@ def _supervisor(kind: str, *, is_init: bool, deadline: bool) -> Iterator[tuple[N
         *clock,
     )
     news = "for each process that ends, signal that comes, word of the host's"
+    memory = "when memory is short in the control group"
     yield _fixed(
         *clock,
-        Call("ppoll", "signals, status socket, pidfd of the host"),
+        Call("ppoll", f"signals, status socket, pidfd of the host{', eventfd' if oom else ''}"),
         Call("read", "signalfd", when=news),
         Call("wait4", "-1, WNOHANG|__WALL", when=news),
         Call("pidfd_send_signal", "the command", when=news),
         Call("recvfrom", "status socket", when=news),
         Call("prctl", "PR_SET_DUMPABLE, 0", when=news),
-        form=f"(?:{'clock_gettime ' if deadline else ''}ppoll (?:read |wait4 |pidfd_send_signal |recvfrom |prctl )*)+",
+        *([Call("read", "eventfd", when=memory), Call("pread64", "memory.oom_control", when=memory)] if oom else []),
+        *([Call("clock_gettime", "CLOCK_MONOTONIC", when=memory)] if oom and deadline else []),
+        form=(
+            f"(?:{'clock_gettime ' if deadline else ''}ppoll {'(?:read )?(?:pread64 )?' if oom else ''}"
+            f"{'(?:clock_gettime )?' if oom and deadline else ''}(?:read |wait4 |pidfd_send_signal |recvfrom |prctl )*)+"
+        ),
     )
     left = "while processes are left"
     if is_init:
@@ -221,4 +227,5 @@ def sections(steps: Sequence[Step]) -> Iterator[Section]:
     if end.kind == "REAP":
         yield Section("supervisor", _REAPER)
         return
-    yield Section("supervisor", tuple(_supervisor(end.kind, is_init=end.flags != 0, deadline=end.value != 0)))
+    supervisor = _supervisor(end.kind, is_init=end.flags != 0, deadline=end.value != 0, oom=end.fd is not None)
+    yield Section("supervisor", tuple(supervisor))

@@ -19,8 +19,8 @@ from isolib.cgroups.controllers.hugetlb import Hugetlb
 from isolib.cgroups.controllers.io import Io
 from isolib.cgroups.controllers.memory import Memory
 from isolib.cgroups.controllers.pids import Pids
-from isolib.cgroups.files import Directory
-from isolib.cgroups.hierarchy import V1_CONTROLLERS
+from isolib.cgroups.files import Directory, distinct
+from isolib.cgroups.hierarchy import V1_CONTROLLERS, V2_NAMES
 from isolib.cgroups.place import available_in, enable
 from isolib.cgroups.tree import pids_in
 from isolib.cgroups.values import check_file
@@ -72,12 +72,12 @@ class Controls:
     @property
     def distinct(self) -> list[Directory]:
         """The directories of v1, each once."""
-        return list({id(one): one for one in self.legacy.values()}.values())
+        return distinct(self.legacy.values())
 
     @property
     def directories(self) -> list[Directory]:
         """All directories."""
-        return [*([] if self.unified is None else [self.unified]), *self.distinct]
+        return distinct([self.unified, *self.legacy.values()])
 
     @property
     def paths(self) -> dict[str, str]:
@@ -112,7 +112,7 @@ class Controls:
     def directory_of(self, file: str) -> Directory:
         """Return the directory in which a control file stands, by the part of its name before the dot."""
         prefix = check_file(file).partition(".")[0]
-        name = {one: name for name, one in V1_CONTROLLERS.items()}.get(prefix, prefix)
+        name = V2_NAMES.get(prefix, prefix)
         if name == "cgroup" or name not in V1_CONTROLLERS:
             if self.unified is None:
                 raise Unsupported(

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from isolib._kernel.explain import Call
 from isolib.cgroups import place
+from isolib.cgroups.files import distinct
 from isolib.cgroups.limits import Limits, parse_allow
-from isolib.cgroups.lodge import COUNTING, LEGACY
+from isolib.cgroups.lodge import COUNTING, LEGACY, apart
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -28,13 +29,13 @@ def explain(given: Mapping[str, object], allow: Collection[str] = ()) -> str:
     limits = Limits(given)
     where = place.find(limits.controllers, parse_allow(allow))
     wanted = {*limits.controllers, *COUNTING, *LEGACY}
-    legacy = list({id(one): one for name, one in where.legacy.items() if name in wanted}.values())
-    parents = [*([] if where.unified is None else [where.unified]), *legacy]
-    flat = where.legacy.get("io")
+    legacy = {name: one for name, one in where.legacy.items() if name in wanted}
+    parents, places = distinct([where.unified, *legacy.values()]), distinct([where.unified, *apart(legacy)])
     calls = [Call("mkdirat", f'"{one.path}/isolib-PID-N"', _PAGE) for one in parents]
     calls += [Call("write", f"{controller}.{attribute} = {value!r}", _PAGE) for controller, attribute, value in limits.settings]
-    calls += [Call("mkdirat", f'"{one.path}/isolib-PID-N/pN"', _PAGE) for one in parents if one is not flat]
+    calls += [Call("mkdirat", f'"{one.path}/isolib-PID-N/pN"', _PAGE) for one in places]
     calls += [
-        Call("openat", f'"{one.path}/isolib-PID-N/{"" if one is flat else "pN/"}tasks", O_WRONLY', _PAGE) for one in legacy
+        Call("openat", f'"{one.path}/isolib-PID-N/{"pN/" if one in places else ""}tasks", O_WRONLY', _PAGE)
+        for one in distinct(legacy.values())
     ]
     return "\n".join(["calling thread, for the control group:", *(f"       {call}" for call in calls)])

@@ -17,10 +17,11 @@ from isolib._kernel.hints import hint
 from isolib.errors import GoneError, PlanError, SyscallError, from_errno
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Directory", "parse_flat", "parse_nested"]
+__all__ = ["Directory", "distinct", "parse_flat", "parse_nested"]
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 #: As much as one read of a counter yields; the longest, memory.stat, has some 1,500 bytes.
@@ -251,6 +252,11 @@ class Directory:
         """Return the names of the groups below."""
         with self._anew() as fd, os.scandir(fd.fileno()) as entries:
             return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def distinct(directories: Iterable[Directory | None]) -> list[Directory]:
+    """Return those that there are, each once, in their order: controllers that are mounted together share one."""
+    return list({id(one): one for one in directories if one is not None}.values())
 
 
 def _refused(op: str, target: str, errno: int) -> SyscallError:

@@ -12,6 +12,7 @@ from isolib._kernel import seam
 from isolib._kernel.handle import Rollback, home
 from isolib._kernel.lodging import Shape
 from isolib.cgroups import freezing, moving, removal
+from isolib.cgroups.files import distinct
 from isolib.cgroups.freezing import Frozen
 from isolib.cgroups.lodge import Lodge, Quarters
 from isolib.cgroups.moving import Entered, process_id
@@ -73,7 +74,6 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
     degraded
         What was asked for, cannot be kept here, and was left out because ``allow=`` named it: the refusals, by the name of the
         argument.
-
     oom
         Who is killed with a process that the kernel kills for want of memory: everybody in the "group", all that belongs to
         the "process" that isolib started, or the "one" alone.
@@ -472,10 +472,9 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         for child in list(self._children):
             child.close()
         # Those of v1 first: who lives in v2 alone is found there afterwards.
-        parents = {id(one): one for one in (controls.place.legacy[name] for name in controls.legacy)}
-        if controls.unified is not None and controls.place.unified is not None:
-            parents[0] = controls.place.unified
-        if self._births == 0 and all(removal.remove_empty(parent, self.name) for parent in parents.values()):
+        where = controls.place
+        parents = distinct([*map(where.legacy.get, controls.legacy), None if controls.unified is None else where.unified])
+        if self._births == 0 and all(removal.remove_empty(parent, self.name) for parent in parents):
             return
         with suppress(GoneError):
             removal.kill(controls.unified, controls.distinct)
@@ -483,7 +482,7 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
             lodge.settle()
         self._drop_spare()
         with Rollback() as undo:  # in every hierarchy, whatever becomes of another
-            for parent in parents.values():
+            for parent in parents:
                 undo.push(self._remove_from, parent)
 
     def _remove_from(self, parent: Directory) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from isolib._kernel.cgroupfs import Group
 
-__all__ = ["V1_CONTROLLERS", "Binding", "Hierarchy", "hierarchy", "may_use", "survey"]
+__all__ = ["V1_CONTROLLERS", "V2_NAMES", "Binding", "Hierarchy", "hierarchy", "may_use", "read_words", "survey"]
 
 #: The controllers, as v2 calls them, with their names in v1.
 V1_CONTROLLERS: Final = MappingProxyType(
@@ -39,6 +39,8 @@ V1_CONTROLLERS: Final = MappingProxyType(
         "misc": "misc",
     }
 )
+#: The other way round.
+V2_NAMES: Final = MappingProxyType({v1: name for name, v1 in V1_CONTROLLERS.items()})
 #: What v2 has without a controller: a file of every group, and a BPF program.
 _BUILT_IN: Final = frozenset({"devices", "freezer"})
 _FILES: Final = ("cgroup.procs", "cgroup.subtree_control")

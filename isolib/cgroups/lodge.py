@@ -18,14 +18,14 @@ from isolib._kernel.lodging import Account
 from isolib.cgroups import removal
 from isolib.cgroups.controllers.cpuset import inherit
 from isolib.cgroups.controllers.io import load_stat, total
-from isolib.cgroups.files import Directory, parse_flat
+from isolib.cgroups.files import Directory, distinct, parse_flat
 from isolib.errors import SyscallError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Self
 
-__all__ = ["COUNTING", "LEGACY", "Lodge", "Quarters"]
+__all__ = ["COUNTING", "LEGACY", "Lodge", "Quarters", "apart"]
 
 #: The controllers that count apart what each process in a group uses; processes do not compete within a group, so cpu is not.
 COUNTING: Final = frozenset({"memory", "io", "pids"})
@@ -33,7 +33,17 @@ COUNTING: Final = frozenset({"memory", "io", "pids"})
 LEGACY_COUNTING: Final = frozenset({"cpuacct"})
 #: What every group has there: without v2, the freezer is what stops and kills.
 LEGACY: Final = LEGACY_COUNTING | {"freezer"}
+#: Hierarchies of v1 in which processes live in the group itself, and have none of their own below: there a limit on I/O binds
+#: who is in the group, and nobody in groups below (blk-throttle.c, throtl_pd_init), and device rules can be changed only while
+#: there are no groups below (device_cgroup.c, devcgroup_update_access).
+SHARED: Final = frozenset({"io", "devices"})
 _EVENTFD: Final = struct.Struct("=Q")
+
+
+def apart(legacy: Mapping[str, Directory]) -> list[Directory]:
+    """Return the directories of v1 in which each process has a group of its own."""
+    together = distinct(legacy.get(name) for name in SHARED)
+    return [one for one in distinct(legacy.values()) if one not in together]
 
 
 class Quarters:
@@ -68,13 +78,9 @@ class Quarters:
         self.unified = unified
         self.legacy = legacy
         self.counting = counting
-        #: Directories of v1, each once: those with a group of its own for each process, and those without. There a limit on I/O
-        #: binds who is in the group itself, and nobody in groups below (blk-throttle.c, throtl_pd_init), and device rules are
-        #: those of groups that have none below (device_cgroup.c, devcgroup_update_access).
-        distinct = list({id(one): one for one in legacy.values()}.values())
-        flat = [legacy.get("io"), legacy.get("devices")]
-        self.counted = [] if foreign else [one for one in distinct if not any(one is other for other in flat)]
-        self.shared = [one for one in distinct if one not in self.counted]
+        #: Directories of v1, each once: those with a group of its own for each process, and those without.
+        self.counted, self.shared = apart({} if foreign else legacy), distinct(legacy.values())
+        self.shared = [one for one in self.shared if one not in self.counted]
         #: Whether a process that the kernel kills for want of memory takes the others with it: in v1 its supervisor sees to it.
         self.tell_oom = False
         #: Whether that takes but its own along, and no others: memory.oom.group is set for each process in v2.

@@ -13,9 +13,9 @@ from isolib._kernel.hints import typed
 from isolib.cgroups import moving, place, removal
 from isolib.cgroups.controllers.cpuset import inherit
 from isolib.cgroups.controls import Controls
-from isolib.cgroups.files import Directory
+from isolib.cgroups.files import Directory, distinct
 from isolib.cgroups.group import THREADED, Cgroup
-from isolib.cgroups.hierarchy import V1_CONTROLLERS
+from isolib.cgroups.hierarchy import V2_NAMES
 from isolib.cgroups.limits import Limits, parse_allow
 from isolib.cgroups.lodge import COUNTING, LEGACY
 from isolib.cgroups.place import Place
@@ -218,8 +218,7 @@ def _below(controls: Controls, wanted: Collection[str], counting: Collection[str
 
 def _make(where: Place, name: str, limits: Limits, allowed: frozenset[str], *, counting: frozenset[str], oom: str) -> Cgroup:
     legacy = {one: directory for one, directory in where.legacy.items() if one in {*limits.controllers, *counting}}
-    unified = [] if where.unified is None else [where.unified]
-    parents = list({id(one): one for one in [*unified, *legacy.values()]}.values())
+    parents = distinct([where.unified, *legacy.values()])
     with Rollback() as undo:
         for parent in parents:
             if parent.has(name):  # what is entrusted is removed with this program, and that one is somebody else's
@@ -309,7 +308,6 @@ def _opened(path: str) -> tuple[Directory | None, dict[str, Directory]]:
     place_of = os.path.realpath(path)
     for mount in cgroupfs.read_mounts():
         if mount.fs_type == "cgroup" and f"{place_of}/".startswith(f"{mount.mount_point}/"):
-            names = {v1: name for name, v1 in V1_CONTROLLERS.items()}
-            found = {names.get(one, one): directory for one in mount.super_options if one in cgroupfs.V1_NAMES}
+            found = {V2_NAMES.get(one, one): directory for one in mount.super_options if one in cgroupfs.V1_NAMES}
             return None, found or {"": directory}
     return None, {"": directory}

@@ -14,8 +14,8 @@ from isolib._kernel import cgroupfs
 from isolib._kernel.handle import home
 from isolib._kernel.hints import typed
 from isolib._kernel.procfs import parse_cgroup
-from isolib.cgroups.files import Directory
-from isolib.cgroups.hierarchy import V1_CONTROLLERS
+from isolib.cgroups.files import Directory, distinct
+from isolib.cgroups.hierarchy import V2_NAMES
 from isolib.errors import GoneError, IsolibError, PlanError, SyscallError
 
 if TYPE_CHECKING:
@@ -80,15 +80,14 @@ def groups_of(pid: int | str) -> tuple[Directory | None, dict[str, Directory]]:
     except (FileNotFoundError, ProcessLookupError):
         raise GoneError("open", f"process {pid}") from None
     unified, legacy = cgroupfs.own_groups(cgroupfs.read_mounts(), entries)
-    names = {v1: name for name, v1 in V1_CONTROLLERS.items()}
     opened = {one.path: Directory.open(one.path, 1) for one in legacy.values()}
-    found = {names.get(name, name): opened[one.path] for name, one in legacy.items()}
+    found = {V2_NAMES.get(name, name): opened[one.path] for name, one in legacy.items()}
     return None if unified is None else Directory.open(unified.path, 2), found
 
 
-def _distinct(pid: int | str) -> list[Directory]:
-    unified, legacy = groups_of(pid)
-    return list({id(one): one for one in [*([unified] if unified else []), *legacy.values()]}.values())
+def _own() -> list[Directory]:
+    unified, legacy = groups_of("self")
+    return distinct([unified, *legacy.values()])
 
 
 class Entered:
@@ -103,7 +102,7 @@ class Entered:
         if self._before:
             raise IsolibError(f"{self._group!r}: this process is in it already by this very object")
         self._home = home()
-        self._before = _distinct("self")
+        self._before = _own()
         self._group._visits.append(self)  # noqa: SLF001 - it is not closed before this process has left it
         try:
             self._group.add(os.getpid())
@@ -123,7 +122,7 @@ class Entered:
         """Go back; again, and in a fork, is nothing."""
         if self._home != home():
             return
-        known = {directory.path for directory in _distinct("self")}
+        known = {directory.path for directory in _own()}
         move(os.getpid(), [directory for directory in self._before if directory.path not in known])
         before, self._before = self._before, []
         with suppress(ValueError):

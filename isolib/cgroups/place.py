@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 from isolib._kernel import cgroupfs, reaper
 from isolib._kernel.handle import home
 from isolib.cgroups import systemd
-from isolib.cgroups.files import Directory
+from isolib.cgroups.files import Directory, distinct
 from isolib.cgroups.hierarchy import V1_CONTROLLERS, may_use, read_words, survey
 from isolib.cgroups.lodge import COUNTING, LEGACY
 from isolib.errors import PermissionDenied, SyscallError, Unsupported
@@ -80,8 +80,7 @@ class Place:
     @property
     def directories(self) -> list[Directory]:
         """Its directories, each once."""
-        unified = [] if self.unified is None else [self.unified]
-        return list({id(one): one for one in [*unified, *self.legacy.values()]}.values())
+        return distinct([self.unified, *self.legacy.values()])
 
 
 class _Cache:
@@ -370,5 +369,5 @@ def open_house(directory: Directory | None) -> frozenset[str]:
     wanted = available_in(directory).intersection(COUNTING)
     missing = wanted - enabled_in(directory)
     if missing:
-        directory.write("cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(missing)))
+        directory.write(_CONTROL, " ".join(f"+{name}" for name in sorted(missing)))
     return wanted

@@ -102,7 +102,6 @@ class Trigger:
     """
 
     def __init__(self, pressure: Pressure, writes: list[bytes]) -> None:
-        self._directory = pressure.directory
         self._pressure = pressure
         self._writes = writes
         self._fds: list[Fd] = []

@@ -113,12 +113,12 @@ def _kill_unified(directory: Directory) -> None:
         directory.write("cgroup.freeze", "0")
 
 
-def wait_until_empty(directory: Directory, timeout: float | None) -> None:
+def wait_until_empty(directory: Directory, timeout: float) -> None:
     """Wait until nobody lives in a group of v2: the kernel tells by cgroup.events.
 
     Raises
     ------
-    TimeoutError
+    IsolibError
         Somebody still does.
     """
     if not freezing.wait_for(directory, "cgroup.events", b"populated 0", timeout):

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel.procfs import parse_id_map
+from isolib._kernel.assembly import is_host_root
 from isolib.cgroups.systemd_bus import BUS, FEATURE, MANAGER, SYSTEMD, Place, connected
 from isolib.errors import GoneError, PlanError, SyscallError, Unsupported, from_errno
-from isolib.types import MAX_ID, IdMap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -286,20 +285,12 @@ def _manager(*, user: bool | None, timeout: float) -> Iterator[tuple[Bus, str]]:
         raise PlanError(f"a time-out is more than nothing: {timeout}")
     if not is_running():
         raise Unsupported(FEATURE, "the init of this system, which is not systemd", "a group that the caller may write himself")
-    with connected(user=not _root_of_machine() if user is None else user, timeout=timeout) as (bus, name):
+    with connected(user=not is_host_root() if user is None else user, timeout=timeout) as (bus, name):
         bus.wait_for_owner(SYSTEMD, _EARLY)
         bus.ask(BUS, "AddMatch", "s", _JOBS)
         # systemd says nothing while nobody listens.
         bus.ask(MANAGER, "Subscribe")
         yield bus, name
-
-
-def _root_of_machine() -> bool:
-    """Return whether this process is root, and not only in a user namespace."""
-    if os.geteuid() != 0:
-        return False
-    with open("/proc/thread-self/uid_map", "rb") as file:
-        return parse_id_map(file.read()) == [IdMap(0, 0, MAX_ID + 1)]
 
 
 def _check_numbers(bus: Bus, name: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from isolib._kernel.cgroupfs import V1_NAMES
 from isolib.errors import PlanError
 from isolib.types import MAX_SIZE, check_path, parse_duration, parse_size
 
@@ -42,8 +43,7 @@ MOST_CPUS: Final = 8192  # NR_CPUS of the largest configuration
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_+@:][A-Za-z0-9_.+@:-]*")
 _RESERVED: Final = re.compile(
-    r"(cgroup|cpu|cpuacct|cpuset|memory|io|blkio|pids|hugetlb|devices|freezer|rdma|misc|net_cls|net_prio|perf_event|dmem)\..*"
-    r"|tasks|notify_on_release|release_agent"
+    rf"({'|'.join(sorted(V1_NAMES | {'cgroup', 'dmem', 'io'}))})\..*|tasks|notify_on_release|release_agent"
 )
 _FILE: Final = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*")
 #: How isolib calls the groups below a group in which processes live.

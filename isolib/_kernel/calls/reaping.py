@@ -19,7 +19,6 @@ ENTRY_SIZE: Final[int] = ffi.sizeof("struct isolib_entry")
 ENTRY_BASES: Final[int] = lib.ISOLIB_ENTRY_BASES
 ENTRY_BODY: Final[int] = ffi.offsetof("struct isolib_entry", "kind")
 ENTRY_CGROUP: Final[int] = lib.ISOLIB_ENTRY_CGROUP
-CGROUP_MAGICS: Final = frozenset({0x63677270, 0x27E0EB})  # CGROUP2_SUPER_MAGIC, CGROUP_SUPER_MAGIC
 OWNER_DIED: Final[int] = lib.ISOLIB_OWNER_DIED
 
 _TABLE: Final = "the reaper's table"

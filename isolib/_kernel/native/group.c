@@ -11,12 +11,6 @@ enum {
     BATCH = 64             /* processes of one group that are looked at together */
 };
 
-int64_t now_ns(void) {
-    struct iso_timespec now = {0, 0};
-    SYS2(clock_gettime, 1, &now); /* CLOCK_MONOTONIC */
-    return now.sec * SECOND + now.nsec;
-}
-
 int wait_for(int fd, int events, int64_t until) {
     struct iso_pollfd polled = {fd, (int16_t)events, 0};
     int64_t left = until - now_ns();

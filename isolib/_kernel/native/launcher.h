@@ -70,6 +70,26 @@ static inline size_t length(const char *s) {
     return n;
 }
 
+enum { SECOND = 1000000000 }; /* in nanoseconds */
+static inline int64_t now_ns(void) {
+    struct iso_timespec now = {0, 0};
+    SYS2(clock_gettime, 1, &now); /* CLOCK_MONOTONIC */
+    return now.sec * SECOND + now.nsec;
+}
+
+/* Adds a descriptor, unless it is -1, to a list as iso_close_others takes it. */
+static inline void insert_sorted(int32_t *list, uint32_t *count, int32_t fd) {
+    uint32_t at = *count;
+    if (fd < 0)
+        return;
+    while (at > 0 && list[at - 1] > fd) {
+        list[at] = list[at - 1];
+        at--;
+    }
+    list[at] = fd;
+    ++*count;
+}
+
 enum { DECIMAL = 12 };
 static inline const char *decimal(char digits[DECIMAL], int32_t number) {
     size_t at = DECIMAL - 1;

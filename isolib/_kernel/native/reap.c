@@ -217,15 +217,12 @@ static long be_watched(struct reaping *r) {
 }
 
 static void close_what_is_not_needed(const struct launcher *l) {
-    int32_t keep[3] = {l->status, l->host, l->go};
-    for (int round = 0; round < 2; round++)
-        for (int i = 0; i < 2; i++)
-            if (keep[i] > keep[i + 1]) {
-                int32_t lower = keep[i + 1];
-                keep[i + 1] = keep[i];
-                keep[i] = lower;
-            }
-    iso_close_others(keep, 3, 0);
+    int32_t keep[3];
+    uint32_t count = 0;
+    insert_sorted(keep, &count, l->status);
+    insert_sorted(keep, &count, l->host);
+    insert_sorted(keep, &count, l->go);
+    iso_close_others(keep, count, 0);
     SYS1(close, l->go); /* last: stage 1 is watching until now */
 }
 

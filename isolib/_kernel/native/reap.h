@@ -3,7 +3,6 @@
 /* What the reaper's two parts know of each other: the table and the process in reap.c, one group in group.c. */
 #include "launcher.h"
 
-enum { SECOND = 1000000000 };
 enum { V1 = 1, V2 = 2 };
 
 /* A directory in which groups are made. */
@@ -17,8 +16,6 @@ static inline int is_dots(const char *name) {
     return name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2]));
 }
 
-/* CLOCK_MONOTONIC */
-int64_t now_ns(void);
 /* Waits for less than a second; returns whether the event came. */
 int wait_for(int fd, int events, int64_t until);
 

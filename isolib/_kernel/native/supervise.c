@@ -21,24 +21,6 @@ struct supervision {
     int64_t deadline_ns; /* 0: none */
 };
 
-static int64_t now_ns(void) {
-    struct iso_timespec now = {0, 0};
-    SYS2(clock_gettime, 1, &now); /* CLOCK_MONOTONIC */
-    return now.sec * 1000000000 + now.nsec;
-}
-
-static void insert_sorted(int32_t *list, uint32_t *count, int32_t fd) {
-    uint32_t at = *count;
-    if (fd < 0)
-        return;
-    while (at > 0 && list[at - 1] > fd) {
-        list[at] = list[at - 1];
-        at--;
-    }
-    list[at] = fd;
-    ++*count;
-}
-
 /* The command's standard streams must not stay open here, or their readers would wait for the whole tree. */
 static void close_what_is_not_needed(struct supervision *s) {
     int32_t keep[8];
@@ -227,8 +209,8 @@ static void *time_left(const struct supervision *s, struct iso_timespec *left) {
     }
     if (ns < 0)
         ns = 0;
-    left->sec = ns / 1000000000;
-    left->nsec = ns % 1000000000;
+    left->sec = ns / SECOND;
+    left->nsec = ns % SECOND;
     return left;
 }
 
@@ -256,6 +238,8 @@ static void on_oom(struct supervision *s, int is_told) {
     }
     if (s->kills < 0 || has_lost_one(s))
         s->ending = ISOLIB_END_OOM;
+    else if (s->deadline_ns && now_ns() >= s->deadline_ns)
+        s->ending = ISOLIB_END_DEADLINE;
 }
 
 long open_signals(struct launcher *l) {
@@ -290,10 +274,10 @@ void supervise(struct launcher *l, const struct isolib_step *step, int command_p
             {l->signals, ISO_POLLIN, 0}, {l->status, ISO_POLLIN, 0}, {l->host, ISO_POLLIN, 0}, {s.oom, ISO_POLLIN, 0}};
         struct iso_timespec left;
         long ready = SYS5(ppoll, polled, 4, time_left(&s, &left), 0, 0);
-        if (ready == 0 && s.deadline_ns && now_ns() >= s.deadline_ns)
-            s.ending = ISOLIB_END_DEADLINE;
-        else if (ready >= 0 && (s.looks || polled[3].revents))
+        if (ready >= 0 && (s.looks || polled[3].revents))
             on_oom(&s, polled[3].revents);
+        else if (ready == 0)
+            s.ending = ISOLIB_END_DEADLINE;
         if (ready > 0 && ((polled[1].revents && on_word(&s)) || polled[2].revents)) /* asked, closed, or gone */
             s.ending = ISOLIB_END_KILLED;
         if ((ready < 0 && ready != -EINTR) || s.ending != ISOLIB_END_BY_ITSELF)
