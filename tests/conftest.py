@@ -28,6 +28,7 @@ import pytest
 
 from isolib._kernel.procfs import parse_cgroup, parse_fdinfo, parse_mountinfo, parse_stat, parse_status
 from tests import throwaway
+from tests.groups import needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -119,6 +120,12 @@ class Account:
 def ordinary_user() -> Account:
     """Return who runs the tests, or for root an account without rights."""
     return Account(os.geteuid(), os.getegid()) if os.geteuid() else Account(65534, 65534)
+
+
+@pytest.fixture
+def groups() -> None:
+    """Skip the test where the user may make no control groups."""
+    needs()
 
 
 @pytest.fixture(scope="session")

@@ -34,9 +34,13 @@ class Hierarchy(NamedTuple):
     controllers: frozenset[str]
 
 
-@cache
 def hierarchies() -> tuple[Hierarchy, ...]:
     """Return the groups of this process in which it may make others."""
+    return tuple(one for one in _usable() if not one.controllers & AWKWARD)
+
+
+@cache
+def _usable() -> tuple[Hierarchy, ...]:
     own = {entry.controllers: entry.path for entry in parse_cgroup(Path("/proc/self/cgroup").read_bytes())}
     found = []
     for mount in parse_mountinfo(Path("/proc/self/mountinfo").read_bytes()):
@@ -45,12 +49,38 @@ def hierarchies() -> tuple[Hierarchy, ...]:
         version = 2 if mount.fs_type == "cgroup2" else 1
         for controllers, group in own.items():
             is_its_own = set(controllers) <= set(mount.super_options) if controllers else version == 2
-            if not is_its_own or not group.startswith(mount.root) or set(controllers) & AWKWARD:
+            if not is_its_own or not group.startswith(mount.root):
                 continue
             path = os.path.normpath(f"{mount.mount_point}/{group.removeprefix(mount.root)}")
             if os.access(path, os.W_OK | os.X_OK):
                 found.append(Hierarchy(path, version, frozenset(controllers)))
     return tuple(found)
+
+
+@cache
+def controllers() -> frozenset[str]:
+    """Return the controllers that groups of this user's can have, as cgroup v2 calls them; from the host, not from isolib."""
+    found: set[str] = set()
+    for one in _usable():
+        if one.version == 1:
+            found |= {"io" if name == "blkio" else name for name in one.controllers}
+            continue
+        top = Path(one.path)
+        while os.access(top.parent / "cgroup.procs", os.W_OK):
+            top = top.parent
+        found |= set((top / "cgroup.controllers").read_text(encoding="ascii").split())
+    return frozenset(found)
+
+
+def needs(*names: str) -> None:
+    """Skip the test where this user may make no groups, or none with these controllers."""
+    if not hierarchies():
+        if "ISOLIB_TEST_NEEDS_GROUPS" in os.environ:
+            pytest.fail("this host was to have groups that this user may make, and has none")
+        pytest.skip("this host has no cgroups that this user may make")
+    for name in names:
+        if name not in controllers():
+            pytest.skip(f"groups of this user have no {name} controller on this host")
 
 
 def parents(*, version: int | None = None, controller: str | None = None) -> list[str]:

@@ -333,5 +333,6 @@ def typed(what: str) -> Iterator[None]:
     except IsolibError:
         raise
     except OSError as error:
+        # Which call it was Python does not say; most of those that need a descriptor, or a file, fail alike.
         number, target = error.errno or 0, str(error.filename or what)
-        raise from_errno("open", target, number, hint("open", number, target)) from error
+        raise from_errno("system call", target, number, hint("open", number, target)) from error

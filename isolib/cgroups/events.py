@@ -295,18 +295,15 @@ def _copy(number: int) -> Fd:
 def wait_oom(
     memory: Directory,
     *,
-    since: int = 0,
     timeout: float | timedelta | None = None,
     oom_kills: Callable[[], int] | None = None,
 ) -> bool:
-    """Wait until the kernel has killed a process of a group, or of one below, for want of memory.
+    """Wait until the kernel has killed a process of a group, or of one below, for want of memory, now or before.
 
     Parameters
     ----------
     memory
         The group's directory in the hierarchy that has the memory controller, of either version.
-    since
-        The number of such kills that the caller knows of: with more than these it returns at once.
     timeout
         Seconds or a timedelta; None: no limit.
     oom_kills
@@ -325,14 +322,14 @@ def wait_oom(
     left = Deadline(timeout)
     with memory.copy() as own:
         kills = oom_kills or KillCount(own)
-        return _wait_oom(own, since, left, kills)
+        return _wait_oom(own, left, kills)
 
 
-def _wait_oom(memory: Directory, since: int, left: Deadline, kills: Callable[[], int]) -> bool:
+def _wait_oom(memory: Directory, left: Deadline, kills: Callable[[], int]) -> bool:
     with Events(None, {"memory": memory}, oom_kills=kills) as events:
         is_v2 = memory.version == _V2
         seen = parse_flat(memory.sample("memory.events")).get("oom_kill", 0) if is_v2 else kills()
-        while seen <= since:
+        while not seen:
             event = events.wait_until(left)
             if event is None:
                 return False

@@ -426,10 +426,12 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
             if before == 0 and change > 0:
                 try:
                     self.freeze()
-                except BaseException:
+                except BaseException as error:
                     self._standing = 0
-                    with suppress(IsolibError):
+                    try:
                         self.thaw()
+                    except IsolibError as other:
+                        error.add_note(f"and it could not be thawed: {other}")
                     raise
             elif self._standing == 0 and not self.closed:
                 self.thaw()

@@ -19,6 +19,7 @@ from isolib.cgroups import removal
 from isolib.cgroups.controllers.cpuset import inherit
 from isolib.cgroups.controllers.io import load_stat, total
 from isolib.cgroups.files import Directory, distinct, parse_flat
+from isolib.cgroups.tree import ABSENT
 from isolib.errors import SyscallError
 
 if TYPE_CHECKING:
@@ -270,11 +271,10 @@ class Lodge:
                 return legacy.read(f"{self.name}/{v1}")
             if self._unified is not None and controller in quarters.counting:
                 return self._unified.read(v2)
-        except ProcessLookupError:
-            raise
-        except SyscallError:  # a kernel that is too old for it
-            return None
-        return None
+        except SyscallError as error:
+            if isinstance(error, ProcessLookupError) or error.errno not in ABSENT:
+                raise
+        return None  # a kernel that is too old for it
 
     def _number(self, controller: str, v2: str, v1: str) -> int | None:
         text = self._file(controller, v2, v1)
@@ -301,9 +301,7 @@ class Lodge:
         quarters = self._quarters
         if quarters.unified is None or "pids" not in quarters.counting:
             return 0
-        with suppress(SyscallError):
-            return parse_flat(quarters.unified.sample("pids.events")).get("max", 0)
-        return 0
+        return parse_flat(quarters.unified.sample_if_there("pids.events") or b"").get("max", 0)
 
     def _io(self) -> tuple[int | None, int | None]:
         if "io" in self._quarters.legacy:  # there all are together, and the launcher knows better

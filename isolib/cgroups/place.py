@@ -227,6 +227,15 @@ def is_top(path: str) -> bool:
     return not os.path.exists(f"{path}/cgroup.type")
 
 
+def _is_inhabited(path: str) -> bool:
+    """Return whether processes live in a group of v2; so does who cannot be listed, as the threads of a threaded one."""
+    try:
+        with open(f"{path}/cgroup.procs", "rb") as file:
+            return bool(file.read(1))
+    except OSError:
+        return True
+
+
 def _nearest_above(own: Group) -> str | None:
     directory = own.path
     while directory != own.top:
@@ -235,7 +244,7 @@ def _nearest_above(own: Group) -> str | None:
             return None
         if systemd.is_running() and systemd.delegated_ancestor(directory, own.top) is None:
             return None
-        if is_top(directory) or not read_words(f"{directory}/cgroup.procs"):
+        if is_top(directory) or not _is_inhabited(directory):
             return directory
     return None
 
@@ -350,7 +359,7 @@ def enable(directory: Directory, top: str, names: Collection[str], *, threaded: 
     for path in reversed(chain):
         one = directory if path == directory.path else Directory.open(path, 2)
         available = set(read_words(f"{path}/cgroup.controllers"))
-        if not threaded and not is_top(path) and read_words(f"{path}/cgroup.procs"):
+        if not threaded and not is_top(path) and _is_inhabited(path):
             continue
         for name in sorted(missing & available - set(read_words(f"{path}/{_CONTROL}"))):
             try:

@@ -18,7 +18,7 @@ from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
 from isolib.cgroups import freezing
-from isolib.cgroups.tree import each_group, listed, names_in, open_at, pids_in
+from isolib.cgroups.tree import ABSENT, each_group, listed, names_in, open_at, pids_in
 from isolib.errors import GoneError, IsolibError
 
 if TYPE_CHECKING:
@@ -126,11 +126,16 @@ def wait_until_empty(directory: Directory, timeout: float) -> None:
         raise IsolibError(f"{directory.path}: processes are left in it after {timeout:g} s: {left}")
 
 
+@typed("the freezer of a control group")
 def thaw_all(directory: Directory) -> None:
     """Thaw a tree of v1 groups: who is frozen there does not die of SIGKILL."""
     for fd in each_group(directory.fileno()):
-        with suppress(OSError), open_at(fd, "freezer.state", os.O_WRONLY) as file:
-            os.write(file.fileno(), b"THAWED")
+        try:
+            with open_at(fd, "freezer.state", os.O_WRONLY) as file:
+                os.write(file.fileno(), b"THAWED")
+        except OSError as error:  # another hierarchy, or the topmost group
+            if error.errno not in ABSENT:
+                raise
 
 
 def _kill_listed(directory: Directory, deadline: float) -> bool:

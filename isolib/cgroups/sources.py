@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
 from isolib._kernel.handle import Epoll, Fd
+from isolib._kernel.hints import typed
 from isolib.cgroups.files import parse_flat
-from isolib.cgroups.tree import pids_in
+from isolib.cgroups.tree import pids_in, read_at, walk
 from isolib.errors import GoneError
 
 if TYPE_CHECKING:
@@ -182,30 +183,16 @@ class KillCount:
         self._seen: dict[str, int] = {}
         self._total = 0
 
+    @typed("what a control group counts")
     def __call__(self) -> int:
         """Return the number."""
-        for path, number in _kills(self._directory.fileno(), "."):
+        for path, fd in walk(self._directory.fileno()):
+            number = parse_flat(read_at(fd, "memory.oom_control") or b"").get("oom_kill", 0)
             before = self._seen.get(path, 0)
             # A smaller number is of a new group with the same name.
             self._total += number - before if number >= before else number
             self._seen[path] = number
         return self._total
-
-
-def _kills(fd: int, path: str) -> Iterator[tuple[str, int]]:
-    with suppress(OSError):
-        file = os.open("memory.oom_control", os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd)
-        with open(file, "rb", buffering=0) as stream:
-            yield path, parse_flat(stream.readall()).get("oom_kill", 0)
-    with suppress(OSError), os.scandir(fd) as entries:
-        names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-        for name in names:
-            with suppress(FileNotFoundError):
-                child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=fd)
-                try:
-                    yield from _kills(child, f"{path}/{name}")
-                finally:
-                    os.close(child)
 
 
 class LegacyOom:

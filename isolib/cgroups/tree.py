@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from errno import ENODEV, ENOENT, EOPNOTSUPP
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 
     from isolib.cgroups.files import Directory
 
-__all__ = ["counted_in", "each_group", "names_in", "open_at", "pids_in"]
+__all__ = ["ABSENT", "counted_in", "each_group", "listed", "names_in", "open_at", "pids_in", "read_at", "walk"]
 
+#: How the kernel says that a group has no such file, or is itself no more.
+ABSENT: Final = frozenset({ENODEV, ENOENT, EOPNOTSUPP})
 _BLOCK: Final = 65536
 
 
@@ -30,14 +33,19 @@ def open_at(fd: int, name: str, flags: int = os.O_RDONLY) -> Fd:
 
 def each_group(fd: int) -> Iterator[int]:
     """Yield a descriptor of the group, and of each below."""
-    yield fd
+    return (one for _, one in walk(fd))
+
+
+def walk(fd: int, path: str = ".") -> Iterator[tuple[str, int]]:
+    """Yield the path, from the group on, and a descriptor, of the group and of each below."""
+    yield path, fd
     for name in names_in(fd):
         try:
             child = open_at(fd, name, os.O_DIRECTORY)
         except FileNotFoundError:
             continue
         with child:
-            yield from each_group(child.fileno())
+            yield from walk(child.fileno(), f"{path}/{name}")
 
 
 def names_in(fd: int) -> list[str]:
@@ -59,23 +67,26 @@ def pids_in(directory: Directory) -> list[int]:
 def listed(fd: int) -> list[int]:
     """Return who lives in one group."""
     for name in ("cgroup.procs", "cgroup.threads"):  # a threaded group has no list of processes
-        with suppress(OSError):
-            return [int(word) for word in _read(fd, name).split()]
+        if (data := read_at(fd, name)) is not None:
+            return [int(word) for word in data.split()]
     return []
 
 
+@typed("what a control group counts")
 def counted_in(directory: Directory, file: str, key: str) -> int:
     """Return the sum of a line of a file over a group and those below it: v1 counts each alone."""
-    total = 0
-    for fd in each_group(directory.fileno()):
-        with suppress(OSError):
-            total += parse_flat(_read(fd, file)).get(key, 0)
-    return total
+    return sum(parse_flat(read_at(fd, file) or b"").get(key, 0) for fd in each_group(directory.fileno()))
 
 
-def _read(fd: int, name: str) -> bytes:
+def read_at(fd: int, name: str) -> bytes | None:
+    """Return what is in a file of a group; None where it has no such file, or is gone."""
     parts = []
-    with open_at(fd, name) as file:
-        while part := os.read(file.fileno(), _BLOCK):
-            parts.append(part)
+    try:
+        with open_at(fd, name) as file:
+            while part := os.read(file.fileno(), _BLOCK):
+                parts.append(part)
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise
+        return None
     return b"".join(parts)

@@ -14,6 +14,7 @@ from isolib.cgroups.tree import counted_in
 from isolib.errors import Unsupported
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import timedelta
 
     from isolib.cgroups.controls import Controls
@@ -104,13 +105,18 @@ class Watched(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         """
         self._check_open()
         controls = self._controls
-        return events.Events(controls.unified, controls.by_name, oom_kills=self._legacy_kills)
+        return events.Events(controls.unified, controls.by_name, oom_kills=self._kill_count)
 
     @property
     def oom_kills(self) -> int:
         """How many processes the kernel has killed in the group for want of memory, those below included."""
         self._check_open()
         return self._legacy_kills() if "memory" in self._controls.legacy else self._controls.memory.events().get("oom_kill", 0)
+
+    @property
+    def _kill_count(self) -> Callable[[], int] | None:
+        """What counts kills in v1; of somebody else's group it is not told which groups below go, and `KillCount` looks."""
+        return self._legacy_kills if self._controls.owned else None
 
     def _legacy_kills(self) -> int:
         memory = self._controls.legacy.get("memory")
@@ -142,7 +148,7 @@ class Watched(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
             The group has been removed.
         """
         self._check_open()
-        return events.wait_oom(self._controls.memory.directory, timeout=timeout, oom_kills=self._legacy_kills)
+        return events.wait_oom(self._controls.memory.directory, timeout=timeout, oom_kills=self._kill_count)
 
     def wait_empty(self, timeout: float | timedelta | None = None) -> bool:
         """Wait until no process lives in the group, or below it.
