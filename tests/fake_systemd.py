@@ -1,7 +1,7 @@
-"""Plays systemd on a bus: ``fake_systemd.py ADDRESS``. What a unit's description says is what happens to its job.
+"""Plays systemd on a bus: ``fake_systemd.py ADDRESS FILE``. What the file says is what happens to the job of a unit.
 
 ======================  =====================================================================
-description             what happens
+what the file says      what happens
 ======================  =====================================================================
 ``error NAME``          the call is refused with this error
 ``result RESULT``       the job ends like this
@@ -11,12 +11,14 @@ description             what happens
 ``silent``              there is no answer
 ``unfinished``          the job does not end
 ``ended``               the job is done and the unit is gone
+nothing                 the job is done
 ======================  =====================================================================
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import jeepney
@@ -32,12 +34,13 @@ FIELD = jeepney.HeaderFields
 class Systemd:
     """What answers on the bus."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, orders: Path) -> None:
+        self.orders = orders
         self.bus = open_dbus_connection(address)
         self.other = open_dbus_connection(address)
         self.jobs = 0
         self.refused = 0
-        self.gone = {"gone.scope"}
+        self.gone: set[str] = set()
 
     def serve(self) -> None:
         """Answer until the bus has gone."""
@@ -59,13 +62,10 @@ class Systemd:
             case "Subscribe":
                 self.reply(call)
             case "StartTransientUnit":
-                name, _, properties, _ = call.body
-                what, _, argument = dict(properties)["Description"][1].partition(" ")
-                self.start(call, name, what, argument)
-            case "StopUnit" | "GetUnit" if call.body[0] in self.gone:
+                what, _, argument = self.orders.read_text().partition(" ")
+                self.start(call, call.body[0], what, argument)
+            case "GetUnit" if call.body[0] in self.gone:
                 self.refuse(call, f"{NAME}.NoSuchUnit")
-            case "StopUnit":
-                self.finish(call, call.body[0], "done")
             case "GetUnit":
                 self.reply(call, "o", "/unit/of/it")
             case "Get":
@@ -131,4 +131,4 @@ class Systemd:
 
 
 if __name__ == "__main__":
-    Systemd(sys.argv[1]).serve()
+    Systemd(sys.argv[1], Path(sys.argv[2])).serve()

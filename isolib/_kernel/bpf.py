@@ -1,20 +1,19 @@
-"""eBPF programs as values: an assembler, its inverse, and an interpreter by which programs are tested without the kernel.
+"""eBPF programs as values, and the assembler that makes of them what the kernel takes.
 
 It knows what a program needs that looks at its context and answers yes or no: loads, masks, comparisons, jumps. All is pure:
-from instructions to numbers and back. Jumps go forward only, as every kernel's verifier wants it, so every program ends.
+from instructions to numbers. Jumps go forward only, as every kernel's verifier wants it, so every program ends.
 
 Sources: Documentation/bpf/standardization/instruction-set.rst, linux/bpf_common.h, linux/bpf.h.
 """
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable
     from typing import TypeAlias
 
     Code: TypeAlias = "Instruction | Label"
@@ -26,17 +25,14 @@ __all__ = [
     "Reg",
     "and_",
     "assemble",
-    "disassemble",
     "exit_",
     "ja",
     "jeq",
     "jne",
     "jset",
     "ldxw",
-    "listing",
     "mov",
     "rsh",
-    "simulate",
 ]
 
 MAX_INSTRUCTIONS: Final = 4096
@@ -53,18 +49,9 @@ _OPCODES: Final = {
     "jset": 0x45,
     "exit": 0x95,
 }
-_NAMES: Final = {code: op for op, code in _OPCODES.items()}
 _X: Final = 0x08  # the operand is a register and no constant
-_ARITHMETIC: Final[dict[str, tuple[str, Callable[[int, int], int]]]] = {
-    "mov": ("=", lambda _, value: value),
-    "and": ("&=", operator.and_),
-    "rsh": (">>=", lambda old, value: old >> (value & 63)),
-}
-_COMPARISONS: Final[dict[str, tuple[str, Callable[[int, int], bool]]]] = {
-    "jeq": ("==", operator.eq),
-    "jne": ("!=", operator.ne),
-    "jset": ("&", lambda left, right: left & right != 0),
-}
+_ARITHMETIC: Final = {"mov": "=", "and": "&=", "rsh": ">>="}
+_COMPARISONS: Final = {"jeq": "==", "jne": "!=", "jset": "&"}
 _WITH_OPERAND: Final = _ARITHMETIC.keys() | _COMPARISONS.keys()
 _JUMPS: Final = _COMPARISONS.keys() | {"ja"}
 _UNUSED: Final = {
@@ -76,7 +63,6 @@ _UNUSED: Final = {
 }
 """Fields that must be as if nobody had given them: the kernel insists on zeros, so that they can mean something one day."""
 _BITS: Final = 64
-_WORD: Final = (1 << _BITS) - 1
 
 
 class Reg(Enum):
@@ -103,9 +89,6 @@ class Label:
     """A place in a program; what follows it is where a jump to this name goes."""
 
     name: str
-
-    def __str__(self) -> str:
-        return f"{self.name}:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +119,9 @@ class Instruction:
         if self.op == "ldxw":
             return f"{self.dst} = *(u32 *)({self.operand} + {self.offset})"
         if self.op in _ARITHMETIC:
-            return f"{self.dst} {_ARITHMETIC[self.op][0]} {self.operand}"
+            return f"{self.dst} {_ARITHMETIC[self.op]} {self.operand}"
         if self.op in _COMPARISONS:
-            return f"if {self.dst} {_COMPARISONS[self.op][0]} {self.operand} goto {self.to}"
+            return f"if {self.dst} {_COMPARISONS[self.op]} {self.operand} goto {self.to}"
         return f"goto {self.to}" if self.op == "ja" else self.op
 
 
@@ -190,7 +173,7 @@ def exit_() -> Instruction:
     return Instruction("exit")
 
 
-# ---- to numbers and back ----
+# ---- to numbers ----
 
 
 def assemble(code: Iterable[Code]) -> tuple[int, ...]:
@@ -249,112 +232,3 @@ def _encode(item: Instruction, offset: int) -> int:
     if item.op == "rsh" and not 0 <= constant < _BITS:
         raise ValueError(f"{item}: a register has {_BITS} bits")
     return opcode | item.dst.value << 8 | source << 12 | (offset & 0xFFFF) << 16 | (constant & 0xFFFFFFFF) << 32
-
-
-def disassemble(words: Sequence[int]) -> tuple[Code, ...]:
-    """Return the instructions that `assemble` makes these numbers of; labels are called after where they are.
-
-    Raises
-    ------
-    ValueError
-        It is no program that this module could have made.
-    """
-    instructions = [_decode(word, index) for index, word in enumerate(words)]
-    targets = {item.to for item in instructions if item.to}
-    code: list[Code] = []
-    for index, item in enumerate(instructions):
-        code += [Label(name) for name in (f"L{index}",) if name in targets]
-        code.append(item)
-    if assemble(code) != tuple(words):
-        raise ValueError("a field that an instruction does not use is not zero")
-    return tuple(code)
-
-
-def _decode(word: int, index: int) -> Instruction:
-    opcode, dst, source = word & 0xFF, word >> 8 & 0xF, word >> 12 & 0xF
-    offset, constant = _signed(word >> 16, 16), _signed(word >> 32, 32)
-    op = _NAMES.get(opcode) or _NAMES.get(opcode & ~_X, "")
-    if (
-        not op
-        or not 0 <= word <= _WORD
-        or max(dst, source) > Reg.R10.value
-        or (opcode != _OPCODES[op] and op not in _WITH_OPERAND)
-    ):
-        raise ValueError(f"{word:#x} is no instruction that is known here")
-    is_register = op == "ldxw" or opcode != _OPCODES[op]
-    if op in _JUMPS:
-        return Instruction(op, Reg(dst), Reg(source) if is_register else constant, to=f"L{index + 1 + offset}")
-    return Instruction(op, Reg(dst), Reg(source) if is_register else constant, offset)
-
-
-def _signed(value: int, bits: int) -> int:
-    value &= (1 << bits) - 1
-    return value - (1 << bits) if value >> (bits - 1) else value
-
-
-def listing(words: Sequence[int]) -> str:
-    """Return a program as text, as the kernel's own tools write it.
-
-    Examples
-    --------
-    >>> print(listing(assemble([mov(Reg.R0, 1), exit_()])))
-        r0 = 1
-        exit
-    """
-    return "\n".join(str(item) if isinstance(item, Label) else f"    {item}" for item in disassemble(words))
-
-
-# ---- execution ----
-
-
-def simulate(words: Sequence[int], context: bytes) -> int:
-    """Return what a program answers, computed here.
-
-    Parameters
-    ----------
-    words
-        The program.
-    context
-        What r1 leads to, in the machine's order of bytes, which is the little endian one.
-
-    Raises
-    ------
-    ValueError
-        It does what a verifier refuses: uses a register that has no value, reads beside the context, counts with an address,
-        runs over its end; or it is no program of `assemble`.
-    """
-    instructions = [item for item in disassemble(words) if isinstance(item, Instruction)]
-    registers: dict[Reg, int | None] = {Reg.R1: None}  # None: the context's address
-    index = 0
-    while index < len(instructions):
-        item = instructions[index]
-        index += 1
-        if item.op == "exit":
-            return _number(registers, Reg.R0)
-        if item.op == "ldxw":
-            registers[item.dst] = _load(registers, item, context)
-        elif item.op == "mov" and isinstance(item.operand, Reg) and registers.get(item.operand, 0) is None:
-            registers[item.dst] = None
-        elif item.op in _ARITHMETIC:
-            old = 0 if item.op == "mov" else _number(registers, item.dst)
-            registers[item.dst] = _ARITHMETIC[item.op][1](old, _number(registers, item.operand)) & _WORD
-        elif item.op == "ja" or _COMPARISONS[item.op][1](_number(registers, item.dst), _number(registers, item.operand)):
-            index = int(item.to.removeprefix("L"))  # as disassemble calls them
-    raise ValueError("the program runs over its end")
-
-
-def _number(registers: dict[Reg, int | None], operand: Reg | int) -> int:
-    if not isinstance(operand, Reg):
-        return operand & _WORD
-    value = registers.get(operand)
-    if value is None:
-        raise ValueError(f"{operand} holds no number")
-    return value
-
-
-def _load(registers: dict[Reg, int | None], item: Instruction, context: bytes) -> int:
-    if not isinstance(item.operand, Reg) or registers.get(item.operand, 0) is not None:
-        raise ValueError(f"{item}: {item.operand} is not the context's address")
-    if not 0 <= item.offset <= len(context) - 4:
-        raise ValueError(f"{item}: it reads beside the context, which has {len(context)} bytes")
-    return int.from_bytes(context[item.offset : item.offset + 4], "little")

@@ -24,15 +24,7 @@ if TYPE_CHECKING:
 
     from isolib.cgroups.systemd_bus import Bus, Message
 
-__all__ = [
-    "Scope",
-    "delegated_ancestor",
-    "delegated_by_systemd",
-    "is_running",
-    "scope_name",
-    "start_scope",
-    "stop_scope",
-]
+__all__ = ["Scope", "delegated_ancestor", "delegated_by_systemd", "is_running", "start_scope"]
 
 _BOOTED: Final = "/run/systemd/system"
 _JOBS: Final = f"type='signal',sender='{SYSTEMD}',path='{MANAGER.path}',interface='{MANAGER.interface}',member='JobRemoved'"
@@ -48,9 +40,6 @@ _RESULTS: Final = {
 #: Seconds for systemd to come to a bus that has just been started.
 _EARLY: Final = 3.0
 _INFINITY: Final = 2**64 - 1
-_LONGEST_NAME: Final = 255  # UNIT_NAME_MAX, and the longest name of a directory
-_NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9:_.\\-]")
-_SLICE: Final = re.compile(r"(-|[A-Za-z0-9:_.\\]+(-[A-Za-z0-9:_.\\]+)*)\.slice")
 _UNIT: Final = re.compile(r".+\.(mount|scope|service|slice|socket|swap)")
 _USER_MANAGER: Final = re.compile(r"user@\d+\.service")
 
@@ -78,16 +67,7 @@ def is_running() -> bool:
     return os.path.isdir(_BOOTED)
 
 
-def start_scope(
-    pids: Sequence[int],
-    *,
-    name: str | None = None,
-    user: bool | None = None,
-    description: str = "Processes of isolib",
-    slice_: str | None = None,
-    timeout: float = 10.0,
-    move_self: bool = False,
-) -> Scope:
+def start_scope(pids: Sequence[int], *, user: bool | None = None, timeout: float = 10.0, move_self: bool = False) -> Scope:
     """Have systemd move processes into a new scope with a delegated cgroup, and return when they are there.
 
     The scope ends by itself when its last process has ended, and its cgroup, with all below it, goes then: one process must
@@ -102,19 +82,12 @@ def start_scope(
     ----------
     pids
         Processes of the caller's user, started to be moved and not yet waited for.
-    name
-        What to call the unit; bytes that no unit's name may have are escaped as systemd-escape(1) does, and ``.scope`` is
-        appended where it is missing. By default a name that is not taken.
     user
         Whether to ask the user's systemd instead of the system's. By default root of the machine asks the system's.
-    description
-        What the unit is for, as ``systemctl status`` shows it.
-    slice_
-        The slice to put it in. By default systemd's choice, system.slice or the user's app.slice.
-    move_self
-        Whether the calling process is moved too.
     timeout
         How long to wait, in seconds, for all together. When it is over the scope may still come to be: end the processes.
+    move_self
+        Whether the calling process is moved too.
 
     Raises
     ------
@@ -125,8 +98,8 @@ def start_scope(
     PermissionDenied
         The bus, polkit or systemd refuses it to this user.
     SyscallError
-        Another refusal, by its nearest errno: EEXIST when there is a unit of that name, ETIMEDOUT after the time-out, ESRCH
-        (as `GoneError`) when the processes have ended.
+        Another refusal, by its nearest errno: ETIMEDOUT after the time-out, ESRCH (as `GoneError`) when the processes have
+        ended.
 
     Examples
     --------
@@ -134,46 +107,20 @@ def start_scope(
     >>> start_scope([process.pid]).path  # doctest: +SKIP
     '/user.slice/user-1000.slice/user@1000.service/app.slice/isolib-1234-1.scope'
     """
-    _check(pids, slice_, description)
-    unit = None if name is None else scope_name(name)
-    properties = _properties([*pids, os.getpid()] if move_self else pids, description, slice_)
+    _check(pids)
+    properties = _properties([*pids, os.getpid()] if move_self else pids)
     with _manager(user=user, timeout=timeout) as (bus, us):
         _check_numbers(bus, us)
         while True:
-            chosen = unit or f"isolib-{os.getpid()}-{next(_numbers)}.scope"
+            unit = f"isolib-{os.getpid()}-{next(_numbers)}.scope"
             try:
-                _run_job(bus, "StartTransientUnit", "ssa(sv)a(sa(sv))", chosen, "fail", properties, [])
+                _start(bus, unit, properties)
             except SyscallError as error:
                 # That of a process that had this number before, or has it in another pid namespace.
-                if error.errno != e.EEXIST or unit is not None:
+                if error.errno != e.EEXIST:
                     raise
             else:
-                return Scope(chosen, _control_group(bus, chosen))
-
-
-def stop_scope(name: str, *, user: bool | None = None, timeout: float = 10.0) -> None:
-    """Have systemd end a scope and what is still in it, and return when it has ended; one that is gone is nothing.
-
-    Processes that are left get SIGTERM, and SIGKILL when systemd's own time for it (90 s by default) is over: end them first,
-    then this is rarely needed and never long.
-
-    Parameters
-    ----------
-    name, user, timeout
-        As in `start_scope`.
-
-    Raises
-    ------
-    Unsupported, PermissionDenied, SyscallError
-        As `start_scope` does.
-    """
-    unit = scope_name(name)
-    with _manager(user=user, timeout=timeout) as (bus, _):
-        try:
-            _run_job(bus, "StopUnit", "ss", unit, "replace")
-        except SyscallError as error:
-            if error.errno != e.ENOENT:
-                raise
+                return Scope(unit, _control_group(bus, unit))
 
 
 def delegated_by_systemd(path: str) -> bool:
@@ -228,26 +175,7 @@ def delegated_ancestor(path: str, top: str) -> str | None:
 # ---- what is asked ----
 
 
-def scope_name(name: str) -> str:
-    r"""Return the name of a scope unit (systemd.unit(5)).
-
-    Examples
-    --------
-    >>> scope_name("build 7")
-    'build\\x207.scope'
-    """
-    if not name or "\0" in name:
-        raise PlanError(f"the name of a scope is not empty and has no NUL: {name!r}")
-    stem = name.removesuffix(".scope")
-    text = _NOT_IN_NAMES.sub(lambda match: "".join(f"\\x{byte:02x}" for byte in os.fsencode(match[0])), stem)
-    if text.startswith("."):
-        text = "\\x2e" + text[1:]
-    if not text or len(text) + len(".scope") > _LONGEST_NAME:
-        raise PlanError(f"the name of a scope has 1 to {_LONGEST_NAME} bytes, escapes and '.scope' included: {name!r}")
-    return f"{text}.scope"
-
-
-def _check(pids: Sequence[int], slice_: str | None, description: str) -> None:
+def _check(pids: Sequence[int]) -> None:
     if not pids:
         raise PlanError("a scope needs a process: it ends with its last one")
     for pid in pids:
@@ -256,18 +184,12 @@ def _check(pids: Sequence[int], slice_: str | None, description: str) -> None:
             raise PlanError(f"not a process: {pid}")
         if pid == os.getpid():
             raise PlanError("the calling process is not moved: start one for the scope")
-    if slice_ is not None and not _SLICE.fullmatch(slice_):
-        raise PlanError(f"not the name of a slice, as 'machine.slice': {slice_!r}")
-    if "\0" in description or not description.isprintable():
-        raise PlanError(f"a description is one line of text: {description!r}")
 
 
-def _properties(pids: Sequence[int], description: str, slice_: str | None) -> list[tuple[str, tuple[str, object]]]:
+def _properties(pids: Sequence[int]) -> list[tuple[str, tuple[str, object]]]:
     """Return the properties of the unit, as in systemd.resource-control(5) and systemd.unit(5)."""
-    chosen = [] if slice_ is None else [("Slice", ("s", slice_))]
     return [
-        ("Description", ("s", description)),
-        *chosen,
+        ("Description", ("s", "Processes of isolib")),
         ("PIDs", ("au", list(pids))),
         ("Delegate", ("b", True)),  # of every controller that there is
         ("CollectMode", ("s", "inactive-or-failed")),  # else a failed one keeps its name
@@ -300,9 +222,10 @@ def _check_numbers(bus: Bus, name: str) -> None:
         raise Unsupported(FEATURE, "the pid namespace, which is not systemd's", "ask from a process outside of it")
 
 
-def _run_job(bus: Bus, member: str, signature: str, unit: str, *arguments: object) -> None:
-    """Have the manager do something to a unit, and wait until it has."""
-    reply = bus.ask(MANAGER, member, signature, unit, *arguments, target=unit)
+def _start(bus: Bus, unit: str, properties: list[tuple[str, tuple[str, object]]]) -> None:
+    """Have the manager start a unit, and wait until it has."""
+    member = "StartTransientUnit"
+    reply = bus.ask(MANAGER, member, "ssa(sv)a(sa(sv))", unit, "fail", properties, [], target=unit)
     (job,) = reply.body
     for signal in bus.signals():
         result = job_result(signal, job, reply.sender)

@@ -53,7 +53,7 @@ _ERRORS: Final = {
     "org.freedesktop.DBus.Error.UnixProcessIdUnknown": (e.ESRCH, None),
     "org.freedesktop.systemd1.NoSuchUnit": (e.ENOENT, None),
     "org.freedesktop.systemd1.ShuttingDown": (e.ECANCELED, "the system is being shut down"),
-    "org.freedesktop.systemd1.UnitExists": (e.EEXIST, "choose another name"),
+    "org.freedesktop.systemd1.UnitExists": (e.EEXIST, None),
 }
 _NOBODY: Final = re.compile(r"org\.freedesktop\.DBus\.Error\.(ServiceUnknown|NameHasNoOwner|Spawn\..*)")
 #: How systemd hands on the error number of a system call.

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from isolib._kernel.bpf import MAX_INSTRUCTIONS, simulate
+from isolib._kernel.bpf import MAX_INSTRUCTIONS
 from isolib.cgroups.controllers.devices import STANDARD_DEVICES, DeviceRule, evaluate, program, v1_writes
 from isolib.errors import PlanError, SyscallError, Unsupported
 from isolib.mounts.dev import DEVICES
+from tests.bpf import simulate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

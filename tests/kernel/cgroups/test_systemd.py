@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import errno
 import os
 import select
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +69,18 @@ def directory(scope: systemd.Scope) -> Path:
 def group_of(pid: int) -> str:
     """Return the v2 group of a process."""
     return next(entry.path for entry in parse_cgroup(Path(f"/proc/{pid}/cgroup").read_bytes()) if entry.hierarchy_id == 0)
+
+
+def number_of(scope: systemd.Scope) -> int:
+    """Return the number in the name of a scope."""
+    return int(scope.name.removesuffix(".scope").split("-")[2])
+
+
+@pytest.fixture
+def same_name_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the first two names that are tried be the same one."""
+    number = next(systemd._numbers)
+    monkeypatch.setattr(systemd, "_numbers", chain((number, number), systemd._numbers))
 
 
 @contextmanager
@@ -145,10 +157,11 @@ def test_process_of_spawn() -> None:
         process.kill()
 
 
+@pytest.mark.usefixtures("same_name_twice")
 def test_scope_ends_with_its_last_process(sleeper: Callable[[], subprocess.Popen[bytes]]) -> None:
     """When the last process has ended systemd removes the scope, with groups that were made below, and its name is free."""
     first, last = sleeper(), sleeper()
-    scope = systemd.start_scope([first.pid, last.pid], name="isolib-test-ends")
+    scope = systemd.start_scope([first.pid, last.pid])
     group = directory(scope)
     (group / "leaf").mkdir()
     (group / "leaf/cgroup.procs").write_text(str(last.pid))
@@ -156,8 +169,7 @@ def test_scope_ends_with_its_last_process(sleeper: Callable[[], subprocess.Popen
         end(first)
         assert (group / "leaf").exists()
         end(last)
-    again = systemd.start_scope([sleeper().pid], name="isolib-test-ends")
-    assert again == scope
+    assert systemd.start_scope([sleeper().pid]) == scope
 
 
 def test_two_scopes(sleeper: Callable[[], subprocess.Popen[bytes]]) -> None:
@@ -171,33 +183,13 @@ def test_two_scopes(sleeper: Callable[[], subprocess.Popen[bytes]]) -> None:
     assert group_of(second.pid) == two.path
 
 
+@pytest.mark.usefixtures("same_name_twice")
 def test_name_is_taken(sleeper: Callable[[], subprocess.Popen[bytes]]) -> None:
-    """A name that a living scope has is refused, and the process stays where it is."""
+    """A name that a living scope has is passed over: the other process gets a scope of the next name."""
     first, second = sleeper(), sleeper()
-    scope = systemd.start_scope([first.pid], name="isolib-test-taken")
-    before = group_of(second.pid)
-    with pytest.raises(SyscallError, match="another name") as caught:
-        systemd.start_scope([second.pid], name="isolib-test-taken")
-    assert caught.value.errno == errno.EEXIST
-    assert (group_of(first.pid), group_of(second.pid)) == (scope.path, before)
-
-
-def test_odd_name_and_slice(sleeper: Callable[[], subprocess.Popen[bytes]]) -> None:
-    """Systemd takes the names as they are escaped here, and puts the scope where it is told."""
-    process = sleeper()
-    scope = systemd.start_scope([process.pid], name="isolib test/é@%", slice_="isolib-test.slice")
-    assert scope.name == systemd.scope_name("isolib test/é@%")
-    assert group_of(process.pid).endswith(f"/isolib.slice/isolib-test.slice/{scope.name}")
-
-
-def test_stop(sleeper: Callable[[], subprocess.Popen[bytes]]) -> None:
-    """Stopping a scope ends what is in it and removes its group; stopping it again is nothing."""
-    process = sleeper()
-    scope = systemd.start_scope([process.pid])
-    with until_removed(directory(scope)):
-        systemd.stop_scope(scope.name)
-    assert process.wait() == -15
-    systemd.stop_scope(scope.name)
+    one, two = systemd.start_scope([first.pid]), systemd.start_scope([second.pid])
+    assert number_of(two) == number_of(one) + 1
+    assert (group_of(first.pid), group_of(second.pid)) == (one.path, two.path)
 
 
 def test_ended_process() -> None:
