@@ -103,6 +103,7 @@ V1 = {
     "hugetlb.1GB.usage_in_bytes": "0\n",
     "devices.allow": "",
     "devices.deny": "",
+    "devices.list": "a *:* rwm\n",
 }
 
 FILES = {2: V2, 1: V1}

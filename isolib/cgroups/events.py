@@ -15,6 +15,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Epoll, Fd, home
+from isolib.cgroups.controllers.pids import counts_refusals
 from isolib.cgroups.files import parse_flat
 from isolib.cgroups.removal import is_populated
 from isolib.cgroups.sources import MEMORY, PIDS, Counts, Event, EventKind, KillCount, LegacyOom, Removal, States
@@ -113,8 +114,8 @@ class Events:
             tells_removal = True
         if pids is not None and pids.has("pids.events"):
             kinds = self._add(Counts(pids, "pids.events", PIDS)).kinds
-            # v1 has told nobody of it since Linux 6.11: pids_event() wakes a file that v1 does not have.
-            if pids.version == _V2:
+            # Before Linux 6.11 it is told where the process is; since then v1 tells nobody: pids_event() wakes a file it lacks.
+            if counts_refusals(pids):
                 yield from kinds
         watched = unified or memory or pids
         if watched is None:

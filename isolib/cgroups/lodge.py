@@ -42,9 +42,8 @@ _EVENTFD: Final = struct.Struct("=Q")
 
 
 def apart(legacy: Mapping[str, Directory]) -> list[Directory]:
-    """Return the directories of v1 in which each process has a group of its own."""
-    together = distinct(legacy.get(name) for name in SHARED)
-    return [one for one in distinct(legacy.values()) if one not in together]
+    """Return the directories of v1 in which each process has a group of its own: those that count more than `SHARED`."""
+    return distinct(directory for name, directory in legacy.items() if name not in SHARED)
 
 
 class Quarters:

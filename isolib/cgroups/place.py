@@ -25,7 +25,7 @@ from isolib._kernel.handle import home
 from isolib.cgroups import systemd
 from isolib.cgroups.files import Directory, distinct
 from isolib.cgroups.hierarchy import V1_CONTROLLERS, may_use, read_words, survey
-from isolib.cgroups.lodge import COUNTING, LEGACY
+from isolib.cgroups.lodge import COUNTING, LEGACY, SHARED
 from isolib.errors import PermissionDenied, SyscallError, Unsupported
 
 if TYPE_CHECKING:
@@ -180,6 +180,12 @@ def _v1_refusal(name: str, group: Group | None) -> Unsupported | None:
         )
     if group.readonly:
         return Unsupported(feature, f"{group.top}, which is mounted read-only", "start with a writable cgroupfs")
+    if name == "io" and (others := set(group.controllers) - {V1_CONTROLLERS[one] for one in SHARED}):
+        return Unsupported(
+            feature,
+            f"{group.top}, where it is mounted together with {', '.join(sorted(others))}: it binds nobody in groups below",
+            "as root: mount -t cgroup -o blkio by itself, or cgroup v2",
+        )
     if not may_use(group.path, unified=False):
         return Unsupported(
             feature,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from isolib._kernel.handle import Handle
 from isolib.cgroups import events
+from isolib.cgroups.controllers.pids import counts_refusals
 from isolib.cgroups.history import History
 from isolib.cgroups.pressure import Pressures
 from isolib.cgroups.stats import read_stats
@@ -31,7 +32,7 @@ class Watched(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
 
     def __init__(self) -> None:
         super().__init__()
-        #: In v1 a group below takes what it has counted with it: what was counted by those that are gone.
+        #: What is counted in a group below goes with it (v1; refusals in v2 before 6.11): of those that are gone.
         self._kills_before = self._hits_before = 0
         self._pressure: Pressures | None = None
 
@@ -53,7 +54,9 @@ class Watched(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         controls = self._controls
         found = read_stats(controls.unified, controls.by_name)
         if found.memory is not None and "memory" in controls.legacy:
-            return replace(found, memory=replace(found.memory, oom_kills=self.oom_kills))
+            found = replace(found, memory=replace(found.memory, oom_kills=self.oom_kills))
+        if found.pids is not None and (hits := self._hits()) is not None:
+            found = replace(found, pids=replace(found.pids, hits=hits))
         return found
 
     def history(self, every: float | timedelta = 0.1, *, most: int = 10_000) -> History:
@@ -123,9 +126,11 @@ class Watched(Handle, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         return self._kills_before + (0 if memory is None else counted_in(memory, "memory.oom_control", "oom_kill"))
 
     def _hits(self) -> int | None:
-        """Return how often a new process was refused, where v1 has counted it; None: v2 has."""
-        pids = self._controls.legacy.get("pids")
-        return None if pids is None else self._hits_before + counted_in(pids, "pids.events", "max")
+        """Return how often a new process was refused; None: the group's own file says it, with those below."""
+        pids = self._controls.by_name.get("pids")
+        if pids is None or counts_refusals(pids):
+            return None
+        return self._hits_before + counted_in(pids, "pids.events", "max")
 
     def wait_oom(self, timeout: float | timedelta | None = None) -> bool:
         """Wait until the kernel has killed a process of the group for want of memory, now or before.

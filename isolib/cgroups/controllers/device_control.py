@@ -112,13 +112,35 @@ class Devices(Controller):
                 "device rules of a control group", f"the kernel: bpf: {refusal.strerror}", refusal.hint or "root of the host"
             ) from refusal
 
-    @staticmethod
-    def _write(directory: Directory, wanted: tuple[DeviceRule, ...]) -> None:
-        for file, text in devices.v1_writes(wanted):
-            try:
+    def _write(self, directory: Directory, wanted: tuple[DeviceRule, ...]) -> None:
+        """Replace the rules in v1; where a rule is refused, those before hold again."""
+        writes = devices.v1_writes(wanted)
+        if self._rules is not None and ("devices.allow", "a") in writes and directory.read("cgroup.procs").strip():
+            raise Unsupported(
+                "device rules that allow all but some, for processes that run",
+                "cgroup v1, which would allow them all for a moment",
+                "set them before a process is started; or allow the devices one by one; or use cgroup v2",
+            )
+        before = self._held(directory)
+        first, *others = writes
+        try:
+            directory.write(*first)
+        except SyscallError as error:
+            if error.errno != EINVAL:
+                raise
+            hint = "in cgroup v1 only a group that has none below can be given other rules; or use cgroup v2"
+            raise from_errno(error.op, error.target, EINVAL, hint) from None
+        try:
+            for file, text in others:
                 directory.write(file, text)
-            except SyscallError as error:
-                if error.errno != EINVAL:
-                    raise
-                hint = "in cgroup v1 only a group that has none below can be given other rules; or use cgroup v2"
-                raise from_errno(error.op, error.target, EINVAL, hint) from None
+        except SyscallError:
+            for file, text in before:
+                directory.write(file, text)
+            raise
+
+    def _held(self, directory: Directory) -> list[tuple[str, str]]:
+        """Return what to write so that the rules of now hold again."""
+        if self._rules is not None:
+            return devices.v1_writes(self._rules)
+        lines = directory.read("devices.list").splitlines()  # what the group above has
+        return [("devices.deny", "a"), *(("devices.allow", "a" if line.startswith("a") else line) for line in lines)]

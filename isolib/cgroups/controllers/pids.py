@@ -11,7 +11,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
-__all__ = ["Pids"]
+    from isolib.cgroups.files import Directory
+
+__all__ = ["Pids", "counts_refusals"]
+
+
+def counts_refusals(directory: Directory) -> bool:
+    """Return whether a group counts the refusals in groups below it too: in v2 since Linux 6.11 (kernel/cgroup/pids.c)."""
+    return directory.has("pids.events.local")
 
 
 class Pids(Controller):
