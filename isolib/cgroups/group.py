@@ -10,7 +10,6 @@ from weakref import WeakSet
 
 from isolib._kernel import seam
 from isolib._kernel.handle import Rollback, home
-from isolib._kernel.lodging import Shape
 from isolib.cgroups import freezing, moving, removal
 from isolib.cgroups.files import distinct
 from isolib.cgroups.freezing import Frozen
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     import psutil
 
-    from isolib._kernel.lodging import Account
+    from isolib._kernel.lodging import Account, Shape
     from isolib._kernel.seam import Process
     from isolib.cgroups.controllers.cpu import Cpu
     from isolib.cgroups.controllers.cpuset import Cpuset
@@ -258,9 +257,7 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
     @property
     def shape(self) -> Shape:
         """What a launch must provide for (for `isolib.spawn`)."""
-        quarters = self._housing()
-        legacy = len(quarters.counted) + len(quarters.shared)
-        return Shape(quarters.unified is not None, legacy, quarters.tell_oom, quarters.tell_oom and quarters.oom_alone)
+        return self._housing().shape
 
     def _housing(self) -> Quarters:
         """Return what those who live here are given; made when it is first needed."""
@@ -272,12 +269,10 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
                 self._drop_spare()
                 foreign = not controls.owned
                 counting = frozenset() if foreign or self._flat else open_house(controls.unified)
-                found = Quarters(
-                    controls.unified, dict(controls.legacy), counting, self._numbers, is_flat=self._flat, foreign=foreign
+                legacy, flat = dict(controls.legacy), self._flat
+                found = self._quarters = Quarters(
+                    controls.unified, legacy, counting, self._numbers, oom=self.oom, is_flat=flat, foreign=foreign
                 )
-                found.tell_oom = self.oom != "one" and "memory" in controls.legacy and not foreign
-                found.oom_alone = self.oom == "process"
-                self._quarters = found
             return found
 
     def flatten(self) -> None:

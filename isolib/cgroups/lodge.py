@@ -14,7 +14,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Fd, home
-from isolib._kernel.lodging import Account
+from isolib._kernel.lodging import Account, Shape
 from isolib.cgroups import removal
 from isolib.cgroups.controllers.cpuset import inherit
 from isolib.cgroups.controllers.io import load_stat, total
@@ -59,6 +59,8 @@ class Quarters:
         The controllers of v2 that are enabled for the groups below.
     numbers
         Yields a number for each process that comes.
+    oom
+        Who is killed with a process that the kernel kills for want of memory: as in `isolib.Cgroup`.
     is_flat
         Whether processes live in the group itself in v2: it has threaded groups below, and can have no others.
     foreign
@@ -72,6 +74,7 @@ class Quarters:
         counting: frozenset[str],
         numbers: Iterator[int],
         *,
+        oom: str = "one",
         is_flat: bool = False,
         foreign: bool = False,
     ) -> None:
@@ -82,11 +85,17 @@ class Quarters:
         self.counted, self.shared = apart({} if foreign else legacy), distinct(legacy.values())
         self.shared = [one for one in self.shared if one not in self.counted]
         #: Whether a process that the kernel kills for want of memory takes the others with it: in v1 its supervisor sees to it.
-        self.tell_oom = False
+        self.tell_oom = oom != "one" and "memory" in legacy and not foreign
         #: Whether that takes but its own along, and no others: memory.oom.group is set for each process in v2.
-        self.oom_alone = False
+        self.oom_alone = oom == "process"
         self.flat = is_flat or foreign
         self.numbers = numbers
+
+    @property
+    def shape(self) -> Shape:
+        """What a launch must provide for."""
+        legacy = len(self.counted) + len(self.shared)
+        return Shape(self.unified is not None, legacy, self.tell_oom, self.tell_oom and self.oom_alone)
 
     def has_cpuset(self, directory: Directory) -> bool:
         """Return whether a directory of v1 is of cpuset, which nobody enters before it was given processors."""
@@ -133,7 +142,8 @@ class Lodge:
         for one in quarters.counted:
             one.make(self.name)
             if quarters.has_cpuset(one):
-                inherit(one, Directory.open(self.name, 1, parent=one))
+                with Directory.open(self.name, 1, parent=one) as mine:
+                    inherit(one, mine)
         tasks = [self._open(one, f"{self.name}/tasks", os.O_WRONLY) for one in quarters.counted]
         self.tasks = (*tasks, *(self._open(one, "tasks", os.O_WRONLY) for one in quarters.shared))
         if quarters.tell_oom:
@@ -206,17 +216,24 @@ class Lodge:
             return False
 
     def settle(self) -> Account:
-        """Kill who is left, wait for their ends, take the place down, and return what it says; again is the same value."""
+        """Kill who is left, wait for their ends, take the place down, and return what it says; again is the same value.
+
+        Raises
+        ------
+        SyscallError
+            What it says could not be read; it is taken down all the same.
+        """
         with self._lock:
+            unread = None
             if not self._settled and self._home == home():  # interrupted anywhere here, it goes on when it is asked again
-                try:
-                    self.kill()
-                    self._account = self._account or self._read()
-                except ProcessLookupError:  # the whole group has been removed by somebody else
-                    self._account = Account()
+                self.kill()
+                if self._account is None:
+                    self._account, unread = self._look()
                 self._leave()
                 self._left(self._account)
                 self._settled = True
+            if unread is not None:
+                raise unread
             return self._account or Account()
 
     def _leave(self) -> None:
@@ -239,6 +256,14 @@ class Lodge:
         return found
 
     # ---- what it says ----
+
+    def _look(self) -> tuple[Account, SyscallError | None]:
+        try:
+            return self._read(), None
+        except ProcessLookupError:  # the whole group has been removed by somebody else
+            return Account(), None
+        except SyscallError as error:
+            return Account(), error
 
     def _read(self) -> Account:
         user = system = None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
+    from isolib._kernel.cgroupfs import Group
     from isolib.cgroups.group import Cgroup
 
     class HasPid(Protocol):
@@ -74,20 +75,19 @@ def move(pid: int, directories: Iterable[Directory], file: str = "cgroup.procs")
 @typed("the control groups of a process")
 def groups_of(pid: int | str) -> tuple[Directory | None, dict[str, Directory]]:
     """Return the groups that a process is in: of v2, and of v1 by controller (as v2 calls them)."""
-    try:
-        with open(f"/proc/{pid}/cgroup", "rb") as file:
-            entries = parse_cgroup(file.read())
-    except (FileNotFoundError, ProcessLookupError):
-        raise GoneError("open", f"process {pid}") from None
-    unified, legacy = cgroupfs.own_groups(cgroupfs.read_mounts(), entries)
+    unified, legacy = _look(pid)
     opened = {one.path: Directory.open(one.path, 1) for one in legacy.values()}
     found = {V2_NAMES.get(name, name): opened[one.path] for name, one in legacy.items()}
     return None if unified is None else Directory.open(unified.path, 2), found
 
 
-def _own() -> list[Directory]:
-    unified, legacy = groups_of("self")
-    return distinct([unified, *legacy.values()])
+def _look(pid: int | str) -> tuple[Group | None, dict[str, Group]]:
+    try:
+        with open(f"/proc/{pid}/cgroup", "rb") as file:
+            entries = parse_cgroup(file.read())
+    except (FileNotFoundError, ProcessLookupError):
+        raise GoneError("open", f"process {pid}") from None
+    return cgroupfs.own_groups(cgroupfs.read_mounts(), entries)
 
 
 class Entered:
@@ -102,7 +102,8 @@ class Entered:
         if self._before:
             raise IsolibError(f"{self._group!r}: this process is in it already by this very object")
         self._home = home()
-        self._before = _own()
+        unified, legacy = groups_of("self")
+        self._before = distinct([unified, *legacy.values()])
         self._group._visits.append(self)  # noqa: SLF001 - it is not closed before this process has left it
         try:
             self._group.add(os.getpid())
@@ -118,15 +119,16 @@ class Entered:
             self.leave()
             raise
 
+    @typed("the control groups of this process")
     def leave(self) -> None:
         """Go back; again, and in a fork, is nothing."""
         if self._home != home():
             return
-        known = {directory.path for directory in _own()}
-        move(os.getpid(), [directory for directory in self._before if directory.path not in known])
+        unified, legacy = _look("self")
+        here = {one.path for one in (*([unified] if unified else []), *legacy.values())}
+        move(os.getpid(), [directory for directory in self._before if directory.path not in here])
         before, self._before = self._before, []
-        with suppress(ValueError):
+        with suppress(ValueError):  # it was interrupted behind this
             self._group._visits.remove(self)  # noqa: SLF001
         for directory in before:
-            with suppress(OSError):
-                directory.close()
+            directory.close()

@@ -14,7 +14,7 @@ A group above is passed over where systemd runs and has not delegated it: that b
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from errno import EBUSY, EOPNOTSUPP
 from threading import Lock
@@ -257,17 +257,16 @@ def _nearest_above(own: Group) -> str | None:
 
 def _move_processes(path: str) -> None:
     """Move the processes of a group to a leaf below it, that it can give controllers to others."""
-    directory = Directory.open(path, 2)
     leaf = f"isolib-self-{os.getpid()}"
-    with suppress(FileExistsError):
-        os.mkdir(leaf, 0o755, dir_fd=directory.fileno())
-    for _ in range(100):  # some are born meanwhile
-        pids = directory.read("cgroup.procs").split()
-        if not pids:
-            return
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                directory.write(f"{leaf}/cgroup.procs", pid)
+    with Directory.open(path, 2) as directory:
+        directory.make(leaf, anew=False)
+        for _ in range(100):  # some are born meanwhile
+            pids = directory.read("cgroup.procs").split()
+            if not pids:
+                return
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    directory.write(f"{leaf}/cgroup.procs", pid)
     raise Unsupported(
         "moving the processes of a control group", f"{path}, where more are born than can be moved", "start in a group below it"
     )
@@ -288,10 +287,10 @@ def _systemd_scope(own: Group, *, move_self: bool) -> str:
         error.add_note(f"systemd was asked for a scope, too: {refusal}")
         raise error from refusal
     path = own.top + scope.path
-    directory = Directory.open(path, 2)
-    for leaf, pid in [("reaper", reaper.pid()), *([("self", os.getpid())] if outside else [])]:
-        directory.make(leaf)
-        directory.write(f"{leaf}/cgroup.procs", str(pid))
+    with Directory.open(path, 2) as directory:
+        for leaf, pid in [("reaper", reaper.pid()), *([("self", os.getpid())] if outside else [])]:
+            directory.make(leaf)
+            directory.write(f"{leaf}/cgroup.procs", str(pid))
     _cache.scopes[home()] = path
     return path
 
@@ -363,18 +362,19 @@ def enable(directory: Directory, top: str, names: Collection[str], *, threaded: 
     while chain[-1] not in {top, "/"} and missing - set(read_words(f"{chain[-1]}/cgroup.controllers")):
         chain.append(os.path.dirname(chain[-1]))
     for path in reversed(chain):
-        one = directory if path == directory.path else Directory.open(path, 2)
         available = set(read_words(f"{path}/cgroup.controllers"))
-        if not threaded and not is_top(path) and _is_inhabited(path):
+        wanted = missing & available - set(read_words(f"{path}/{_CONTROL}"))
+        if not wanted or (not threaded and not is_top(path) and _is_inhabited(path)):
             continue
-        for name in sorted(missing & available - set(read_words(f"{path}/{_CONTROL}"))):
-            try:
-                one.write(_CONTROL, f"+{name}")
-            except PermissionDenied:
-                continue
-            except SyscallError as error:
-                if error.errno not in {EBUSY, EOPNOTSUPP}:
-                    raise
+        with nullcontext(directory) if path == directory.path else Directory.open(path, 2) as one:
+            for name in sorted(wanted):
+                try:
+                    one.write(_CONTROL, f"+{name}")
+                except PermissionDenied:
+                    continue
+                except SyscallError as error:
+                    if error.errno not in {EBUSY, EOPNOTSUPP}:
+                        raise
 
 
 def open_house(directory: Directory | None) -> frozenset[str]:

@@ -19,6 +19,7 @@ from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
 from isolib.cgroups import freezing
 from isolib.cgroups.tree import ABSENT, each_group, listed, names_in, open_at, pids_in
+from isolib.cgroups.waiting import poll
 from isolib.errors import GoneError, IsolibError
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ __all__ = ["end", "is_populated", "kill", "reap_adopted", "remove", "remove_empt
 _PATIENCE: Final = 30.0
 _SECOND: Final = 1.0
 _LIST: Final = 65536
+#: How many processes are open at once: a program may open a thousand files, and a group have more members.
+_BATCH: Final = 64
 #: Seconds between two looks where the kernel tells nobody: processes of v1 that have ended, but are being taken apart.
 _LOOK_AGAIN: Final = 0.002
 
@@ -83,17 +86,17 @@ def end(unified: Directory | None, freezer: Directory | None, legacy: list[Direc
     except IsolibError:
         kill(unified, legacy)
         return
-    reapers: list[Fd | None] = []
+    directories = [unified] if unified else legacy
+    reapers: list[Fd] = []
     try:
-        for pid in {pid for directory in ([unified] if unified else legacy) for pid in pids_in(directory)}:
-            if pid in spared:
-                with suppress(OSError):
-                    reapers.append(Fd.take(os.pidfd_open, pid))
-            else:
-                _kill_one(pid)
+        for directory in directories:
+            _kill_members(directory, spared)
+        # Some of the commands have ended before, and their supervisors with them.
+        alive = {pid for directory in directories for pid in pids_in(directory)}
+        reapers = [fd for pid in sorted(alive.intersection(spared))[:_BATCH] if (fd := _open_process(pid)) is not None]
     finally:
         freezing.thaw(unified, freezer)
-    _wait_for(filter(None, reapers), time.monotonic() + _SECOND)
+    _wait_for(reapers, time.monotonic() + _SECOND)
     if unified is None or not freezing.wait_for(unified, "cgroup.events", b"populated 0", _SECOND):
         kill(unified, legacy)
     if was_frozen:
@@ -107,8 +110,7 @@ def _kill_unified(directory: Directory) -> None:
     # Before 5.14: nobody forks while frozen, and SIGKILL ends who is frozen in v2.
     directory.write("cgroup.freeze", "1")
     try:
-        for pid in pids_in(directory):
-            _kill_one(pid)
+        _kill_members(directory)
     finally:
         directory.write("cgroup.freeze", "0")
 
@@ -138,47 +140,50 @@ def thaw_all(directory: Directory) -> None:
                 raise
 
 
+def _open_process(pid: int) -> Fd | None:
+    """Return a descriptor of a process, or None where it has ended."""
+    try:
+        return Fd.take(os.pidfd_open, pid)
+    except ProcessLookupError:
+        return None
+
+
+def _kill_members(directory: Directory, spared: Collection[int] = ()) -> bool:
+    """Kill those that are in a group and below it now, but for some; returns whether there were any.
+
+    A number that was read may be another process's by now.  A process that is open, and listed after that, is a member: it is
+    killed, and nobody else is.
+    """
+    members = [pid for pid in pids_in(directory) if pid and pid not in spared]
+    for start in range(0, len(members), _BATCH):
+        opened = {pid: fd for pid in members[start : start + _BATCH] if (fd := _open_process(pid)) is not None}
+        still = set(pids_in(directory))
+        for pid, fd in opened.items():
+            with fd:
+                if pid in still:
+                    with suppress(GoneError):
+                        calls.pidfd_send_signal(fd.fileno(), signal.SIGKILL, f"process {pid}")
+    return bool(members)
+
+
 def _kill_listed(directory: Directory, deadline: float) -> bool:
-    """Kill those that are in a tree of v1 now, and wait for their ends; returns whether there were any."""
-    pids = [pid for pid in pids_in(directory) if pid]
-    poll = select.poll()
-    kept = []
-    for pid in pids:
-        try:
-            pidfd = Fd.take(os.pidfd_open, pid)
-        except ProcessLookupError:
-            continue
-        assert pidfd is not None  # noqa: S101 - pidfd_open raises
-        # Named by its descriptor from here on: it is killed if it is still in the group, and nobody else is.
-        if pid in pids_in(directory):
-            with suppress(GoneError):
-                calls.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL, f"process {pid}")
-            poll.register(pidfd.fileno(), select.POLLIN)
-            kept.append(pidfd)
-    for pidfd in kept:
-        with pidfd:
-            single = select.poll()
-            single.register(pidfd.fileno(), select.POLLIN)
-            if not single.poll(max(0, deadline - time.monotonic()) * 1000):
-                raise IsolibError(f"{directory.path}: processes are left in it after {_PATIENCE:g} s")
-    return bool(pids)
+    """Kill those that are in a tree of v1 now, and wait for the ends of some; returns whether there were any."""
+    if not _kill_members(directory):
+        return False
+    for pid in pids_in(directory)[:_BATCH]:
+        fd = _open_process(pid) if pid else None
+        if fd is not None:
+            with fd:
+                if not poll(fd, max(0.0, deadline - time.monotonic()) * 1000):
+                    raise IsolibError(f"{directory.path}: processes are left in it after {_PATIENCE:g} s")
+    return True
 
 
 def _wait_for(pidfds: Iterable[Fd], deadline: float) -> None:
     """Wait until processes have ended, which their descriptors tell at once, and cgroup.events some milliseconds later."""
     for pidfd in pidfds:
         with pidfd:
-            poll = select.poll()
-            poll.register(pidfd.fileno(), select.POLLIN)
-            poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-
-
-def _kill_one(pid: int) -> None:
-    with suppress(OSError, GoneError):
-        pidfd = Fd.take(os.pidfd_open, pid)
-        if pidfd is not None:
-            with pidfd:
-                calls.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL, f"process {pid}")
+            poll(pidfd, max(0.0, deadline - time.monotonic()) * 1000)
 
 
 def reap_adopted(unified: Directory) -> None:
