@@ -476,14 +476,18 @@ class Sandbox:
         self.cgroup.thaw()
 
     def explain(self, argv: Sequence[str] = ("COMMAND",)) -> str:
-        """Return the system calls that make the sandbox and start a command in it, in order, a line each."""
-        setting = self._setting or _Setting(self.spec)
-        plan = setting.request().plan(list(argv)).explain()
-        if not self.spec.limits.group:
-            return plan
-        from isolib.cgroups.explain import explain  # noqa: PLC0415 - who has no limits needs none of it
+        """Return the system calls that make the sandbox and start a command in it, in order, a line each.
 
-        return f"{explain(self.spec.limits.group, self.spec.group_allow)}\n{plan}"
+        With limits a place for the group is looked for, which may enable controllers in groups above, start the reaper, or ask
+        systemd for a scope; no group is made.
+        """
+        setting = self._setting or _Setting(self.spec)
+        if not self.spec.limits.group:
+            return setting.request().plan(list(argv)).explain()
+        from isolib.cgroups.explain import Outline  # noqa: PLC0415 - who has no limits needs none of it
+
+        outline = Outline(self.spec.limits.group, self.spec.group_allow)
+        return f"{outline.explain()}\n{setting.request(cgroup=outline).plan(list(argv)).explain()}"
 
     def audit(self) -> dict[str, str]:
         """Return what the kernel says is in force, from /proc of a process inside."""

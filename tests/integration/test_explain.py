@@ -20,9 +20,11 @@ from isolib._kernel.assembly import Rights
 from isolib._kernel.launch import launch
 from isolib._kernel.plan import HOLD, Builder, Step, exec_step
 from isolib._kernel.request import Request
+from isolib.cgroups.explain import Outline
 from isolib.process import Process
 from isolib.sandbox import _Setting
 from isolib.spec import SandboxSpec
+from tests.groups import needs
 from tests.seccomp import deny
 from tests.strace import attached, tid
 
@@ -230,6 +232,37 @@ def test_default_sandbox(user_namespaces: None) -> None:
     isolib.run(["true"], wall=60)
     plan = _Setting(spec).request(deadline=60).plan(["true"])
     check(plan, lambda: isolib.run(["true"], wall=60, check=True))
+
+
+def test_sandbox_with_limits(user_namespaces: None, groups: None) -> None:
+    """With limits the plan tells how the command is born in its group, and the rest which directories are made for it."""
+    limits = {"memory_max": "64M", "pids_max": 30}
+    outline = Outline(limits)
+    spec = SandboxSpec.of(None, {"memory": "64M", "pids": 30, "wall": 60})
+
+    def run() -> None:
+        isolib.run(["true"], memory="64M", pids=30, wall=60, check=True)
+
+    run()  # what is opened once is open then
+    trace = check(_Setting(spec).request(deadline=60, cgroup=outline).plan(["true"]), run)
+    made = [name for name in names_of(trace, tid()) if name == "mkdirat"]
+    assert len(made) == sum(call.name == "mkdirat" for call in outline.calls())
+    text = isolib.Sandbox(spec).explain()
+    assert text.startswith(outline.explain())
+    assert ("CLONE_INTO_CGROUP" in text) == outline.shape.unified
+
+
+def test_command_that_is_out_of_memory(user_namespaces: None, groups: None) -> None:
+    """What the supervisor does when memory is short is in the plan too."""
+    needs("memory")
+    argv = [os.path.realpath(sys.executable), "-I", "-S", "-c", "block = bytearray(200 << 20)"]
+    spec = SandboxSpec.of(None, {"memory": "48M", "wall": 60})
+
+    def run() -> None:
+        assert isolib.run(argv, memory="48M", wall=60).exit.reason is isolib.Reason.OOM
+
+    run()
+    check(_Setting(spec).request(deadline=60, cgroup=Outline({"memory_max": "48M"})).plan(argv), run)
 
 
 def test_resident_sandbox(user_namespaces: None) -> None:
