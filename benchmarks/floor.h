@@ -7,17 +7,7 @@
 #include <sys/syscall.h>
 
 #if defined(__x86_64__)
-static inline long call6(long number, long a, long b, long c, long d, long e, long f) {
-    long result;
-    register long r10 __asm__("r10") = d;
-    register long r8 __asm__("r8") = e;
-    register long r9 __asm__("r9") = f;
-    __asm__ volatile("syscall"
-                     : "=a"(result)
-                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-                     : "rcx", "r11", "memory");
-    return result;
-}
+#include "../isolib/_kernel/native/arch/x86_64.h" /* sys6() */
 
 /* clone3() whose child calls entry(argument) on its own stack and never returns. */
 static long clone_to(struct clone_args *args, void (*entry)(void *), void *argument) {
@@ -38,17 +28,7 @@ static long clone_to(struct clone_args *args, void (*entry)(void *), void *argum
     return result;
 }
 #elif defined(__aarch64__)
-static inline long call6(long number, long a, long b, long c, long d, long e, long f) {
-    register long x8 __asm__("x8") = number;
-    register long x0 __asm__("x0") = a;
-    register long x1 __asm__("x1") = b;
-    register long x2 __asm__("x2") = c;
-    register long x3 __asm__("x3") = d;
-    register long x4 __asm__("x4") = e;
-    register long x5 __asm__("x5") = f;
-    __asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
-    return x0;
-}
+#include "../isolib/_kernel/native/arch/aarch64.h"
 
 static long clone_to(struct clone_args *args, void (*entry)(void *), void *argument) {
     register long x8 __asm__("x8") = SYS_clone3;
@@ -72,7 +52,7 @@ static long clone_to(struct clone_args *args, void (*entry)(void *), void *argum
 #error "the floor knows x86-64 and aarch64"
 #endif
 
-#define PICK_6(number, a, b, c, d, e, f, ...) call6((number), (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+#define PICK_6(number, a, b, c, d, e, f, ...) sys6((number), (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
 #define SYS(name, ...) PICK_6(SYS_##name, __VA_ARGS__, 0, 0, 0, 0, 0, 0)
 
 #endif

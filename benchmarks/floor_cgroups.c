@@ -1,8 +1,9 @@
 /* The floor of control groups: what they cost when nothing but the bare system calls is paid for.
  *
- * The calls are those that isolib makes, in the same hierarchies: a group with three limits, a group below it for one process,
- * which is born there (CLONE_INTO_CGROUP in v2, "0" into the tasks file of v1), its accounts, and the end of both.  No error
- * is explained, nothing supervised, nothing entrusted to anybody; who is killed before its end leaves everything behind.
+ * The calls are those that isolib makes, in the same hierarchies (but for cpuacct and freezer, which it has where v2 is not
+ * mounted): a group with three limits, a group below it for one process, which is born there (CLONE_INTO_CGROUP in v2, "0" into
+ * the tasks file of v1), its accounts, and the end of both.  No error is explained, nothing supervised, nothing entrusted to
+ * anybody; who is killed before its end leaves everything behind.
  *
  * For a foreign-function interface, from one thread: floor_setup() first, then any of the others.  They return nanoseconds or
  * 0, and -errno where something failed. */
@@ -317,7 +318,8 @@ static void wait_for(int events, const char *line) {
     }
 }
 
-/* What group.kill() and group.freeze() and thaw() do, to a group of v2 with this many processes: nanoseconds for each. */
+/* What group.freeze() and thaw() do, to a group of v2 with this many processes; and cgroup.kill, which is less than what
+ * group.kill() does: that spares the supervisors, who tell how the commands ended.  Nanoseconds for each. */
 long floor_crowd(int processes, int64_t *freeze, int64_t *thaw, int64_t *kill) {
     static char *const argv[] = {"/bin/sleep", "1000", NULL};
     struct group g = {.unified = -1, .legacy = {-1, -1, -1, -1}, .born_in = -1, .tasks = {-1, -1, -1, -1}, .oom = -1};

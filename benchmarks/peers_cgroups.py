@@ -111,7 +111,7 @@ def cgroupspy_life() -> None:
             parent.delete_cgroup(os.fsdecode(group.name))
 
 
-RUNNER: Final = "BenchExec, RunExecutor"
+RUNNER: Final = "BenchExec, RunExecutor: memory only"
 PEERS: Final = {
     "BenchExec": (benchexec_group, benchexec_life),
     "cgroupspy": (cgroupspy_group, cgroupspy_life),
