@@ -15,7 +15,7 @@ import pytest
 
 import isolib
 from isolib import Reason, Sandbox
-from tests.groups import left, parents
+from tests.groups import left, needs
 from tests.programs import as_host
 
 if TYPE_CHECKING:
@@ -48,19 +48,6 @@ except OSError:
 """
 
 
-@pytest.fixture(scope="module")
-def groups() -> None:
-    """Skip these tests where this user may make no groups."""
-    parents()
-
-
-def needs(controller: str) -> None:
-    """Skip a test where this user's groups cannot have a controller."""
-    with isolib.new_cgroup() as group:
-        if not getattr(group, controller).is_available:
-            pytest.skip(f"this user's groups have no {controller} controller here")
-
-
 def once(argv: list[str], *, check: bool = False, **limits: object) -> isolib.Completed:
     """Run a command in a sandbox of its own."""
     return isolib.run(argv, cwd="/tmp", check=check, **limits)  # type: ignore[arg-type]
@@ -89,16 +76,37 @@ def test_memory(run: Callable[..., isolib.Completed]) -> None:
     """Who wants more memory than there is is killed, and the reason is OOM; who wants less is not."""
     needs("memory")
     done = run(python(EAT, 200), memory="64M", swap=None)
-    assert (done.exit.reason, done.stdout) == (Reason.OOM, b"")
+    assert (done.exit.reason, done.stdout, done.degraded) == (Reason.OOM, b"", {})
     assert done.usage.memory_peak is not None
-    assert 40 << 20 < done.usage.memory_peak < 70 << 20
+    assert 50 << 20 < done.usage.memory_peak <= 66 << 20
     done = run(python(EAT, 10), memory="64M")
     assert (done.exit.reason, done.stdout) == (Reason.EXITED, b"survived\n")
-    with pytest.raises(isolib.OutOfMemory) as caught:
-        run(python(EAT, 200), memory="64M", check=True)
-    assert "64" in str(caught.value)
+    with pytest.raises(isolib.OutOfMemory, match="memory limit of 67108864 bytes") as caught:
+        run(python(f"print('before', flush=True)\n{EAT}", 200), memory="64M", check=True)
+    assert caught.value.stdout == b"before\n"
     assert caught.value.usage is not None
     assert caught.value.usage.memory_peak
+
+
+@both
+def test_ends_of_ones_own(run: Callable[..., isolib.Completed]) -> None:
+    """Below its limits a command ends as it would without them, whichever status or signal it chooses."""
+    needs("memory", "pids")
+    done = run(["sh", "-c", "exit 137"], memory="200M", pids=30)
+    assert (done.returncode, done.exit.reason) == (137, Reason.EXITED)
+    assert run(["sh", "-c", "kill -9 $$"], memory="200M", pids=30).exit.reason is Reason.SIGNALED
+
+
+@both
+def test_each_limit_has_its_own_reason(run: Callable[..., isolib.Completed]) -> None:
+    """With all limits at once the reason is that of the one that was met."""
+    needs("memory", "pids")
+    limits = {"memory": "64M", "swap": None, "pids": 30, "output": 1000}
+    assert run(python(EAT, 200), wall=60, **limits).exit.reason is Reason.OOM
+    assert run(["yes"], wall=60, **limits).exit.reason is Reason.LIMIT
+    assert run(python(FORKS), wall=60, **limits).exit.reason is Reason.LIMIT
+    assert run(["false"], wall=60, **limits).exit.reason is Reason.EXITED
+    assert run(["sleep", "60"], wall=1, **limits).exit.reason is Reason.TIMEOUT
 
 
 @both
@@ -106,19 +114,19 @@ def test_swap(run: Callable[..., isolib.Completed]) -> None:
     """With no swap beside the memory nobody gets more than the memory."""
     needs("memory")
     with isolib.new_cgroup(memory_max="64M") as group:
-        try:
-            group.memory.swap_max = 0
-        except isolib.Unsupported as refusal:
-            with pytest.raises(isolib.Unsupported, match="swap"):
-                run(["true"], memory="64M", swap=0)
-            pytest.skip(str(refusal))
+        place = group.paths["memory"]
+    above = os.path.dirname(place)
+    if not any(os.path.exists(f"{above}/{name}") for name in ("memory.swap.max", "memory.memsw.limit_in_bytes")):
+        with pytest.raises(isolib.Unsupported, match="swap"):
+            run(["true"], memory="64M", swap=0)
+        return
     assert run(python(EAT, 200), memory="64M", swap=0).exit.reason is Reason.OOM
     assert run(python(EAT, 10), memory="64M", swap="16M").exit.reason is Reason.EXITED
 
 
 @both
 def test_cpu(run: Callable[..., isolib.Completed]) -> None:
-    """With a tenth of a processor it takes ten times as long, at the least: the kernel's own arithmetic."""
+    """With a tenth of a processor it takes ten times as long, but for one period at each end: the kernel's own arithmetic."""
     needs("cpu")
     done = run(python(BURN, 0.2), cpu=0.1)
     assert done.exit.reason is Reason.EXITED
@@ -128,7 +136,8 @@ def test_cpu(run: Callable[..., isolib.Completed]) -> None:
     used = usage.cpu_user + usage.cpu_system
     assert used >= 0.2
     assert usage.wall is not None
-    assert used / usage.wall < 0.2  # each period may be overrun a little
+    # A quota of 10 ms in each period of 100 ms, two of which it has only in part; a tick of the clock may be overrun.
+    assert used <= 0.1 * (usage.wall + 0.2) + 0.03
 
 
 def test_weights() -> None:
@@ -150,6 +159,9 @@ def test_pids(run: Callable[..., isolib.Completed]) -> None:
     with pytest.raises(isolib.CommandFailed) as caught:
         run(python(FORKS), pids=30, check=True)
     assert caught.value.exit.usage.pids_peak
+    done = run(python(CROWD), pids=30)
+    assert (done.returncode, done.exit.reason) == (3, Reason.LIMIT)
+    assert 20 < int(done.stdout) < 30  # some of the 30 are the command and supervisors
     assert run(["sh", "-c", "(exit 3)"], pids=30).exit.reason is Reason.EXITED
 
 
@@ -270,7 +282,8 @@ def test_usage() -> None:
     assert small.memory_peak < 30 << 20
     assert (small.pids_peak, crowd.pids_peak) == (1, 4)
     assert burn.cpu_user is not None
-    assert burn.cpu_user + (burn.cpu_system or 0) > 0.25
+    assert burn.cpu_system is not None
+    assert burn.cpu_user + burn.cpu_system > 0.299  # it stops when it has seen 0.3 s
 
 
 def test_limits_are_of_all_commands_together() -> None:
