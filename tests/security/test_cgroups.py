@@ -54,15 +54,16 @@ def mounts(who):
 mounts("mount")
 print("groups", sorted({line.rstrip().split(":", 2)[2] for line in open("/proc/self/cgroup")}))
 print("groups of 1", sorted({line.rstrip().split(":", 2)[2] for line in open("/proc/1/cgroup")}))
-for path, names, files in os.walk("/"):
-    names[:] = [name for name in names if path != "/" or name != "proc"]
-    for name in files:
-        if name == "release_agent" or name.startswith(("cgroup.", "memory.", "pids.", "cpu.", "freezer.", "devices.", "io.")):
-            try:
-                if os.stat(f"{path}/{name}").st_dev not in (os.stat("/usr").st_dev, os.stat("/tmp").st_dev):
-                    print("found", f"{path}/{name}", os.access(f"{path}/{name}", os.W_OK))
-            except OSError:
-                pass
+mounted = [line.split(" - ") for line in open("/proc/self/mountinfo")]  # those below what covers them are listed too
+mounted = [one[0].split()[2:5:2] for one in mounted if one[1].split()[0] in ("cgroup", "cgroup2")]
+print("hierarchies", len(mounted))
+for number, path in mounted:  # nowhere else could they be
+    try:
+        status = os.stat(path)
+    except OSError:
+        continue
+    if number == f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}":
+        print("found", path)
 unshared = libc.unshare(0x10000000 | 0x00020000 | 0x02000000)
 print("unshared", unshared)
 if unshared == 0:
@@ -101,6 +102,8 @@ def test_no_group_is_in_sight(user: int | None) -> None:
     assert (done.returncode, lines[-1]) == (0, "end"), (lines, done.stderr)
     assert "groups ['/']" in lines
     assert "unshared 0" in lines
+    if os.geteuid() == 0:  # elsewhere the host's /sys is not even covered, but left out
+        assert "hierarchies 0" not in lines
     assert "nested cgroup2 " in lines
     assert not [line for line in lines if line.endswith("done")]
     found = [line for line in lines if line.startswith("found")]
@@ -170,7 +173,8 @@ def test_all_descendants_are_in_the_group(user: int | None) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"scattered\n"
         everybody = of_namespace(process.pid)
-        assert len(everybody) == 6  # PID 1, the command, and four that it has started
+        # PID 1, which shows itself to root alone, the command, and four that it has started.
+        assert len(everybody) == (6 if os.geteuid() == 0 else 5)
         assert everybody <= set(box.cgroup.pids())
         scattered = {pid for pid in everybody if b"python" in cmdline(pid)}
         assert len(scattered) == 5

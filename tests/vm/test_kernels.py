@@ -22,6 +22,14 @@ pytestmark = pytest.mark.vm
 CGROUPS = ("tests/kernel/cgroups",)
 """What is run in every guest of `GUESTS`."""
 
+LIMITS = (
+    "tests/integration/test_limits.py",
+    "tests/integration/test_reaper.py",
+    "tests/kernel/test_reaper.py",
+    "tests/security/test_cgroups.py",
+)
+"""What is run in guests in which nothing but cgroup v2 is there."""
+
 GUESTS = [
     Guest("unified"),
     Guest("unified", as_user=True),
@@ -43,8 +51,8 @@ PATIENCE = 800
 def pytest_in(guest: Guest, *paths: str) -> None:
     """Fail unless the guest's pytest is content, and at least one of its tests has passed."""
     output = io.BytesIO()
-    command = ["pytest", "-q", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=200", f"--rootdir={ROOT}"]
-    command += ["-c", f"{ROOT}/pyproject.toml", *(f"{ROOT}/{path}" for path in paths)]
+    command = ["pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=200"]
+    command += [f"--rootdir={ROOT}", "-c", f"{ROOT}/pyproject.toml", *(f"{ROOT}/{path}" for path in paths)]
     if paths == CGROUPS and guest.systemd and guest.as_user:  # as the user's own systemd lets him make groups
         command = ["systemd-run", "--user", "--scope", "--quiet", "--property=Delegate=yes", *command]
     environment = {"HOST_RELEASE": os.uname().release, "ISOLIB_TEST_NEEDS_GROUPS": "1"}
@@ -70,6 +78,12 @@ def test_guest_is_what_it_is_said_to_be(guest: Guest) -> None:
 def test_cgroups(guest: Guest) -> None:
     """The tests of cgroups pass in the guest."""
     pytest_in(guest, *CGROUPS)
+
+
+@pytest.mark.parametrize("guest", GUESTS[:2], ids=str)
+def test_limits_of_sandboxes(guest: Guest) -> None:
+    """Limits are kept and told, hostile code stays within them, and nothing is left of a killed host, with cgroup v2 alone."""
+    pytest_in(guest, *LIMITS)
 
 
 # ---- the runner itself ----
