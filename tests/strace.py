@@ -40,6 +40,10 @@ class Trace:
         found = (_CALL.match(line) for line in self._texts.get(pid, "").splitlines())
         return [(match[1], match[2] or "?") for match in found if match]
 
+    def lines(self, pid: int) -> list[str]:
+        """Return what strace has written for a process."""
+        return self._texts.get(pid, "").splitlines()
+
     def text(self) -> str:
         """Return everything."""
         return "\n".join(f"{pid}:\n{text}" for pid, text in sorted(self._texts.items()))

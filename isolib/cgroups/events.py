@@ -1,7 +1,7 @@
 """Watching a group: what happens to it, as the kernel tells it.
 
 The files of cgroup v2 that tell of their changes are polled for POLLPRI, and read when they changed; v1 writes to an eventfd
-when a group is out of memory.  Nothing is looked at again and again.
+when a group is out of memory.  Nothing is looked at again and again, but the processes of v1 that have ended (`wait_empty`).
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         return found
 
     def add(self, process: int | HasPid) -> None:
-        """Move a process that exists, with all its threads, into the group; that takes some milliseconds, and birth none.
+        """Move a process that exists, with all its threads, into the group: the kernel waits for others then, and at birth not.
 
         Parameters
         ----------

@@ -109,8 +109,9 @@ def new_cgroup(
 
     Notes
     -----
-    Privileges: write access to a group: root, a delegated subtree, or systemd (``pip install isolib[systemd]``); for device
-    rules in cgroup v2 CAP_BPF too.  The first group of a process starts its reaper, which removes what a killed program leaves.
+    Privileges: write access to a group: root, a delegated subtree, or systemd (``pip install isolib[systemd]``).  Device rules
+    in cgroup v2 take CAP_BPF and CAP_NET_ADMIN too, or CAP_SYS_ADMIN, which those of v1 take.  The first group of a process
+    starts its reaper, which removes what a killed program leaves.
     Sources: cgroups(7), Documentation/admin-guide/cgroup-v2.rst, and cgroup-v1/ beside it.
 
     Examples

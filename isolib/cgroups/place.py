@@ -3,12 +3,14 @@
 cgroup v2 has a rule that v1 has not: a group that gives controllers to groups below it has no processes itself (the top one is
 exempt).  The caller's own group has one, the caller.  So in v2 the place is, in this order:
 
-1. the caller's group, if it is the top one;
-2. the nearest group above it that he may use and that has no processes: what a delegated subtree with a leaf for the caller is;
+1. the caller's group, if it is the top one, or if v2 has no controller that is asked for;
+2. the nearest group above it that he may use and that has no processes, or is the top: what a delegated subtree with a leaf for
+   the caller is;
 3. with ``allow=("move-self",)``, the caller's group, once its processes have been moved to a leaf below it;
-4. a scope that systemd delegates (the extra ``isolib[systemd]``).
+4. without systemd, and when only counting is wanted of v2, the caller's group: it gives no controllers then;
+5. a scope that systemd delegates (the extra ``isolib[systemd]``).
 
-A group above is passed over where systemd runs and has not delegated it: that belongs to systemd (CGROUP_DELEGATION).
+The search above ends at a group that he may not use, or that systemd, where it runs, has not delegated (CGROUP_DELEGATION).
 """
 
 from __future__ import annotations
