@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import subprocess
 import sys
 import textwrap
@@ -222,9 +223,9 @@ class Host:
         self.process.stdin.flush()
 
     def kill(self) -> None:
-        """End it by SIGKILL."""
+        """End it by SIGKILL; one that had ended by itself has failed."""
         self.process.kill()
-        self.process.wait()
+        assert self.process.wait() == -signal.SIGKILL
 
 
 @contextlib.contextmanager
