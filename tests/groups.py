@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -65,11 +68,23 @@ def controllers() -> frozenset[str]:
         if one.version == 1:
             found |= {"io" if name == "blkio" else name for name in one.controllers}
             continue
-        top = Path(one.path)
+        top = own = Path(one.path)
         while os.access(top.parent / "cgroup.procs", os.W_OK):
             top = top.parent
+        if top == own and (top / "cgroup.type").exists():  # this process is in it, so it gives none; only the first group may
+            continue
         found |= set((top / "cgroup.controllers").read_text(encoding="ascii").split())
     return frozenset(found)
+
+
+def is_legacy(name: str) -> bool:
+    """Return whether groups of this user's have a controller, called as in cgroup v2, by a hierarchy of cgroup v1."""
+    return any(one.version == 1 and {"io": "blkio"}.get(name, name) in one.controllers for one in _usable())
+
+
+def has_version_2() -> bool:
+    """Return whether groups of this user's are in cgroup v2, with controllers or without."""
+    return any(one.version == 2 for one in hierarchies())
 
 
 def needs(*names: str) -> None:
@@ -98,6 +113,36 @@ def parents(*, version: int | None = None, controller: str | None = None) -> lis
 def left(prefix: str) -> list[str]:
     """Return the groups whose names begin so."""
     return sorted(str(path) for one in hierarchies() for path in Path(one.path).glob(f"{prefix}*"))
+
+
+def take_away(group: str) -> list[str]:
+    """Remove a group once nobody lives in it any more; returns the groups that were below it then, which somebody has left."""
+    deadline = time.monotonic() + PATIENCE
+    tick = threading.Event()
+    while _is_inhabited(group) and time.monotonic() < deadline:
+        tick.wait(0.01)
+    below = sorted(os.path.join(top, name) for top, names, _ in os.walk(group) for name in names)
+    for path in (*reversed(below), group):
+        while os.path.exists(path):
+            try:
+                os.rmdir(path)
+            except OSError:  # v1 counts a process for a moment after everybody has been told that it ended
+                if time.monotonic() > deadline:
+                    raise
+                tick.wait(0.01)
+    return below
+
+
+def _is_inhabited(group: str) -> bool:
+    """Return whether somebody lives in a group or below it."""
+    events = Path(group, "cgroup.events")
+    if events.exists():
+        return "populated 1" in events.read_text(encoding="ascii")
+    for directory, _, _ in os.walk(group):
+        with contextlib.suppress(OSError):  # it is being removed
+            if Path(directory, "cgroup.procs").read_bytes():
+                return True
+    return False
 
 
 def has_ended(pidfd: int) -> bool:
@@ -178,9 +223,9 @@ class Host:
         self.process.stdin.flush()
 
     def kill(self) -> None:
-        """End it by SIGKILL."""
+        """End it by SIGKILL; one that had ended by itself has failed."""
         self.process.kill()
-        self.process.wait()
+        assert self.process.wait() == -signal.SIGKILL
 
 
 @contextlib.contextmanager

@@ -20,6 +20,11 @@ IS_ROOT = os.geteuid() == 0
 ID_MAP = "auto" if IS_ROOT else "root"
 KINDS = frozenset({"user", "mnt", "pid", "ipc"})
 
+EAT = "import sys\nblock = bytearray(int(sys.argv[1]) << 20)\nprint('survived')"
+"""Uses as many megabytes of memory as it is told to."""
+FORK_BOMB = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+"""Becomes as many processes as it may, and tries on."""
+
 
 def output(argv: list[str], **options: object) -> str:
     """Run a program by spawn and return all that it printed."""

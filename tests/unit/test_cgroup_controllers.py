@@ -231,7 +231,7 @@ def get(controller: Controller, name: str) -> object:
 def test_missing_files(make: Make, kind: Kind, name: str, v2: str, v1: str) -> None:
     """A file that the kernel does not give is Unsupported, and the message names it and its directory."""
     for version, file in ((2, v2), (1, v1)):
-        assert get(make(kind, version), name) is not NotImplemented
+        get(make(kind, version), name)  # where the file is, nothing is refused
         controller = make(kind, version)  # another: what was asked for once may stay open
         os.unlink(f"{controller.directory.path}/{file}")
         with pytest.raises(Unsupported, match=f"{controller.directory.path} no {file}") as caught:

@@ -13,9 +13,8 @@ from isolib._kernel.handle import home
 from isolib.cgroups import place, systemd
 from isolib.cgroups.files import Directory
 from isolib.cgroups.hierarchy import Survey
-from isolib.cgroups.place import Place
 from isolib.errors import SyscallError, Unsupported
-from tests.recorded import V1, V2, Recorded, fill
+from tests.recorded import V1, Recorded, fill
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -242,7 +241,7 @@ def test_refused_enabling(
             place.enable(recorded, str(tree), {"io", "memory"})
     else:
         place.enable(recorded, str(tree), {"io", "memory"})
-    assert tried == ["+io"] if is_raised else ["+io", "+memory"]
+    assert tried == (["+io"] if is_raised else ["+io", "+memory"])
 
 
 # ---- all hierarchies together ----
@@ -286,10 +285,7 @@ def test_legacy_place(tmp_path: Path) -> None:
     made = place._search(survey, frozenset({"cpu", "cpuacct", "freezer"}), frozenset(), move_self=False)
     assert made.unified is None
     assert made.legacy["cpu"] is made.legacy["cpuacct"]
-    assert [one.path for one in made.directories] == [both, freezer] or [one.path for one in made.directories] == [
-        freezer,
-        both,
-    ]
+    assert sorted(one.path for one in made.directories) == sorted([both, freezer])
     assert made.refusals == {}
 
 
@@ -302,11 +298,3 @@ def test_not_given_below(tree: Path) -> None:
     made = place._search(survey, frozenset({"pids", "memory"}), frozenset({"memory"}), move_self=False)
     assert set(made.refusals) == {"memory"}
     assert f"{tree}/a/{CONTROL}" in made.refusals["memory"].refused_by
-
-
-def test_directories() -> None:
-    """A place without any directory has none, and is grown by its source."""
-    empty = Place(lambda more: Place(empty.source, known=set(more)))
-    assert empty.directories == []
-    assert empty.source({"io"}).known == {"io"}
-    assert set(V2) & set(GROUP) == set(GROUP)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import isolib
 from isolib.cgroups import place, removal
 from isolib.cgroups.files import Directory
+from tests.groups import has_version_2, is_legacy, needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +57,20 @@ class RawGroup:
         parent.make(name)
         self._made.append((parent, name))
         return self._stack.enter_context(Directory.open(name, version, parent=parent))
+
+    def in_v2(self) -> Directory:
+        """Return its directory in cgroup v2; skip the test where this host has none for this user."""
+        if not has_version_2():
+            pytest.skip("this host has no cgroup v2 in which this user may make groups")
+        assert self.unified is not None
+        return self.unified
+
+    def in_v1(self) -> list[Directory]:
+        """Return its directories in cgroup v1; skip the test where this host has none for this user."""
+        if not any(map(is_legacy, CONTROLLERS)):
+            pytest.skip("this host has no controllers in cgroup v1 whose groups this user may make")
+        assert self.legacy
+        return self.legacy
 
     @property
     def directories(self) -> list[Directory]:
@@ -126,15 +140,8 @@ class RawGroup:
 @pytest.fixture
 def raw_group() -> Iterator[RawGroup]:
     """Return a control group in every hierarchy, which ends with the test; skip where this user may make none."""
-    try:
-        group = RawGroup()
-    except isolib.Unsupported as refusal:
-        if os.geteuid() == 0 or "ISOLIB_TEST_NEEDS_GROUPS" in os.environ:
-            raise
-        pytest.skip(f"no control groups here: {refusal}")
-    if "memory" not in group.controllers and "pids" not in group.controllers:
-        group.close()
-        pytest.skip("this user's groups have no controllers here")
+    needs("memory", "pids")
+    group = RawGroup()
     try:
         yield group
     finally:

@@ -16,24 +16,24 @@ import pytest
 import isolib
 from isolib import PIPE, Reason
 from isolib.cgroups import EventKind
+from tests.groups import has_version_2, is_legacy, needs
+from tests.programs import EAT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from isolib.cgroups.events import Events
+
 PYTHON = os.path.realpath(sys.executable)
-EAT = [PYTHON, "-c", "block = bytearray(200 << 20)"]
+TOO_MUCH = [PYTHON, "-c", EAT, "200"]
+"""Uses more than the group may."""
 
 
 @pytest.fixture
 def group() -> Iterator[isolib.Cgroup]:
     """Return a group with a limit on memory; skip where this user may make none."""
-    try:
-        made = isolib.new_cgroup(memory_max="48M")
-    except isolib.Unsupported as refusal:
-        if os.geteuid() == 0 or "ISOLIB_TEST_NEEDS_GROUPS" in os.environ:
-            raise
-        pytest.skip(f"no control groups with memory here: {refusal}")
-    with made:
+    needs("memory", "pids")
+    with isolib.new_cgroup(memory_max="48M") as made:
         yield made
 
 
@@ -64,9 +64,10 @@ def test_stats(group: isolib.Cgroup) -> None:
 def test_stats_count_kills(group: isolib.Cgroup) -> None:
     """Kills for want of memory are counted by the group, also when the processes are gone."""
     for number in (1, 2):
-        with group.spawn(EAT) as process:
+        with group.spawn(TOO_MUCH) as process:
             assert process.wait().reason is Reason.OOM
-        assert group.oom_kills >= number  # v2 counts everybody who is killed with the one
+        # v2 counts everybody who is killed with the one.
+        assert group.oom_kills == number if is_legacy("memory") else group.oom_kills >= number
         counted = group.stats().memory
         assert counted is not None
         assert counted.oom_kills == group.oom_kills
@@ -84,7 +85,8 @@ def test_history(group: isolib.Cgroup) -> None:
 
 def test_pressure(group: isolib.Cgroup) -> None:
     """pressure has a line for each resource, or says what refuses it."""
-    if group.path is not None and os.path.exists(f"{group.path}/cpu.pressure"):
+    assert (group.path is not None) == has_version_2()
+    if os.path.exists(f"{group.path}/cpu.pressure"):
         line = group.pressure.cpu.some
         assert line is not None
         assert 0 <= line.avg10 <= 100
@@ -99,7 +101,7 @@ def test_pressure(group: isolib.Cgroup) -> None:
 def test_wait_oom(group: isolib.Cgroup) -> None:
     """wait_oom returns when a process was killed, at once when one has been, and False when none is in time."""
     assert group.wait_oom(timeout=0.05) is False
-    with group.spawn(EAT):
+    with group.spawn(TOO_MUCH):
         assert group.wait_oom(timeout=30) is True
     assert group.wait_oom(timeout=0) is True
 
@@ -115,16 +117,28 @@ def test_wait_empty(group: isolib.Cgroup) -> None:
 
 def test_events(group: isolib.Cgroup) -> None:
     """The iterator yields that somebody came, that memory ran out, and that nobody is left."""
+    seen: list[EventKind] = []
     with group.events() as events:
-        with group.spawn(EAT) as process:
-            process.wait()
-        seen = set()
-        while EventKind.OOM_KILL not in seen:
-            event = events.wait(timeout=30)
-            assert event is not None
-            seen.add(event.kind)
-    if EventKind.MEMORY_MAX in events.kinds:
-        assert EventKind.MEMORY_MAX in seen
+        argv = [PYTHON, "-c", f"input()\n{EAT}", "200"]
+        with group.spawn(argv, stdin=PIPE) as process:  # it waits, or it could be gone again before it was seen
+            if has_version_2():
+                watch_until(EventKind.POPULATED, events, seen)
+            process.communicate(b"\n")
+            watch_until(EventKind.OOM_KILL, events, seen)
+        if has_version_2():
+            watch_until(EventKind.EMPTY, events, seen)
+    if has_version_2():
+        assert seen[0] is EventKind.POPULATED
+    if not is_legacy("memory"):
+        assert EventKind.MEMORY_MAX in seen[: seen.index(EventKind.OOM_KILL)]
+
+
+def watch_until(kind: EventKind, events: Events, seen: list[EventKind]) -> None:
+    """Take events until one of a kind has come."""
+    while kind not in seen:
+        event = events.wait(timeout=30)
+        assert event is not None, f"not told: {kind}"
+        seen.append(event.kind)
 
 
 def test_events_in_a_loop(group: isolib.Cgroup) -> None:
@@ -141,7 +155,7 @@ def test_events_in_a_loop(group: isolib.Cgroup) -> None:
         ticks = 0
         watching = asyncio.ensure_future(watch())
         await asyncio.sleep(0)  # it has begun to watch
-        with group.spawn(EAT):
+        with group.spawn(TOO_MUCH):
             while not watching.done():
                 ticks += 1
                 await asyncio.sleep(0.001)
@@ -173,10 +187,7 @@ with isolib.new_cgroup() as group:
         assert below.pids.max == 50
         done.set(); worker.join()
 """
-    try:
-        isolib.new_cgroup(pids_max=10).close()
-    except isolib.Unsupported as refusal:
-        pytest.skip(f"no control groups with pids here: {refusal}")
+    needs("pids")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -196,8 +207,7 @@ def test_threaded_group_too_late(group: isolib.Cgroup) -> None:
 
 def test_raw_files(group: isolib.Cgroup) -> None:
     """A control file without a name here can be read and written as it is."""
-    legacy = "memory" in group.paths and group.paths["memory"] != group.path
-    file = "memory.limit_in_bytes" if legacy else "memory.max"
+    file = "memory.limit_in_bytes" if is_legacy("memory") else "memory.max"
     assert int(group.read(file)) == 48 << 20
     group.write(file, str(40 << 20))
     assert group.memory.max == 40 << 20
@@ -206,9 +216,20 @@ def test_raw_files(group: isolib.Cgroup) -> None:
     assert caught.value.errno == errno.EINVAL
     assert file in str(caught.value)
     assert "nonsense" in str(caught.value)
-    for name in ("nothing.max", "../memory.max", "memory.no_such_file"):
-        with pytest.raises((isolib.IsolibError, isolib.PlanError)):
-            group.read(name)
+
+
+@pytest.mark.parametrize("name", ["nothing.max", "../memory.max", "memory.no_such_file"])
+def test_raw_files_that_are_none(group: isolib.Cgroup, name: str) -> None:
+    """A file that there is not, one of no controller where only v2 would have it, and a path are each refused in its way."""
+    kind: type[isolib.IsolibError] = isolib.PlanError if "/" in name else isolib.SyscallError
+    if name == "nothing.max" and not has_version_2():
+        kind = isolib.Unsupported
+    with pytest.raises(isolib.IsolibError, match=name) as caught:
+        group.read(name)
+    assert type(caught.value) is kind
+    if kind is isolib.SyscallError:
+        assert isinstance(caught.value, isolib.SyscallError)
+        assert caught.value.errno == errno.ENOENT
 
 
 @pytest.mark.root

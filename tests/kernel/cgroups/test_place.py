@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import isolib
+from tests.groups import parents, take_away
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,25 +37,32 @@ LIMITS = {"memory": '{"memory_max": "64M"}', "hugetlb": '{"hugetlb_max": {"2M": 
 
 @pytest.fixture
 def delegated() -> Iterator[tuple[Path, str]]:
-    """Return a group that belongs to an ordinary user, with a controller, and limits that take that."""
-    top = Path(next((one.top for one in isolib.hierarchy().controllers.values() if one.version == 2), ""))
-    given = (top / "cgroup.controllers").read_text(encoding="ascii").split() if top.name else []
+    """Return a group that belongs to an ordinary user, with a controller, and limits that take that; it must be left empty."""
+    top = Path(parents(version=2)[0])
+    while (top.parent / "cgroup.procs").exists():
+        top = top.parent
+    given = (top / "cgroup.controllers").read_text(encoding="ascii").split()
     controller = next((name for name in LIMITS if name in given), None)
     if controller is None:
         pytest.skip("cgroup v2 has no controller here")
     if os.path.isdir("/run/systemd/system"):
         pytest.skip("systemd has the groups of this host")
     control = top / "cgroup.subtree_control"
-    if controller not in control.read_text(encoding="ascii").split():
-        control.write_text(f"+{controller}", encoding="ascii")
     group = top / f"isolib-test-delegated-{os.getpid()}"
-    group.mkdir()
-    for name in ("", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"):
-        os.chown(group / name, USER, USER)
-    yield group, LIMITS[controller]
-    for below in sorted((one for one in group.rglob("*") if one.is_dir()), reverse=True):
-        below.rmdir()
-    group.rmdir()
+    was_given = controller in control.read_text(encoding="ascii").split()
+    control.write_text(f"+{controller}", encoding="ascii")
+    try:
+        group.mkdir()
+        for name in ("", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"):
+            os.chown(group / name, USER, USER)
+        try:
+            yield group, LIMITS[controller]
+        finally:
+            left = take_away(str(group))
+    finally:
+        if not was_given:
+            control.write_text(f"-{controller}", encoding="ascii")
+    assert left == []
 
 
 def run(place: Path, code: str) -> str:
@@ -82,6 +89,7 @@ with isolib.new_cgroup(**{limits}) as made:
 assert own() == before
 """
     assert Path(run(leaf, code).strip()).parent == group
+    assert take_away(str(leaf)) == []
 
 
 def test_in_the_way(delegated: tuple[Path, str]) -> None:
@@ -116,6 +124,7 @@ for _ in range(2):
     assert Path(first).parent == Path(second).parent == group
     assert where == same
     assert Path(where).parent.name == group.name
+    assert take_away(str(group / Path(where).name)) == []  # it stays, as is promised
 
 
 def test_without_controllers(delegated: tuple[Path, str]) -> None:
