@@ -15,6 +15,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Epoll, Fd, home
+from isolib._kernel.hints import typed
 from isolib.cgroups.controllers.pids import counts_refusals
 from isolib.cgroups.files import parse_flat
 from isolib.cgroups.removal import is_populated
@@ -74,6 +75,7 @@ class Events:
 
     kinds: frozenset[EventKind]
 
+    @typed("the events of a control group")
     def __init__(
         self,
         unified: Directory | None,

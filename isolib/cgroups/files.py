@@ -13,7 +13,7 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Fd
-from isolib._kernel.hints import hint
+from isolib._kernel.hints import hint, typed
 from isolib.errors import GoneError, PlanError, SyscallError, from_errno
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class Directory:
 
     def entries(self) -> list[str]:
         """Return the names of all that is in it."""
-        with self._anew() as fd:
+        with self._anew() as fd, typed(self.path):
             return os.listdir(fd.fileno())
 
     def _anew(self) -> Fd:
@@ -250,7 +250,7 @@ class Directory:
 
     def names(self) -> list[str]:
         """Return the names of the groups below."""
-        with self._anew() as fd, os.scandir(fd.fileno()) as entries:
+        with self._anew() as fd, typed(self.path), os.scandir(fd.fileno()) as entries:
             return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import home
+from isolib._kernel.hints import typed
 from isolib.cgroups.controllers.io import DeviceIo
 from isolib.cgroups.pressure import PressureLine, PressureValues
 from isolib.cgroups.stats import CpuStats, MemoryStats, PidsStats, show_size
@@ -94,6 +95,7 @@ class History:
         There is no such group.
     """
 
+    @typed("the history of a control group")
     def __init__(self, sample: Callable[[], Stats], every: float | timedelta, *, most: int = 10_000) -> None:
         seconds = parse_duration(every, "every")
         if not seconds:

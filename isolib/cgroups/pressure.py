@@ -10,6 +10,7 @@ from errno import EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Epoll
+from isolib._kernel.hints import typed
 from isolib.cgroups.values import parse_flag
 from isolib.cgroups.waiting import Deadline, poll, readable
 from isolib.errors import GoneError, PlanError, SyscallError, Unsupported
@@ -101,6 +102,7 @@ class Trigger:
     loop; whoever saw that needs not ask `wait` again, since telling it once is what the kernel does.
     """
 
+    @typed("a trigger of pressure")
     def __init__(self, pressure: Pressure, writes: list[bytes]) -> None:
         self._pressure = pressure
         self._writes = writes
