@@ -8,6 +8,7 @@ of an older distribution has yet.
 from __future__ import annotations
 
 from isolib._kernel.abi import *  # noqa: F403 - they are this module's constants
+from isolib._kernel.calls.away import *  # noqa: F403
 from isolib._kernel.calls.bpf import *  # noqa: F403
 from isolib._kernel.calls.launching import *  # noqa: F403
 from isolib._kernel.calls.reaping import *  # noqa: F403

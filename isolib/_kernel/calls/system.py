@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from errno import EINVAL
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from isolib._kernel._ext import ffi, lib
 from isolib._kernel.abi import (
@@ -12,7 +12,6 @@ from isolib._kernel.abi import (
     FSOPEN_CLOEXEC,
     MOVE_MOUNT_F_EMPTY_PATH,
     MOVE_MOUNT_T_EMPTY_PATH,
-    NAMESPACE_FLAGS,
     NS_GET_PARENT,
     NS_GET_USERNS,
     OPEN_TREE_CLOEXEC,
@@ -20,13 +19,10 @@ from isolib._kernel.abi import (
 )
 from isolib._kernel.calls.checking import checked, path_bytes, taken
 from isolib._kernel.handle import Fd
-from isolib.errors import ThreadStranded, from_errno
+from isolib.errors import from_errno
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-#: ``struct isolib_stay``: what cffi makes has no type.
-Stay: TypeAlias = Any
 
 
 def setns(fd: int, kinds: int, target: str) -> None:
@@ -65,59 +61,6 @@ def take_namespace(pidfd: int, kind: str) -> Fd:
     """As `pidfd_namespace`, owned from the first moment on."""
     made = Fd.take(lib.isolib_pidfd_namespace, pidfd, PIDFD_NAMESPACE[kind])
     return taken(f"ioctl PIDFD_GET_{kind.upper()}_NAMESPACE", "pidfd", made)
-
-
-# Of the calling thread: /proc/self would be the main thread.
-_OWN_FILES: Final = {kind: f"/proc/thread-self/ns/{kind}".encode() for kind in NAMESPACE_FLAGS}
-
-_NEW_STAGES: Final = {
-    lib.ISOLIB_NEW_OPEN: "open",
-    lib.ISOLIB_NEW_WAY_BACK: "setns",
-    lib.ISOLIB_NEW_UNSHARE: "unshare",
-    lib.ISOLIB_NEW_LINK_UP: "ioctl SIOCSIFFLAGS",
-    lib.ISOLIB_NEW_HOSTNAME: "sethostname",
-    lib.ISOLIB_NEW_DOMAINNAME: "setdomainname",
-    lib.ISOLIB_NEW_REOPEN: "open",
-    lib.ISOLIB_NEW_RETURN: "setns",
-}
-
-
-def new_namespace(kind: str, *, lo: bool = False, hostname: str | None = None, domainname: str | None = None) -> Fd:
-    """Make a net, uts, ipc or cgroup namespace; the calling thread is in it meanwhile, and where it was afterwards.
-
-    Raises
-    ------
-    ThreadStranded
-        The thread could not go back. For every other failure it has.
-    """
-    stage = ffi.new("int32_t *")
-    names = [ffi.NULL if name is None else ffi.new("char[]", os.fsencode(name)) for name in (hostname, domainname)]
-    made = Fd.take(lib.isolib_namespace_new, NAMESPACE_FLAGS[kind], _OWN_FILES[kind], int(lo), *names, stage)
-    if made is not None:
-        return made
-    error = from_errno(_NEW_STAGES[stage[0]], f"new {kind} namespace", ffi.errno)
-    if stage[0] == lib.ISOLIB_NEW_RETURN:
-        raise ThreadStranded(f"the thread stays in a new {kind} namespace") from error
-    raise error
-
-
-def new_stay(kind: str) -> Stay:
-    """Return an empty ``struct isolib_stay``; what it holds is closed with it."""
-    return ffi.gc(ffi.new("struct isolib_stay *", (NAMESPACE_FLAGS[kind], -1)), lib.isolib_stay_forget)
-
-
-def begin_stay(stay: Stay, fd: int, kind: str, target: str) -> None:
-    """Move the calling thread into a namespace that it can come back from; the stay knows the way back from before that on."""
-    result = lib.isolib_stay_begin(stay, fd, _OWN_FILES[kind])
-    if result < 0:
-        errno = ffi.errno
-        where = f"{target}, the way back" if result == -2 else target  # noqa: PLR2004 -- as cdef.h says
-        raise from_errno("open" if result == -1 else "setns", where, errno)
-
-
-def end_stay(stay: Stay, target: str) -> None:
-    """Move the calling thread back; again is nothing."""
-    checked("setns", target, lib.isolib_stay_end(stay))
 
 
 #: A number that no other native thread of this process has, had or will have.

@@ -322,18 +322,28 @@ void *isolib_table_map(int fd);
 void isolib_table_unmap(void *table);
 int isolib_table_send_base(int status, uint32_t index, int fd);
 
-/* how far isolib_namespace_new came */
-enum isolib_new {
-    ISOLIB_NEW_OPEN = 1,
-    ISOLIB_NEW_WAY_BACK,
-    ISOLIB_NEW_UNSHARE,
-    ISOLIB_NEW_LINK_UP,
-    ISOLIB_NEW_HOSTNAME,
-    ISOLIB_NEW_DOMAINNAME,
-    ISOLIB_NEW_REOPEN,
-    ISOLIB_NEW_RETURN /* the thread could not go back */
+/* how far a thread came that went to another namespace, did something there and came back */
+enum isolib_away {
+    ISOLIB_AWAY_OPEN = 1,
+    ISOLIB_AWAY_WAY_BACK,
+    ISOLIB_AWAY_ENTER,
+    ISOLIB_AWAY_UNSHARE,
+    ISOLIB_AWAY_LINK_UP,
+    ISOLIB_AWAY_HOSTNAME,
+    ISOLIB_AWAY_DOMAINNAME,
+    ISOLIB_AWAY_REOPEN,
+    ISOLIB_AWAY_SOCKET,
+    ISOLIB_AWAY_FILE,
+    ISOLIB_AWAY_RETURN /* the thread could not go back */
 };
+/* `file` is the thread's own namespace in /proc.  Each returns a descriptor: of a new namespace, of a socket that belongs to
+ * the network namespace `net`, of a file that is that one's (/proc/sys/net). */
 int isolib_namespace_new(int kind, const char *file, int lo, const char *hostname, const char *domainname, int32_t *stage);
+int isolib_socket(int family, int type, int protocol);
+int isolib_socket_in(int net, const char *file, int family, int type, int protocol, int32_t *stage);
+int isolib_open_in(int net, const char *file, const char *path, int flags, int32_t *stage);
+/* gives a netlink socket its address, room for the answers to many requests, and explanations where the kernel has them */
+int isolib_netlink_prepare(int fd);
 /* a thread's stay in a namespace; a descriptor of where it came from is here before it goes */
 struct isolib_stay {
     int32_t kind;

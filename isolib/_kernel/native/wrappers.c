@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/bpf.h>
+#include <linux/netlink.h>
 #include <net/if.h>
 #include <sched.h>
 #include <stddef.h>
@@ -58,80 +59,15 @@ int isolib_link_up(const char *name) {
     return result;
 }
 
-static int make_namespace(int kind, const char *file, int lo, const char *hostname, const char *domainname, int32_t *stage) {
-    *stage = ISOLIB_NEW_UNSHARE;
-    if (unshare(kind) < 0)
-        return -1;
-    *stage = ISOLIB_NEW_LINK_UP;
-    if (lo && isolib_link_up("lo") < 0)
-        return -1;
-    *stage = ISOLIB_NEW_HOSTNAME;
-    if (hostname && sethostname(hostname, strlen(hostname)) < 0)
-        return -1;
-    *stage = ISOLIB_NEW_DOMAINNAME;
-    if (domainname && setdomainname(domainname, strlen(domainname)) < 0)
-        return -1;
-    *stage = ISOLIB_NEW_REOPEN;
-    return open(file, O_RDONLY | O_CLOEXEC);
-}
-
-/*
- * Makes a namespace and leaves it again: one call, so that no signal handler of Python's runs while the thread is elsewhere.
- * `file` is the thread's namespace in /proc, `kind` its clone flag.  Returns a descriptor of the new namespace.
- */
-int isolib_namespace_new(int kind, const char *file, int lo, const char *hostname, const char *domainname, int32_t *stage) {
-    int made = -1, error = 0, before;
-    *stage = ISOLIB_NEW_OPEN;
-    before = open(file, O_RDONLY | O_CLOEXEC);
-    if (before < 0)
-        return -1;
-    /* Root of a user namespace may leave a namespace of the host's, but not come back: so that is tried first. */
-    *stage = ISOLIB_NEW_WAY_BACK;
-    if (setns(before, kind) < 0) {
-        error = errno;
-    } else {
-        made = make_namespace(kind, file, lo, hostname, domainname, stage);
-        error = made < 0 ? errno : 0;
-        if (setns(before, kind) < 0) {
-            *stage = ISOLIB_NEW_RETURN;
-            error = errno;
-        }
-    }
-    close(before);
-    if (error && made >= 0)
-        close(made);
-    errno = error;
-    return error ? -1 : made;
-}
-
-void isolib_stay_forget(struct isolib_stay *stay) {
-    if (stay->before >= 0)
-        close(stay->before);
-    stay->before = -1;
-}
-
-int isolib_stay_begin(struct isolib_stay *stay, int fd, const char *file) {
-    int error, result = -1;
-    stay->before = open(file, O_RDONLY | O_CLOEXEC);
-    if (stay->before < 0)
-        return -1;
-    if (setns(stay->before, stay->kind) < 0)
-        result = -2;
-    else if (setns(fd, stay->kind) < 0)
-        result = -3;
-    else
-        return 0;
-    error = errno;
-    isolib_stay_forget(stay);
-    errno = error;
-    return result;
-}
-
-int isolib_stay_end(struct isolib_stay *stay) {
-    if (stay->before >= 0 && setns(stay->before, stay->kind) < 0)
-        return -1;
-    isolib_stay_forget(stay);
-    return 0;
+int isolib_netlink_prepare(int fd) {
+    enum { SOL_NETLINK_LEVEL = 270, CAP_ACK = 10, EXT_ACK = 11, STRICT_CHECK = 12, BUFFER = 1 << 20 };
+    struct sockaddr_nl own = {.nl_family = AF_NETLINK};
+    const int on = 1, size = BUFFER;
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size)); /* net.core.rmem_max bounds it */
+    setsockopt(fd, SOL_NETLINK_LEVEL, CAP_ACK, &on, sizeof(on));
+    setsockopt(fd, SOL_NETLINK_LEVEL, EXT_ACK, &on, sizeof(on));
+    setsockopt(fd, SOL_NETLINK_LEVEL, STRICT_CHECK, &on, sizeof(on)); /* dumps of one device, of one family */
+    return bind(fd, (const struct sockaddr *)&own, sizeof(own));
 }
 
 /* A number that no other thread of this process has, had or will have; what Python knows of threads may be gevent's. */

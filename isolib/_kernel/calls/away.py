@@ -1,0 +1,113 @@
+"""The calling thread goes to another namespace and comes back: in one call, or for the length of a stay."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final, TypeAlias
+
+from isolib._kernel._ext import ffi, lib
+from isolib._kernel.abi import NAMESPACE_FLAGS
+from isolib._kernel.calls.checking import checked, path_bytes, taken
+from isolib._kernel.handle import Fd
+from isolib.errors import ThreadStranded, from_errno
+
+#: ``struct isolib_stay``: what cffi makes has no type.
+Stay: TypeAlias = Any
+
+# Of the calling thread: /proc/self would be the main thread.
+_OWN_FILES: Final = {kind: f"/proc/thread-self/ns/{kind}".encode() for kind in NAMESPACE_FLAGS}
+
+#: How far it came, and the call that failed there.
+_STAGES: Final = {
+    lib.ISOLIB_AWAY_OPEN: "open",
+    lib.ISOLIB_AWAY_WAY_BACK: "setns",
+    lib.ISOLIB_AWAY_ENTER: "setns",
+    lib.ISOLIB_AWAY_UNSHARE: "unshare",
+    lib.ISOLIB_AWAY_LINK_UP: "ioctl SIOCSIFFLAGS",
+    lib.ISOLIB_AWAY_HOSTNAME: "sethostname",
+    lib.ISOLIB_AWAY_DOMAINNAME: "setdomainname",
+    lib.ISOLIB_AWAY_REOPEN: "open",
+    lib.ISOLIB_AWAY_SOCKET: "socket",
+    lib.ISOLIB_AWAY_FILE: "open",
+    lib.ISOLIB_AWAY_RETURN: "setns",
+}
+
+
+def new_namespace(kind: str, *, lo: bool = False, hostname: str | None = None, domainname: str | None = None) -> Fd:
+    """Make a net, uts, ipc or cgroup namespace; the calling thread is in it meanwhile, and where it was afterwards.
+
+    Raises
+    ------
+    ThreadStranded
+        The thread could not go back. For every other failure it has.
+    """
+    stage = ffi.new("int32_t *")
+    names = [ffi.NULL if name is None else ffi.new("char[]", os.fsencode(name)) for name in (hostname, domainname)]
+    made = Fd.take(lib.isolib_namespace_new, NAMESPACE_FLAGS[kind], _OWN_FILES[kind], int(lo), *names, stage)
+    return _back(made, stage[0], f"new {kind} namespace", f"a new {kind} namespace")
+
+
+def new_socket(family: int, kind: int, protocol: int, target: str) -> Fd:
+    """Make a socket of the calling thread's network namespace: socket(2)."""
+    return taken("socket", target, Fd.take(lib.isolib_socket, family, kind, protocol))
+
+
+def socket_in(net: int, family: int, kind: int, protocol: int, target: str) -> Fd:
+    """Make a socket of another network namespace, which it stays in: socket(2), setns(2).
+
+    Raises
+    ------
+    ThreadStranded
+        As in `new_namespace`.
+    SyscallError
+        With setns: the thread lacks CAP_SYS_ADMIN over the namespace or over its own user namespace.
+    """
+    stage = ffi.new("int32_t *")
+    made = Fd.take(lib.isolib_socket_in, net, _OWN_FILES["net"], family, kind, protocol, stage)
+    return _back(made, stage[0], target, target)
+
+
+def open_in(net: int, path: str, flags: int, target: str) -> Fd:
+    """Open a file that is a network namespace's, one of /proc/sys/net: open(2), setns(2).
+
+    Raises
+    ------
+    ThreadStranded, SyscallError
+        As in `socket_in`.
+    """
+    stage = ffi.new("int32_t *")
+    made = Fd.take(lib.isolib_open_in, net, _OWN_FILES["net"], path_bytes(path), flags, stage)
+    return _back(made, stage[0], target if stage[0] != lib.ISOLIB_AWAY_FILE else path, target)
+
+
+def _back(made: Fd | None, stage: int, target: str, where: str) -> Fd:
+    if made is not None:
+        return made
+    error = from_errno(_STAGES[stage], target, ffi.errno)
+    if stage == lib.ISOLIB_AWAY_RETURN:
+        raise ThreadStranded(f"the thread stays in {where}") from error
+    raise error
+
+
+def netlink_prepare(fd: int, target: str) -> None:
+    """Give a netlink socket its address, room for many answers, and explanations of refusals where the kernel has them."""
+    checked("bind", target, lib.isolib_netlink_prepare(fd))
+
+
+def new_stay(kind: str) -> Stay:
+    """Return an empty ``struct isolib_stay``; what it holds is closed with it."""
+    return ffi.gc(ffi.new("struct isolib_stay *", (NAMESPACE_FLAGS[kind], -1)), lib.isolib_stay_forget)
+
+
+def begin_stay(stay: Stay, fd: int, kind: str, target: str) -> None:
+    """Move the calling thread into a namespace that it can come back from; the stay knows the way back from before that on."""
+    result = lib.isolib_stay_begin(stay, fd, _OWN_FILES[kind])
+    if result < 0:
+        errno = ffi.errno
+        where = f"{target}, the way back" if result == -2 else target  # noqa: PLR2004 -- as cdef.h says
+        raise from_errno("open" if result == -1 else "setns", where, errno)
+
+
+def end_stay(stay: Stay, target: str) -> None:
+    """Move the calling thread back; again is nothing."""
+    checked("setns", target, lib.isolib_stay_end(stay))

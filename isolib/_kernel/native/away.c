@@ -1,0 +1,133 @@
+/* The calling thread goes to another namespace and comes back: in one call, or for the length of a stay. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "sys.h"
+#include "wrappers.h"
+
+/* What is done elsewhere; it returns a descriptor, or -1 and errno, and says how far it came. */
+struct errand {
+    int (*act)(const struct errand *errand, int32_t *stage);
+    int kind;         /* of the namespace: its clone flag */
+    const char *file; /* the thread's own one in /proc */
+    int target;       /* the namespace to go to, or -1: the errand makes one */
+    int lo;
+    const char *hostname, *domainname;
+    const char *path;
+    int family, type, protocol; /* for a path, type is the flags */
+};
+
+/* One call, so that no signal handler of Python's runs while the thread is elsewhere. */
+static int run_errand(const struct errand *errand, int32_t *stage) {
+    int made = -1, error = 0, before;
+    *stage = ISOLIB_AWAY_OPEN;
+    before = open(errand->file, O_RDONLY | O_CLOEXEC);
+    if (before < 0)
+        return -1;
+    /* Root of a user namespace may leave a namespace of the host's, but not come back: so that is tried first. */
+    *stage = ISOLIB_AWAY_WAY_BACK;
+    if (setns(before, errand->kind) < 0) {
+        error = errno;
+    } else {
+        *stage = ISOLIB_AWAY_ENTER;
+        if (errand->target < 0 || setns(errand->target, errand->kind) == 0)
+            made = errand->act(errand, stage);
+        error = made < 0 ? errno : 0;
+        if (setns(before, errand->kind) < 0) {
+            *stage = ISOLIB_AWAY_RETURN;
+            error = errno;
+        }
+    }
+    close(before);
+    if (error && made >= 0)
+        close(made);
+    errno = error;
+    return error ? -1 : made;
+}
+
+static int make_namespace(const struct errand *errand, int32_t *stage) {
+    *stage = ISOLIB_AWAY_UNSHARE;
+    if (unshare(errand->kind) < 0)
+        return -1;
+    *stage = ISOLIB_AWAY_LINK_UP;
+    if (errand->lo && isolib_link_up("lo") < 0)
+        return -1;
+    *stage = ISOLIB_AWAY_HOSTNAME;
+    if (errand->hostname && sethostname(errand->hostname, strlen(errand->hostname)) < 0)
+        return -1;
+    *stage = ISOLIB_AWAY_DOMAINNAME;
+    if (errand->domainname && setdomainname(errand->domainname, strlen(errand->domainname)) < 0)
+        return -1;
+    *stage = ISOLIB_AWAY_REOPEN;
+    return open(errand->file, O_RDONLY | O_CLOEXEC);
+}
+
+int isolib_namespace_new(int kind, const char *file, int lo, const char *hostname, const char *domainname, int32_t *stage) {
+    struct errand errand = {.act = make_namespace, .kind = kind, .file = file, .target = -1, .lo = lo};
+    errand.hostname = hostname;
+    errand.domainname = domainname;
+    return run_errand(&errand, stage);
+}
+
+int isolib_socket(int family, int type, int protocol) {
+    return socket(family, type | SOCK_CLOEXEC, protocol);
+}
+
+static int make_socket(const struct errand *errand, int32_t *stage) {
+    *stage = ISOLIB_AWAY_SOCKET;
+    return isolib_socket(errand->family, errand->type, errand->protocol);
+}
+
+int isolib_socket_in(int net, const char *file, int family, int type, int protocol, int32_t *stage) {
+    struct errand errand = {.act = make_socket, .kind = CLONE_NEWNET, .file = file, .target = net};
+    errand.family = family;
+    errand.type = type;
+    errand.protocol = protocol;
+    return run_errand(&errand, stage);
+}
+
+static int open_file(const struct errand *errand, int32_t *stage) {
+    *stage = ISOLIB_AWAY_FILE;
+    return open(errand->path, errand->type | O_CLOEXEC);
+}
+
+int isolib_open_in(int net, const char *file, const char *path, int flags, int32_t *stage) {
+    struct errand errand = {.act = open_file, .kind = CLONE_NEWNET, .file = file, .target = net, .path = path};
+    errand.type = flags;
+    return run_errand(&errand, stage);
+}
+
+void isolib_stay_forget(struct isolib_stay *stay) {
+    if (stay->before >= 0)
+        close(stay->before);
+    stay->before = -1;
+}
+
+int isolib_stay_begin(struct isolib_stay *stay, int fd, const char *file) {
+    int error, result = -1;
+    stay->before = open(file, O_RDONLY | O_CLOEXEC);
+    if (stay->before < 0)
+        return -1;
+    if (setns(stay->before, stay->kind) < 0)
+        result = -2;
+    else if (setns(fd, stay->kind) < 0)
+        result = -3;
+    else
+        return 0;
+    error = errno;
+    isolib_stay_forget(stay);
+    errno = error;
+    return result;
+}
+
+int isolib_stay_end(struct isolib_stay *stay) {
+    if (stay->before >= 0 && setns(stay->before, stay->kind) < 0)
+        return -1;
+    isolib_stay_forget(stay);
+    return 0;
+}

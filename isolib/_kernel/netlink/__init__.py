@@ -1,0 +1,1 @@
+"""Netlink: how network devices, addresses, routes and firewalls are asked for and asked about (netlink(7))."""

@@ -1,0 +1,104 @@
+"""Sockets that belong to another network namespace than the caller's, and files of /proc/sys/net that do.
+
+A socket stays in the namespace that it was made in, whoever uses it.  A thread with CAP_SYS_ADMIN goes there for the moment of
+one call.  Who lacks that sends a process of the launcher, which joins the namespace's owner first, and hands over what it
+has opened.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from errno import EPERM
+from typing import TYPE_CHECKING, Final
+
+from isolib._kernel import calls
+from isolib._kernel.handle import Fd
+from isolib._kernel.hints import hint
+from isolib._kernel.launch import launch
+from isolib._kernel.plan import HOLD, HOST, INSIDE, Builder, Step
+from isolib.errors import SyscallError, from_errno
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from isolib.types import HasFileno
+
+__all__ = ["open_file_in", "open_socket"]
+
+_SILENT: Final = (calls.STDIO_NULL,) * 3
+
+
+def open_socket(net: HasFileno | None, family: int, kind: int, protocol: int = 0, *, label: str = "socket") -> Fd:
+    """Return a new socket of a network namespace.
+
+    Parameters
+    ----------
+    net
+        The namespace; None: that of the calling thread.
+    family, kind, protocol
+        As for socket(2).
+    label
+        What it is, for errors.
+
+    Raises
+    ------
+    SyscallError
+        The kernel refused.
+    SetupFailed
+        The same, for who may not go there himself.
+    """
+    if net is None:
+        return calls.new_socket(family, kind, protocol, label)
+    step = Step("SOCKET", flags=family, value=kind << 32 | protocol, what=label)
+    return _opened(net, step, label, lambda fd: calls.socket_in(fd, family, kind, protocol, label))
+
+
+def open_file_in(net: HasFileno | None, path: str, flags: int) -> Fd:
+    """Open a file beneath /proc/sys/net, which is that of a network namespace.
+
+    Parameters
+    ----------
+    net
+        The namespace; None: that of the calling thread.
+    path
+        The whole path.
+    flags
+        O_RDONLY or O_WRONLY.
+
+    Raises
+    ------
+    SyscallError, SetupFailed
+        As in `open_socket`; with ENOENT, there is no such setting.
+    """
+    if net is None:
+        try:
+            fd = Fd.take(os.open, path, flags | os.O_CLOEXEC)
+        except OSError as error:
+            errno = error.errno or 0
+            raise from_errno("open", path, errno, hint("open", errno, path)) from None
+        assert fd is not None  # noqa: S101 - os.open raises
+        return fd
+    step = Step("OPEN", text=path.encode(), flags=flags | os.O_CLOEXEC, what=path)
+    return _opened(net, step, path, lambda fd: calls.open_in(fd, path, flags, path))
+
+
+def _opened(net: HasFileno, step: Step, label: str, go: Callable[[int], Fd]) -> Fd:
+    try:
+        return go(net.fileno())
+    except SyscallError as error:
+        if error.op != "setns" or error.errno != EPERM:
+            raise from_errno(error.op, error.target, error.errno, hint(error.op, error.errno, label)) from None
+    with calls.namespace_owner(net.fileno()) as owner:
+        builder = Builder()
+        for fd, kind in ((owner.fileno(), "user"), (net.fileno(), "net")):
+            flags = calls.NAMESPACE_FLAGS[kind]
+            builder.add(HOST, Step("SETNS", fd=builder.declare(fd, f"{kind} namespace"), flags=flags, what=f"{kind} namespace"))
+        builder.pty = builder.produce(INSIDE, step, label)
+        launched = launch(builder.build(HOLD), builder.fds, stdio=_SILENT)
+        try:
+            handed = Fd.take(fcntl.fcntl, launched.pty, fcntl.F_DUPFD_CLOEXEC, 0)
+        finally:
+            launched.end()
+    assert handed is not None  # noqa: S101 - it raises
+    return handed
