@@ -370,7 +370,7 @@ def _make(cls: type[N], *, lo: bool = False, hostname: str | None = None, domain
         if error.errno == EINVAL:
             raise _unsupported(cls.kind) from None
     else:
-        return cls._make(fd)
+        return cls._make(fd, made_here=True)
     builder = Builder()
     if cls.kind == "cgroup":  # its root is the cgroup of who makes it
         builder.add(INSIDE, Step("UNSHARE", flags=calls.CLONE_NEWCGROUP, what="cgroup namespace"))
@@ -409,6 +409,6 @@ def _take(cls: type[N], held: Held, *, owned: bool = False, stay: bool = False) 
             held.hide()
         else:
             held.end()
-        made = cls._make(fd, owner=owner, process=held if stay else None)
+        made = cls._make(fd, owner=owner, process=held if stay else None, made_here=True)
         undo.dismiss()
     return made
