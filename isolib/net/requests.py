@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.netlink import codec
 from isolib._kernel.netlink.socket import Request
-from isolib.net.parsing import AF_INET, AF_INET6, IFADDR, IFINFO, NDMSG, RTMSG
+from isolib.net.parsing import AF_BRIDGE, AF_INET, AF_INET6, IFADDR, IFINFO, NDMSG, RTMSG
 
 if TYPE_CHECKING:
     from isolib.net.values import AnyAddress, AnyInterface, AnyNetwork
@@ -32,7 +32,9 @@ __all__ = [
     "remove_address",
     "remove_link",
     "remove_route",
+    "set_kind",
     "set_link",
+    "set_port",
     "veth_peer",
 ]
 
@@ -136,6 +138,19 @@ def set_link(index: int, label: str, attributes: bytes = b"", *, up: bool | None
     change = 0 if up is None else IFF_UP
     body = IFINFO.pack(0, 0, index, IFF_UP if up else 0, change) + attributes + data
     return Request(NEWLINK, body, 0, "RTM_NEWLINK", label, _LINK_HINTS)
+
+
+def set_port(index: int, label: str, options: bytes) -> Request:
+    """Return the request that changes how a bridge treats one of its ports; ``options`` are IFLA_BRPORT_* attributes."""
+    body = IFINFO.pack(AF_BRIDGE, 0, index, 0, 0) + codec.nested(12, options)
+    hints = {**_LINK_HINTS, EINVAL: "it is no port of a bridge, or the kernel does not take this value"}
+    return Request(SETLINK, body, 0, "RTM_SETLINK", label, hints)
+
+
+def set_kind(index: int, label: str, kind: str, data: bytes) -> Request:
+    """Return the request that changes what only links of this kind have."""
+    info = codec.nested(18, codec.text(1, kind), codec.nested(2, data))
+    return Request(NEWLINK, IFINFO.pack(0, 0, index, 0, 0) + info, 0, "RTM_NEWLINK", label, _LINK_HINTS)
 
 
 def bring_up(name: str) -> Request:
