@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from isolib.namespaces import open_userns as open_userns
     from isolib.namespaces import open_utsns as open_utsns
     from isolib.net import new_bridge as new_bridge
+    from isolib.net import new_network as new_network
     from isolib.net import new_veth as new_veth
     from isolib.process import DEVNULL as DEVNULL
     from isolib.process import PIPE as PIPE
@@ -92,7 +93,7 @@ _HOMES = {
         "Unsupported",
     ),
     "namespaces": tuple(f"{verb}_{kind}ns" for verb in ("new", "open") for kind in _KINDS),
-    "net": ("new_bridge", "new_veth"),
+    "net": ("new_bridge", "new_network", "new_veth"),
     "process": ("DEVNULL", "PIPE", "STDOUT", "Process", "spawn"),
     "sandbox": ("Sandbox", "run"),
     "spec": ("Completed", "Limits", "SandboxSpec"),

@@ -7,7 +7,9 @@ is entrusted to the reaper.  No tool is run: the kernel is spoken to by netlink,
 from __future__ import annotations
 
 from isolib.net.bridge import Bridge, new_bridge
+from isolib.net.endpoint import Endpoint
 from isolib.net.interface import Interface
+from isolib.net.network import Network, new_network
 from isolib.net.queries import addresses, links, neighbours, routes, rules
 from isolib.net.values import Address, BridgeOptions, Link, LinkStats, Neighbour, PortOptions, Route, Rule
 from isolib.net.veth import Veth, new_veth
@@ -16,10 +18,12 @@ __all__ = [
     "Address",
     "Bridge",
     "BridgeOptions",
+    "Endpoint",
     "Interface",
     "Link",
     "LinkStats",
     "Neighbour",
+    "Network",
     "PortOptions",
     "Route",
     "Rule",
@@ -28,6 +32,7 @@ __all__ = [
     "links",
     "neighbours",
     "new_bridge",
+    "new_network",
     "new_veth",
     "routes",
     "rules",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from isolib.net.values import Link
     from isolib.net.where import Where
 
-__all__ = ["OwnedLink", "make_link", "remove"]
+__all__ = ["OwnedLink", "check_free", "make_link", "remove"]
 
 #: Numbers of links that are entrusted before they are made: none that the kernel gives by itself for a long time.
 _LOWEST: Final = 1 << 24
@@ -51,8 +51,7 @@ def make_link(where: Where, undo: Rollback, name: str, request: Callable[[int], 
     SyscallError
         EEXIST: the name is taken.
     """
-    if _find(where, requests.get_link(name)) is not None:
-        raise from_errno("RTM_NEWLINK", name, EEXIST, "there is a link of this name in the namespace")
+    check_free(where, name)
     if where.is_made_here:
         undo.push(_remove_by_name, where, name)
         index = parsing.parse_link(where.socket.send(request(0), requests.get_link(name))[1][0]).index
@@ -62,6 +61,12 @@ def make_link(where: Where, undo: Rollback, name: str, request: Callable[[int], 
         undo.push(remove, where, index, name)
         where.socket.ask(request(index))
     return Interface(where, index, name)
+
+
+def check_free(where: Where, name: str) -> None:
+    """Raise SyscallError with EEXIST when a namespace has a link of this name."""
+    if _find(where, requests.get_link(name)) is not None:
+        raise from_errno("RTM_NEWLINK", name, EEXIST, "there is a link of this name in the namespace")
 
 
 def _free_number(where: Where) -> int:

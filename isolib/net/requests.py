@@ -6,6 +6,7 @@ Sources: rtnetlink(7), linux/rtnetlink.h, linux/if_link.h, linux/veth.h.
 from __future__ import annotations
 
 from errno import EADDRNOTAVAIL, EBUSY, EEXIST, EINVAL, ENETUNREACH, ENODEV, EOPNOTSUPP, EPERM, ESRCH
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.netlink import codec
@@ -20,6 +21,7 @@ __all__ = [
     "add_neighbour",
     "add_route",
     "bring_up",
+    "default_route",
     "dump_addresses",
     "dump_links",
     "dump_neighbours",
@@ -253,6 +255,11 @@ def add_route(
     body = _route(destination, gateway=gateway, index=index, metric=metric, table=table, source=source)
     target = f"{destination} via {gateway or f'link {index}'}"
     return Request(NEWROUTE, body, codec.CREATE | codec.EXCL, "RTM_NEWROUTE", target, _ROUTE_HINTS)
+
+
+def default_route(gateway: AnyAddress, index: int) -> Request:
+    """Return the request for the route by a gateway to everywhere that no other one leads to."""
+    return add_route(ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0"), gateway=gateway, index=index)  # noqa: PLR2004
 
 
 def remove_route(
