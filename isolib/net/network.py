@@ -305,11 +305,11 @@ def _subnets(
         key = next(_numbers)
         undo.push(_chosen.pop, key, None)
         _chosen[key] = tuple(found)
-    versions = [one.version for one in found]
+    wanted = [*([] if subnet is None else [4]), *([6] if ipv6 else [])]
+    if [one.version for one in found] != wanted:
+        raise PlanError(f"subnet={subnet!r}, ipv6={ipv6!r}: subnet is of IPv4, ipv6 of IPv6")
     if not found:
         raise PlanError("subnet=None: a network needs addresses: give it ipv6=True")
-    if versions not in ([4], [6], [4, 6]):
-        raise PlanError(f"subnet={subnet!r}, ipv6={ipv6!r}: subnet is of IPv4, ipv6 of IPv6")
     return found
 
 
