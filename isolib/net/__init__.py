@@ -1,0 +1,1 @@
+"""Networks of network namespaces: links, addresses, names, what passes and how badly."""
