@@ -15,7 +15,7 @@ from isolib.types import HasFileno
 if TYPE_CHECKING:
     from isolib.net.serving import Timer
 
-__all__ = ["Open", "Relay", "StreamRelay", "Target"]
+__all__ = ["PAUSE", "SHORT", "Open", "Relay", "StreamRelay", "Target", "accept"]
 
 Open: TypeAlias = Callable[[], HasFileno]
 Target: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
@@ -25,13 +25,31 @@ _HANGUP: Final = 0x010  # EPOLLHUP
 #: Connections that are accepted before others have their turn.
 _AT_ONCE: Final = 32
 #: Nothing that can be waited for tells that there are descriptors, or memory, again.
-_SHORT: Final = {EMFILE, ENFILE, ENOBUFS, ENOMEM}
-_PAUSE: Final = 0.05
+SHORT: Final = {EMFILE, ENFILE, ENOBUFS, ENOMEM}
+PAUSE: Final = 0.05
 #: Seconds that a connection may take, which is less than the kernel's two minutes: its client waits.
 _PATIENCE: Final = 30.0
 #: A unix server whose queue is full cannot be waited for either (connect(2), EAGAIN).
 _TRIES: Final = 600
 _LINGER: Final = Struct("ii").pack(1, 0)
+
+
+def accept(listening: Socket) -> Socket | None:
+    """Return a connection, non-blocking; None: there is none.
+
+    Raises
+    ------
+    OSError
+        One of `SHORT`: there may be one when others have been closed.
+    """
+    try:
+        # The face of accept4(2) that makes no object: gevent replaces the class of the one that has a public name.
+        number, _ = listening._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+    except BlockingIOError:
+        return None
+    sock = Socket(listening.family, listening.type, listening.proto, fileno=number)
+    sock.setblocking(False)  # noqa: FBT003 - its only argument
+    return sock
 
 
 class Relay(Served):
@@ -93,19 +111,18 @@ class StreamRelay(Relay):
                 self._pause()  # until `forget`
                 return
             try:
-                number, _ = self.front._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - accept4(2) without an object
-            except BlockingIOError:
-                return
+                outer = accept(self.front)
             except OSError as error:
                 self.error = error
-                if error.errno in _SHORT:
+                if error.errno in SHORT:
                     self._pause()
-                    self.after(_PAUSE, self.begin)
+                    self.after(PAUSE, self.begin)
                 return
-            self._open(Socket(self.front.family, self.front.type, self.front.proto, fileno=number))
+            if outer is None:
+                return
+            self._open(outer)
 
     def _open(self, outer: Socket) -> None:
-        outer.setblocking(False)  # noqa: FBT003 - its only argument
         self.connections += 1
         try:
             inner = take_socket(self.connect())
@@ -177,7 +194,7 @@ class _Pair:
             self._watch(self._inner, OUT)
         elif errno == EAGAIN and sock.family == socket.AF_UNIX and self._tries < _TRIES:
             self._tries += 1
-            self._timer = self._relay.after(_PAUSE, self._connect)
+            self._timer = self._relay.after(PAUSE, self._connect)
         else:
             self._break(OSError(errno, os.strerror(errno)))
 
