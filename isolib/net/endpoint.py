@@ -70,6 +70,11 @@ class Endpoint(Handle, made_by="Network.attach()"):
         return self.interface.name
 
     @property
+    def addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """Its addresses, IPv4 first."""
+        return tuple(address for address in (self.address, self.ipv6) if address is not None)
+
+    @property
     def ns(self) -> HasFileno | None:
         """The namespace; None: that in which the calling thread was when it was attached."""
         return self.interface.ns

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from errno import ENOENT
+from functools import partial
 from ipaddress import ip_interface
 from itertools import count
 from threading import RLock
@@ -18,18 +19,25 @@ from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.hints import typed
 from isolib._kernel.sockets import open_file_in
 from isolib.errors import PlanError, SyscallError
-from isolib.net import requests
+from isolib.net import hosts, requests
 from isolib.net.bridge import Bridge, make_bridge
-from isolib.net.checks import check_name
+from isolib.net.checks import check_name, check_number
 from isolib.net.endpoint import Endpoint
+from isolib.net.forward import new_forwarder
+from isolib.net.names import Names, Zone
+from isolib.net.names import check_name as check_host
+from isolib.net.plugs import KINDS, bound_socket, new_socket
 from isolib.net.pool import Pool, choose_subnet, choose_ula, parse_address, parse_subnet
+from isolib.net.published import Published
 from isolib.net.queries import addresses, routes
 from isolib.net.veth import connect
 from isolib.net.where import Where, check_namespace
 from isolib.types import check_hostname
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+    from socket import socket
 
     from isolib._kernel.seam import NetNS
     from isolib.net.interface import Interface
@@ -44,6 +52,8 @@ _chosen: Final[dict[int, tuple[AnyNetwork, ...]]] = {}
 _choosing: Final = RLock()
 _numbers: Final = count(1)
 _IPV4: Final = 4
+_DNS_PORT: Final = 53
+_HIGHEST_PORT: Final = 65535
 
 
 class Network(Handle, made_by="isolib.new_network()"):
@@ -76,6 +86,9 @@ class Network(Handle, made_by="isolib.new_network()"):
         self._where = Where(ns)
         self._pools = pools
         self._lock = RLock()
+        self._names = Names()
+        self._responder: Handle | None = None
+        self._published: set[Published] = set()
         self._endpoints: dict[int, Endpoint] = {}
         self._numbers = count(1)
         first = {pool.subnet.version: pool for pool in pools}
@@ -89,9 +102,85 @@ class Network(Handle, made_by="isolib.new_network()"):
 
     def _release(self) -> None:
         with self._lock:
+            _close([*self._published])
             self._undo.unwind()
-            for endpoint in list(self._endpoints.values()):
-                endpoint.close()
+            _close([*self._endpoints.values()])
+
+    def publish(
+        self,
+        host_port: int,
+        endpoint: Endpoint,
+        port: int,
+        *,
+        proto: str = "tcp",
+        host: str | AnyAddress = "127.0.0.1",
+    ) -> Published:
+        """Let a port of the caller's own namespace lead to one of an endpoint.
+
+        A thread of this program forwards, so it takes no privilege and no rule in the kernel, and ports of 127.0.0.1 can be
+        published; who is connected sees the gateway as the other side.
+
+        Parameters
+        ----------
+        host_port
+            The port outside; 0: a free one, which is the ``port`` of what is returned.
+        endpoint
+            One of this network's.
+        port
+            The port inside.
+        proto
+            "tcp" or "udp".
+        host
+            The address outside; "0.0.0.0" and "::" are all.
+
+        Returns
+        -------
+        Published
+            Owned by the network too: it goes with it, and with the endpoint nobody answers.
+
+        Raises
+        ------
+        PlanError
+            An argument cannot work.
+        SyscallError
+            EADDRINUSE: the port is in use.
+
+        Examples
+        --------
+        >>> from isolib import new_netns, new_network
+        >>> with new_network() as network, new_netns() as a:
+        ...     published = network.publish(0, network.attach(a), 80)
+        ...     published.port > 0
+        True
+        """
+        self._check_open()
+        if proto not in KINDS:
+            raise PlanError(f"proto: {' or '.join(map(repr, KINDS))} is wanted, not {proto!r}")
+        check_number(host_port, "host_port", 0, _HIGHEST_PORT)
+        check_number(port, "port", 1, _HIGHEST_PORT)
+        outside = parse_address(host, "host")
+        with self._lock:
+            if endpoint not in self._endpoints.values():
+                raise PlanError(f"endpoint: {endpoint!r} is none of {self!r}")
+            inside = endpoint.address or endpoint.ipv6
+            assert inside is not None  # noqa: S101 - a network has addresses of one kind at least
+            front = bound_socket(None, outside, host_port, proto)
+            own_port = front.getsockname()[1]
+            connect = partial(new_socket, self.ns, inside, KINDS[proto])
+            forwarder = new_forwarder(front, connect, (str(inside), port))
+            published = Published._make(
+                forwarder, outside, own_port, endpoint, inner_port=port, proto=proto, left=self._published.discard
+            )
+            self._published.add(published)
+        return published
+
+    def hosts(self) -> str:
+        """Return a file /etc/hosts for those who are attached: localhost, and everybody who has a host name."""
+        return hosts.hosts(self._names.table())
+
+    def resolv_conf(self) -> str:
+        """Return a file /etc/resolv.conf for those who are attached: the gateway answers, by its name or another's."""
+        return hosts.resolv_conf([pool.gateway for pool in self._pools])
 
     def endpoints(self) -> list[Endpoint]:
         """Return who is attached, in the order of their coming."""
@@ -120,7 +209,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         address, ipv6
             Which addresses it gets; None: free ones.
         hostname
-            By which the others find it.
+            By which the others find it, asking the gateway (`resolv_conf`), or in a file (`hosts`).
         default_route
             Whether the gateway is its way to everywhere else; not where it has another.
 
@@ -152,9 +241,11 @@ class Network(Handle, made_by="isolib.new_network()"):
         """
         self._check_open()
         check_name(name, "name")
-        host = None if hostname is None else check_hostname(hostname, "hostname")
+        host = None if hostname is None else check_host(hostname, "hostname")
         there = Where(check_namespace(ns, "ns"))
         with self._lock, Rollback() as undo:
+            if host is not None:
+                self._answer()
             taken = [self._take(undo, pool, address if pool.subnet.version == _IPV4 else ipv6) for pool in self._pools]
             self._check_wanted(address, ipv6)
             mac = bytes([0x02, 0x42, *taken[0].packed[-4:]])
@@ -182,6 +273,8 @@ class Network(Handle, made_by="isolib.new_network()"):
             )
             undo.keep()
             self._endpoints[id(endpoint)] = endpoint
+            if host is not None:
+                self._names.add(host, endpoint.addresses)
         return endpoint
 
     def _take(self, undo: Rollback, pool: Pool, wanted: str | AnyAddress | None) -> AnyAddress:
@@ -210,7 +303,24 @@ class Network(Handle, made_by="isolib.new_network()"):
 
     def _forget(self, endpoint: Endpoint) -> None:
         with self._lock:
-            self._endpoints.pop(id(endpoint), None)
+            if self._endpoints.pop(id(endpoint), None) is not None and endpoint.hostname is not None:
+                self._names.discard(endpoint.hostname, endpoint.addresses)
+
+    def _answer(self) -> None:
+        """Begin to answer questions about names at the gateway's addresses."""
+        if self._responder is not None:
+            return
+        from isolib.net.responder import new_responder  # noqa: PLC0415 - the library for its messages is dear to import
+
+        zone = Zone(self._names, subnets=tuple(pool.subnet for pool in self._pools))
+        sockets: dict[str, list[socket]] = {"udp": [], "tcp": []}
+        with Rollback() as undo:
+            for proto, made in sockets.items():
+                for pool in self._pools:
+                    made.append(bound_socket(self.ns, pool.gateway, _DNS_PORT, proto))
+                    undo.push(made[-1].close)
+            self._responder = self._undo.adopt(new_responder(sockets["udp"], sockets["tcp"], zone=zone))
+            undo.dismiss()
 
 
 @typed("a network")
@@ -279,7 +389,7 @@ def _of_gateway(pool: Pool) -> AnyInterface:
     return ip_interface(f"{pool.gateway}/{pool.subnet.prefixlen}")
 
 
-def _close(handles: list[Handle]) -> None:
+def _close(handles: Sequence[Handle]) -> None:
     for handle in handles:
         handle.close()
 
