@@ -9,6 +9,7 @@ from __future__ import annotations
 from isolib.net.bridge import Bridge, new_bridge
 from isolib.net.endpoint import Endpoint
 from isolib.net.interface import Interface
+from isolib.net.lab import Topology, topology
 from isolib.net.network import Network, new_network
 from isolib.net.queries import addresses, links, neighbours, routes, rules
 from isolib.net.values import Address, BridgeOptions, Link, LinkStats, Neighbour, PortOptions, Route, Rule
@@ -27,6 +28,7 @@ __all__ = [
     "PortOptions",
     "Route",
     "Rule",
+    "Topology",
     "Veth",
     "addresses",
     "links",
@@ -36,6 +38,7 @@ __all__ = [
     "new_veth",
     "routes",
     "rules",
+    "topology",
 ]
 
 for _name in __all__:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from isolib._kernel.handle import Handle
+from isolib.net.carrier import settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +84,7 @@ class Endpoint(Handle, made_by="Network.attach()"):
         """Plug its cable in again, after `down`."""
         self._check_open()
         self.port.up()
+        settle(self.port, self.interface)
 
     def down(self) -> None:
         """Pull its cable out at the bridge: inside, the interface keeps its addresses and routes, and has no carrier."""

@@ -20,7 +20,8 @@ from isolib._kernel.hints import typed
 from isolib._kernel.sockets import open_file_in
 from isolib.errors import PlanError, SyscallError
 from isolib.net import hosts, requests
-from isolib.net.bridge import Bridge, make_bridge
+from isolib.net.bridge import Bridge, make_bridge, random_mac
+from isolib.net.carrier import settle
 from isolib.net.checks import check_name, check_number
 from isolib.net.endpoint import Endpoint
 from isolib.net.forward import new_forwarder
@@ -261,6 +262,7 @@ class Network(Handle, made_by="isolib.new_network()"):
             if self._isolate:
                 self.bridge.set_port(port, isolated=True)
             self._equip(there, interface, taken, default_route=default_route)
+            settle(port, interface)
             endpoint = Endpoint._make(
                 interface,
                 port,
@@ -377,7 +379,7 @@ def new_network(
         ns = undo.adopt(seam.new_netns())
         where = Where(ns)
         bridge_undo = Rollback()
-        interface = make_bridge(where, bridge_undo, _BRIDGE, requests.link_attributes(mac=bytes([2, *os.urandom(5)])))
+        interface = make_bridge(where, bridge_undo, _BRIDGE, requests.link_attributes(mac=random_mac()))
         made.append(Bridge._make(interface, bridge_undo, where))
         where.socket.send(*(requests.add_address(_of_gateway(pool), interface.index, _BRIDGE) for pool in pools))
         network = Network._make(ns, made[0], undo, pools, name=label, isolate=isolate)
