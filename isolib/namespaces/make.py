@@ -4,23 +4,25 @@ A thread makes net, uts, ipc and cgroup namespaces for itself and is back where 
 the others, and all of them for who has no privileges, are made by a process of the launcher, which holds them until their
 descriptors are here.
 
-Who has no CAP_SYS_ADMIN gets a namespace that belongs to a new user namespace, in which he is root.
+Who has no CAP_SYS_ADMIN gets a namespace that belongs to a new user namespace, in which he is root.  His network namespaces
+belong to one together, as long as one of them is there: else they could not be connected.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from errno import EINVAL, EPERM, ERANGE
 from math import floor
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from isolib._kernel import assembly, calls
-from isolib._kernel.handle import Rollback
+from isolib._kernel.handle import Rollback, live
 from isolib._kernel.hints import hint
 from isolib._kernel.idmap import resolve
 from isolib._kernel.launch import ground
-from isolib._kernel.plan import INSIDE, Builder, Step
-from isolib.errors import SetupFailed, SyscallError, ThreadStranded, Unsupported, from_errno
+from isolib._kernel.plan import HOST, INSIDE, Builder, Step
+from isolib.errors import ClosedError, SetupFailed, SyscallError, ThreadStranded, Unsupported, from_errno
 from isolib.namespaces import enter
 from isolib.namespaces.handle import Namespace
 from isolib.namespaces.held import Held
@@ -385,7 +387,11 @@ def _make(cls: type[N], *, lo: bool = False, hostname: str | None = None, domain
 def _hold(cls: type[N], builder: Builder, *, stay: bool = False) -> N:
     """Make a namespace by a process that holds it, owned by a new user namespace of the caller when he has no privileges."""
     owned = not assembly.may_administer()
-    if owned:
+    owner = _common_owner() if owned and cls.kind == "net" else None
+    if owner is not None:
+        slot = builder.declare(owner.fileno(), "user namespace")
+        builder.add(HOST, Step("SETNS", fd=slot, flags=calls.CLONE_NEWUSER, what="user namespace"))
+    elif owned:
         builder.clone_flags |= calls.CLONE_NEWUSER
         assembly.add_maps(builder, resolve("root", "root"))
     try:
@@ -398,6 +404,22 @@ def _hold(cls: type[N], builder: Builder, *, stay: bool = False) -> N:
             raise SetupFailed(error.step, error.op, error.target, error.errno, text) from None
         raise
     return _take(cls, held, owned=owned, stay=stay)
+
+
+def _common_owner() -> Fd | None:
+    """Return the user namespace of another network namespace that was made here for want of privileges, if one is left.
+
+    Who connects two network namespaces must have CAP_NET_ADMIN over both by credentials of one user namespace: that of the
+    owner of both (net/core/rtnetlink.c asks for those that a netlink socket was opened with).
+    """
+    own = os.stat("/proc/thread-self/ns/user")
+    for one in live():
+        if isinstance(one, NetNS) and one.made_here:
+            with suppress(ClosedError, SyscallError):  # another thread closes it, or this process is another user by now
+                owner = calls.namespace_owner(one.fileno())
+                if not os.path.samestat(own, os.fstat(owner.fileno())):
+                    return owner
+    return None
 
 
 def _take(cls: type[N], held: Held, *, owned: bool = False, stay: bool = False) -> N:
