@@ -1,0 +1,1 @@
+"""Virtual networks: links, bridges, addresses, address translation and what passes between them."""
