@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     Address: TypeAlias = "IPv4Address | IPv6Address"
 
-__all__ = ["Firewall", "Group", "Tally", "open_firewall"]
+__all__ = ["BRIDGE_SETTINGS", "Firewall", "Group", "Tally", "open_firewall"]
 
 Subnet: TypeAlias = IPv4Network | IPv6Network
 
@@ -47,6 +47,11 @@ _LONGEST: Final = 200  # nft's names have 255 bytes at the most
 _MISSING: Final = {EOPNOTSUPP, EPROTONOSUPPORT, EAFNOSUPPORT}
 _NFTABLES: Final = "a kernel with CONFIG_NF_TABLES_INET: modprobe nf_tables"
 _OWNER: Final = "Linux 5.12; or a network that needs nothing of its host: no internet, no ports published there"
+
+
+BRIDGE_SETTINGS: Final = tuple(f"net.bridge.bridge-nf-call-{table}" for table in ("iptables", "ip6tables", "arptables"))
+"""What must be 0 where a bridge is, in so far as it exists there (Linux 5.3, br_netfilter): else the kernel shows frames
+between ports to the tables of family inet as well, and a port that is published is not reached from its own endpoint."""
 
 
 class Group(NamedTuple):

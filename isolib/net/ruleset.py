@@ -292,7 +292,7 @@ class Changes:
         self._chain(self.bridge, "isolation")
         self._chain(self.bridge, "forward", Hook(nft.FORWARD, _BRIDGE_FILTER))
         for kind in (_ROUTER_ADVERTISEMENT, _REDIRECT):
-            parts = nft_match.family(IPV6, BRIDGE), nft_match.icmpv6(kind), nft_match.count(), (DROP,)
+            parts = nft_match.icmpv6(kind, BRIDGE), nft_match.count(), (DROP,)
             self._add(self.bridge, "forward", "router", *parts)
         for chain in ("partition", "isolation"):
             self._add(self.bridge, "forward", chain, nft_match.jump(chain))

@@ -12,6 +12,7 @@ import struct
 import sys
 from bisect import bisect_right
 from dataclasses import dataclass
+from errno import EEXIST, EPERM
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from isolib._kernel.netlink import codec
@@ -103,6 +104,10 @@ _NETWORK_ORDER: Final = 2
 _WORD: Final = 4
 _LONGEST_COMMENT: Final = 127  # what nft(8) takes
 _HEAD: Final = struct.Struct(">BBH")
+_TAKEN: Final = {
+    EEXIST: "there is a table of this name",
+    EPERM: "it takes CAP_NET_ADMIN over the network namespace; or a table of this name belongs to another socket",
+}
 #: The elements of one message are one attribute, which holds 65,531 bytes; each takes at most 130.
 _TOGETHER: Final = 400
 
@@ -211,7 +216,8 @@ class Scope:
 
     def new(self, *, owned: bool) -> Request:
         """Make it; when owned (Linux 5.12), nobody else can change it, and it goes with the socket that it was made by."""
-        return self._request(NEW_TABLE, codec.be32(2, _OWNER if owned else 0), flags=codec.CREATE | codec.EXCL)
+        request = self._request(NEW_TABLE, codec.be32(2, _OWNER if owned else 0), flags=codec.CREATE | codec.EXCL)
+        return request._replace(hints=_TAKEN)
 
     def delete(self) -> Request:
         """Remove it with all that is in it."""
@@ -282,9 +288,9 @@ class Scope:
             for at in range(0, len(parts), _TOGETHER)
         ]
 
-    def rules(self) -> Request:
-        """Ask for all rules, by `Socket.dump`."""
-        return self._request(GET_RULE)
+    def rules(self, chain: str | None = None) -> Request:
+        """Ask for all rules, or those of one chain, by `Socket.dump`."""
+        return self._request(GET_RULE, *(() if chain is None else (codec.text(2, chain),)))
 
     def elements(self, name: str) -> Request:
         """Ask for what is in a set, by `Socket.dump`."""

@@ -138,9 +138,9 @@ def port(name: str, number: int) -> Expressions:
     return (*protocol(name), nft.Payload(Base.TRANSPORT, _DESTINATION_PORT, 2, 1), Compare(Op.EQ, value))
 
 
-def icmpv6(kind: int) -> Expressions:
+def icmpv6(kind: int, table: int = INET) -> Expressions:
     """Ask for a type of ICMPv6 message."""
-    return (*protocol("icmpv6"), nft.Payload(Base.TRANSPORT, 0, 1, 1), Compare(Op.EQ, bytes((kind,))))
+    return (*family(IPV6, table), *protocol("icmpv6"), nft.Payload(Base.TRANSPORT, 0, 1, 1), Compare(Op.EQ, bytes((kind,))))
 
 
 def _address(offsets: dict[int, int], subnet: Subnet, table: int, *, other: bool) -> Expressions:
