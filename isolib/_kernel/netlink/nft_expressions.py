@@ -169,7 +169,7 @@ class Meta(Expression):
     source: int | None = None
 
     word: ClassVar[str] = "meta"
-    _fields: ClassVar = (_Field("register", 1), _Field("key", 2), _Field("source", 3))
+    _fields: ClassVar = (_Field("key", 2), _Field("register", 1), _Field("source", 3))
 
 
 @dataclass(frozen=True, slots=True)
