@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from errno import ENOENT
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import seam
 from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.hints import typed
-from isolib._kernel.sockets import open_file_in
-from isolib.errors import SyscallError
 from isolib.net import requests
 from isolib.net.bridge import Bridge, make_bridge, random_mac
 from isolib.net.carrier import settle
+from isolib.net.network import close_all
+from isolib.net.sysctl import Sysctls
 from isolib.net.veth import connect
 from isolib.net.where import Where
 from isolib.net.wiring import wire
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Topology", "topology"]
 
-_FORWARDING: Final = ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding")
+_FORWARDING: Final = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
 
 
 class Topology(Handle, made_by="isolib.net.topology()"):
@@ -43,13 +41,20 @@ class Topology(Handle, made_by="isolib.net.topology()"):
         The bridges by name.  They lie in one namespace that is nobody else's.
     """
 
-    def __init__(self, wiring: Wiring, spaces: dict[str, NetNS], bridges: dict[str, Bridge], undo: Rollback) -> None:
+    def __init__(
+        self,
+        wiring: Wiring,
+        spaces: dict[str, NetNS],
+        bridges: dict[str, Bridge],
+        interfaces: dict[tuple[str, str], Interface],
+        undo: Rollback,
+    ) -> None:
         super().__init__()
         self.wiring = wiring
         self.bridges = bridges
         self._spaces = spaces
         self._undo = undo
-        self._interfaces: dict[tuple[str, str], Interface] = {}
+        self._interfaces = interfaces
 
     def _release(self) -> None:
         self._undo.unwind()
@@ -129,7 +134,7 @@ def topology(text: str, *, ipv6: bool = False) -> Topology:
     wiring = wire(text, ipv6=ipv6)
     with Rollback() as undo:
         handles: list[Handle] = []
-        undo.push(_close, handles)  # when the namespaces have gone: then nothing is taken down link by link
+        undo.push(close_all, handles)  # when the namespaces have gone: then nothing is taken down link by link
         spaces = {node.name: undo.adopt(seam.new_netns()) for node in wiring.nodes}
         bridges: dict[str, Bridge] = {}
         if wiring.bridges:
@@ -139,15 +144,15 @@ def topology(text: str, *, ipv6: bool = False) -> Topology:
                 interface = make_bridge(hub, bridge_undo, name, requests.link_attributes(mac=random_mac()))
                 bridges[name] = Bridge._make(interface, bridge_undo, hub)
                 handles.append(bridges[name])
-        made = Topology._make(wiring, spaces, bridges, undo)
-        handles.append(made)
+        interfaces: dict[tuple[str, str], Interface] = {}
         cables = Rollback()  # whose steps nobody needs: the cables go with their namespaces
         for cable in wiring.cables:
-            made._interfaces.update(_lay(cable, spaces, bridges, cables))  # noqa: SLF001 - its other half
+            interfaces |= _lay(cable, spaces, bridges, cables)
         cables.dismiss()
         for node in wiring.nodes:
-            _equip(node, spaces[node.name], made)
-        settle(*made.interfaces())
+            _equip(node, spaces[node.name], interfaces)
+        settle(*interfaces.values(), *(bridge.interface for bridge in bridges.values()))
+        made = Topology._make(wiring, spaces, bridges, interfaces, undo)
         undo.keep()
     return made
 
@@ -164,34 +169,20 @@ def _lay(
     return {(end.place, end.port): interface for end, interface in zip(ends, pair, strict=True)}
 
 
-def _equip(node: WiredNode, ns: NetNS, made: Topology) -> None:
+def _equip(node: WiredNode, ns: NetNS, interfaces: dict[tuple[str, str], Interface]) -> None:
     """Give a namespace its addresses and routes, and let it pass packets on where it is a router."""
     if node.router:
-        for path in _FORWARDING:
-            _switch_on(ns, path)
+        settings = Sysctls(ns)
+        for name in _FORWARDING:
+            if name in settings:  # without IPv6 there is none
+                settings[name] = 1
     wanted = []
     for port in node.ports:
-        interface = made.interface(node.name, port.name)
+        interface = interfaces[node.name, port.name]
         wanted += [requests.add_address(address, interface.index, port.name) for address in port.addresses]
     for route in node.routes:
-        interface = made.interface(node.name, route.port)
+        interface = interfaces[node.name, route.port]
         destination = ip_network(route.destination)
         wanted.append(requests.add_route(destination, gateway=route.gateway, index=interface.index))
     if wanted:
         ns.netlink().send(*wanted)
-
-
-def _switch_on(ns: NetNS, path: str) -> None:
-    try:
-        fd = open_file_in(ns, path, os.O_WRONLY)
-    except SyscallError as error:
-        if error.errno != ENOENT:  # without IPv6 there is none
-            raise
-        return
-    with fd:
-        os.write(fd.fileno(), b"1")
-
-
-def _close(handles: list[Handle]) -> None:
-    for handle in handles:
-        handle.close()
