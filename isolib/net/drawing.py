@@ -26,6 +26,8 @@ _SANS: Final = "system-ui,-apple-system,'Segoe UI','DejaVu Sans','Liberation San
 _BLUE: Final = "#218bff"
 _ORANGE: Final = "#d9480f"
 
+#: Where the drawing is a document of its own, and only there, it is the root, and nobody else has chosen its colours.
+_ALONE: Final = "@media (prefers-color-scheme:dark){svg:root{color-scheme:dark;color:#e6edf3}}"
 _NAME: Final = f'font-family="{_SANS}" font-size="13" font-weight="600"'
 _FRAMES: Final = {
     "namespace": 'rx="6" fill="currentColor" fill-opacity=".04" stroke="currentColor" stroke-opacity=".55"',
@@ -35,7 +37,7 @@ _FRAMES: Final = {
 
 
 def draw(picture: Picture) -> str:
-    """Return the picture as an SVG element: attributes alone, without a style sheet that would be one for the whole page."""
+    """Return the picture as an SVG element, whose looks are attributes: a style sheet would be one for the whole page."""
     layout = Layout(picture)
     left, top = layout.left - MARGIN, -MARGIN
     width, height = layout.right - left + MARGIN, layout.bottom - top + MARGIN
@@ -49,7 +51,7 @@ def draw(picture: Picture) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{_n(left)} {_n(top)} {_n(width)} {_n(height)}" '
         f'width="{_n(width)}" height="{_n(height)}" role="img" aria-label="{_escape(name)}" fill="currentColor" '
-        f'font-family="{_MONO}" font-size="11">{"".join(parts)}</svg>'
+        f'font-family="{_MONO}" font-size="11"><style>{_ALONE}</style>{"".join(parts)}</svg>'
     )
 
 

@@ -165,7 +165,7 @@ class Picture:
         """Return a drawing: an SVG element to be put into a page, or into a file of its own.
 
         It has no scripts and refers to nothing outside. Lines and texts have the colour of the text around it, so that it can
-        be read on light and on dark pages; a file of its own is black on whatever it is shown on.
+        be read on light and on dark pages; those of a file of its own are light where the reader prefers dark pages.
         """
         return draw(self)
 
