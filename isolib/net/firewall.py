@@ -356,9 +356,10 @@ class Firewall:
 
 def _network(value: str | Address | Subnet) -> Subnet:
     try:
-        return ip_network(value)
+        # Numbers and bytes would be taken as addresses too.
+        return ip_network(str(value))
     except ValueError as error:
-        raise PlanError(f"destination: not an address or a network: {value!r}: {error}") from None
+        raise PlanError(f"destination: an address or a network is wanted: {error}") from None
 
 
 def open_firewall(net: HasFileno | None, name: str, *, private: bool = False, subnets: Iterable[Subnet] = ()) -> Firewall:

@@ -430,6 +430,6 @@ def check_address(value: str | Address, what: str) -> Address:
         It is none.
     """
     try:
-        return ip_address(value)
+        return ip_address(str(value))
     except ValueError:
         raise PlanError(f"{what}: not an address: {value!r}") from None
