@@ -470,6 +470,25 @@ def test_isolation(net: Internet) -> None:
 
 
 @BOTH
+def test_isolation_by_the_gateway(net: Internet, version: int) -> None:
+    """Endpoints that send their packets to each other by the gateway are refused where there is nothing between them."""
+    net.inner.close()
+    nft(net.router, "flush", "ruleset")
+    length = 32 if version == 4 else 128
+    with (
+        open_firewall(net.router, "apart", private=True, subnets=(NET4, NET6)) as inner,
+        listen(net.a, A[version], 80) as server,
+    ):
+        inner.route("br0", "up0", between=False)
+        inner.publish("tcp", None, 8081, A[version], 80)
+        for end, other in ((net.a, B), (net.b, A)):
+            route(end, f"{other[version]}/{length}", GATEWAY[version])
+        with pytest.raises(CLOSED):
+            dial(net.b, A[version], 80)
+        reach(net.b, GATEWAY[version], 8081, server)
+
+
+@BOTH
 def test_partition_and_heal(net: Internet, version: int) -> None:
     """Parted endpoints lose each other, directly and by published ports, and keep everybody else; healed, all is as before."""
     net.inner.publish("tcp", None, 8081, A[version], 80)
