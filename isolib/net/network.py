@@ -253,7 +253,12 @@ class Network(Handle, made_by="isolib.new_network()"):
             strangers = [endpoint for group in groups for endpoint in group if endpoint not in own]
             if strangers:
                 raise PlanError(f"partition: {strangers[0]!r} is none of {self!r}")
-            self._its_firewall().partition(*(Group(tuple(one.port.name for one in group)) for group in groups))
+            # Addresses too: an endpoint can have its packets take the way by the gateway.
+            sides = [
+                Group(tuple(one.port.name for one in group), tuple(address for one in group for address in one.addresses))
+                for group in groups
+            ]
+            self._its_firewall().partition(*sides)
 
     def heal(self) -> None:
         """Let everything pass between endpoints again."""
