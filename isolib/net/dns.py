@@ -21,7 +21,7 @@ import enum
 import struct
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import dns.exception
 import dns.flags
@@ -122,7 +122,9 @@ class _Answer:
 
     def wire(self, *, stream: bool) -> bytes:
         """Return the message."""
-        return self._response.to_wire(max_size=_room(self._message, stream=stream), prefer_truncation=True)
+        # Addresses in another order each time, for those who share a name; but an address has one name that comes first.
+        shuffles: Any = {"want_shuffle": self._type != dns.rdatatype.PTR}
+        return self._response.to_wire(max_size=_room(self._message, stream=stream), prefer_truncation=True, **shuffles)
 
     def settle(self) -> bool:
         """Find the answer; False: somebody else is to be asked."""

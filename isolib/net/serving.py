@@ -27,6 +27,7 @@ from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import count
 from threading import Thread
+from traceback import format_tb
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import assembly, calls
@@ -99,7 +100,7 @@ class Timer:
                 try:
                     call()
                 except BaseException as error:  # noqa: BLE001 - kept for whoever asks; the thread serves others too
-                    self._served.error = error
+                    self._served.blame(error)
 
 
 class Served:
@@ -111,18 +112,34 @@ class Served:
     ----------
     lock
         Held whenever it is called.
-    error
-        What went wrong last, and nobody could be told of.
     """
 
     def __init__(self) -> None:
         self.lock = RLock()
-        self.error: BaseException | None = None
+        self._error: BaseException | None = None
         self.timers: set[Timer] = set()
         self.sockets: dict[int, Socket] = {}
         self._home = home()
         self.loop: _Loop | None = None
         self.is_stopped = False
+
+    @property
+    def error(self) -> BaseException | None:
+        """What went wrong last, and nobody could be told of; without frames, which would keep what they saw."""
+        return self._error
+
+    @error.setter
+    def error(self, error: BaseException) -> None:
+        each: BaseException | None = error
+        while each is not None:
+            each.__traceback__ = None
+            each = each.__cause__ or each.__context__
+        self._error = error
+
+    def blame(self, error: BaseException) -> None:
+        """Keep an exception that was not to be expected, and where it came from."""
+        error.add_note(f"on the thread that serves:\n{''.join(format_tb(error.__traceback__))}".rstrip())
+        self.error = error
 
     def start(self) -> None:
         """Be served from now on: `begin` is called, and whatever it watches is.
@@ -327,7 +344,7 @@ class _Loop:
             try:
                 ready(mask)
             except BaseException as error:  # noqa: BLE001 - kept for whoever asks; the thread serves others too
-                served.error = error
+                served.blame(error)
                 self.forget(number)  # or it would come again at once
 
     def _patience(self) -> float | None:
