@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     Ready: TypeAlias = Callable[[int], None]
 
-__all__ = ["IN", "OUT", "Served", "Socket", "Timer", "take_socket"]
+__all__ = ["IN", "OUT", "Served", "Socket", "Timer", "copy_socket", "disown", "take_socket"]
 
 IN: Final = select.EPOLLIN
 OUT: Final = select.EPOLLOUT
@@ -56,19 +56,35 @@ _TIMERS: Final = 256
 _FAULTS: Final = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGTRAP}
 
 
-def take_socket(owner: HasFileno) -> Socket:
-    """Return a non-blocking socket for a descriptor, whose owner is closed: the socket is the owner from now on."""
+def copy_socket(owner: HasFileno) -> Socket:
+    """Return a socket that is a copy of somebody's.
+
+    Raises
+    ------
+    OSError
+        It is no socket, or there are no descriptors left.
+    """
     number = os.dup(owner.fileno())
     try:
-        sock = Socket(fileno=number)
+        return Socket(fileno=number)
     except BaseException:
         os.close(number)
         raise
-    sock.setblocking(False)  # noqa: FBT003 - its only argument
+
+
+def disown(owner: HasFileno) -> None:
+    """Close what has been copied."""
     close = getattr(owner, "close", None)
     if close is not None:
         close()
-    return sock
+
+
+def take_socket(owner: HasFileno) -> Socket:
+    """Return a socket in the place of somebody's, which is closed in any case."""
+    try:
+        return copy_socket(owner)
+    finally:
+        disown(owner)
 
 
 class Timer:
@@ -190,7 +206,7 @@ class Served:
         return self.loop.scratch
 
     def own(self, sock: Socket) -> Socket:
-        """Own a socket, which is closed by `drop` or with all.
+        """Own a socket, which does not block from now on, and is closed by `drop` or with all.
 
         Raises
         ------
@@ -200,6 +216,7 @@ class Served:
         if self.is_stopped:
             sock.close()
             raise ClosedError("it is served no longer")
+        sock.setblocking(False)  # noqa: FBT003 - its only argument
         self.sockets[sock.fileno()] = sock
         return sock
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from errno import EAGAIN, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOMEM
+from errno import EAGAIN, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK
 from struct import Struct
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from isolib.net.serving import IN, OUT, Served, Socket, take_socket
+from isolib.errors import from_errno
+from isolib.net.serving import IN, OUT, Served, Socket, copy_socket, take_socket
 from isolib.types import HasFileno
 
 if TYPE_CHECKING:
     from isolib.net.serving import Timer
 
-__all__ = ["PAUSE", "SHORT", "Open", "Relay", "StreamRelay", "Target", "accept"]
+__all__ = ["PAUSE", "SHORT", "Open", "Relay", "StreamRelay", "Target", "accept", "take_copy"]
 
 Open: TypeAlias = Callable[[], HasFileno]
 Target: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
@@ -32,6 +33,15 @@ _PATIENCE: Final = 30.0
 #: A unix server whose queue is full cannot be waited for either (connect(2), EAGAIN).
 _TRIES: Final = 600
 _LINGER: Final = Struct("ii").pack(1, 0)
+
+
+def take_copy(owner: HasFileno, what: str) -> Socket:
+    """Return a copy of a socket that a user gives; the errors are those that he sees."""
+    try:
+        return copy_socket(owner)
+    except OSError as error:
+        errno = error.errno or 0
+        raise from_errno("getsockopt" if errno == ENOTSOCK else "dup", what, errno) from None
 
 
 def accept(listening: Socket) -> Socket | None:
@@ -295,9 +305,9 @@ class _Pair:
 
     def _end(self) -> None:
         self._cancel()
+        self._relay.forget(self)  # first: who hears of the end finds it counted
         self._relay.drop(self._outer.sock)
         self._relay.drop(self._inner.sock)
-        self._relay.forget(self)
 
     def _break(self, error: BaseException) -> None:
         self._relay.fail(error)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import isolib
+from isolib._kernel.handle import Fd
 from isolib.errors import ClosedError
 from isolib.net.serving import IN, Served, Socket, take_socket
 from tests.threads import here, in_a_thread
@@ -346,14 +347,20 @@ def test_started_by_a_thread_that_ends() -> None:
 
 
 def test_take_socket() -> None:
-    """A descriptor becomes a socket that does not block and is closed by programs that are executed; its owner has nothing."""
+    """A descriptor becomes a socket that no executed program gets, and its owner has nothing; also where it was no socket."""
     ours, theirs = socket.socketpair()
     with ours:
         sock = take_socket(theirs)
         assert theirs.fileno() == -1
-        assert (sock.getblocking(), os.get_inheritable(sock.fileno())) == (False, False)
-        with pytest.raises(BlockingIOError):
-            sock.recv(1)
+        assert not os.get_inheritable(sock.fileno())
+        assert sock.type == socket.SOCK_STREAM
         sock.close()
-    with open("/dev/null", "rb") as null, pytest.raises(OSError, match="socket"):
+    null = Fd(os.open("/dev/null", os.O_RDONLY))
+    with pytest.raises(OSError, match="socket"):
         take_socket(null)
+    assert null.closed
+
+
+def test_sockets_do_not_block(pair: Pair) -> None:
+    """Whatever is owned does not block."""
+    assert pair.echo.sock.getblocking() is False
