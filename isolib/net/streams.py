@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from errno import EAGAIN, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK
 from struct import Struct
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -108,6 +109,9 @@ class StreamRelay(Relay):
 
     def end(self) -> None:
         """Reset all connections: an end would look as if all had been said."""
+        with suppress(OSError):  # where it has been closed, this is done
+            # Not closing alone: a fork may not have closed its copy yet.
+            self.front.shutdown(socket.SHUT_RDWR)
         for pair in self._pairs.copy():
             pair.reset()
 

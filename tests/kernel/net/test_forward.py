@@ -660,27 +660,28 @@ def test_fork_in_the_midst(lab: Lab) -> None:
     client, server = lab.connection()
     client.sendall(b"before ")
     assert server.recv(100) == b"before "
-    read, write = os.pipe()
+    ours, its = socket.socketpair()
     child = os.fork()
     if not child:
         # As a worker does that lives on; the test's own sockets are none of the forwarder's.
-        os.close(write)
-        client.close()
-        server.close()
-        lab.server.close()
+        for sock in (ours, client, server, lab.server):
+            sock.close()
         forwarder.close()
-        os.read(read, 1)
+        its.send(b"x")
+        its.recv(1)
         os._exit(0)
-    os.close(read)
+    its.close()
     client.sendall(b"after")
     assert server.recv(100) == b"after"
     client.shutdown(socket.SHUT_WR)
     assert read_all(server) == b""
     second, _ = lab.connection()
+    assert ours.recv(1) == b"x"
     forwarder.close()
+    assert is_reset(client)
     assert is_reset(second)
     socket.create_server(lab.address).close()
-    os.close(write)
+    ours.close()
     os.waitpid(child, 0)
 
 
