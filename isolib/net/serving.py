@@ -16,13 +16,14 @@ from __future__ import annotations
 import os
 import select
 import signal
+import stat
 import sys
 import time
 from _queue import SimpleQueue  # not queue.SimpleQueue, which gevent replaces
 from _socket import socket as Socket  # noqa: N812 - not socket.socket, which gevent replaces
 from _thread import RLock  # reentrant: a finalizer, which may run anywhere, stops what it owns
 from collections import deque
-from errno import EAGAIN
+from errno import EAGAIN, ENOTSOCK
 from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import count
@@ -47,13 +48,19 @@ __all__ = ["IN", "OUT", "Served", "Socket", "Timer", "copy_socket", "disown", "t
 IN: Final = select.EPOLLIN
 OUT: Final = select.EPOLLOUT
 
-#: Bytes that are taken from a socket at a time.
-_CHUNK: Final = 1 << 16
+#: Bytes that are taken from a socket at a time. Of a stream, as much is kept for who does not read: little beside what the
+#: kernel keeps. A quarter of it costs a fifth of the throughput, and two fifths beside a thread that computes. splice(2) is no
+#: faster for the same size, and takes a pipe for each direction.
+_CHUNK: Final = 1 << 18
 #: From how many timers on those that were cancelled are cleared away.
 _TIMERS: Final = 256
 #: What the thread leaves to itself: it is told of its own faults. All others are for the program's threads; and SIGPIPE, which
 #: a program may have set to kill it, comes to nobody.
 _FAULTS: Final = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGTRAP}
+
+
+#: In C throughout, so that nothing comes between a descriptor and its owner.
+_socket_of: Final = partial(Socket, -1, -1, -1)
 
 
 def copy_socket(owner: HasFileno) -> Socket:
@@ -64,12 +71,10 @@ def copy_socket(owner: HasFileno) -> Socket:
     OSError
         It is no socket, or there are no descriptors left.
     """
-    number = os.dup(owner.fileno())
-    try:
-        return Socket(fileno=number)
-    except BaseException:
-        os.close(number)
-        raise
+    number = owner.fileno()
+    if not stat.S_ISSOCK(os.fstat(number).st_mode):
+        raise OSError(ENOTSOCK, os.strerror(ENOTSOCK))
+    return next(map(_socket_of, map(os.dup, (number,))))
 
 
 def disown(owner: HasFileno) -> None:

@@ -42,7 +42,7 @@ def take_copy(owner: HasFileno, what: str) -> Socket:
         return copy_socket(owner)
     except OSError as error:
         errno = error.errno or 0
-        raise from_errno("getsockopt" if errno == ENOTSOCK else "dup", what, errno) from None
+        raise from_errno("getsockname" if errno == ENOTSOCK else "dup", what, errno) from None
 
 
 def accept(listening: Socket) -> Socket | None:
