@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import assembly, calls
 from isolib._kernel.handle import Epoll, Fd, home
+from isolib._kernel.hints import typed
 from isolib.errors import ClosedError, from_errno
 
 if TYPE_CHECKING:
@@ -170,9 +171,10 @@ class Served:
         SyscallError
             There can be no more threads or descriptors, or the thread cannot get back from the namespace of this one.
         """
-        _enlist(self)
-        with self.lock:
-            self.begin()
+        with typed("what serves sockets"):
+            _enlist(self)
+            with self.lock:
+                self.begin()
 
     def stop(self) -> None:
         """Be served no longer; all sockets are closed when this returns. Again is nothing."""

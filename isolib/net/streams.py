@@ -239,8 +239,6 @@ class _Pair:
     def _ready(self, side: _Side, mask: int) -> None:
         try:
             self._copy(side, mask)
-        except BlockingIOError:
-            return  # it was ready for somebody else
         except OSError as error:
             self._break(error)
 
@@ -256,7 +254,9 @@ class _Pair:
             side.mask = -1
             return
         if not self._is_connected:
-            self._connected()
+            # An event may be of a socket that had this number before.
+            if _has_peer(side.sock):
+                self._connected()
             return
         peer = self._peer(side)
         if mask & (OUT | _HANGUP) and peer.kept is not None:
@@ -267,16 +267,19 @@ class _Pair:
 
     def _take(self, side: _Side) -> None:
         scratch = self._relay.scratch
-        size = side.sock.recv_into(scratch)
+        try:
+            size = side.sock.recv_into(scratch)
+        except BlockingIOError:
+            return
         if not size:
             side.ended = True
             self._peer(side).sock.shutdown(socket.SHUT_WR)
-        elif side is self._outer:
+            return
+        if side is self._outer:
             self._relay.sent += size
         else:
             self._relay.received += size
-        if size:
-            self._give(side, scratch[:size])
+        self._give(side, scratch[:size])
 
     def _give(self, side: _Side, data: memoryview) -> None:
         """Send what came from a side to the other one, and keep the rest."""
@@ -322,6 +325,14 @@ class _Pair:
         _linger(self._outer.sock)
         _linger(self._inner.sock)
         self._end()
+
+
+def _has_peer(sock: Socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def _linger(sock: Socket) -> None:

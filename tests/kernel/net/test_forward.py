@@ -651,6 +651,38 @@ def test_refuses_what_is_no_socket() -> None:
         new_forwarder(closed, socket.socket, ("127.0.0.1", 1))
 
 
+def test_too_few_descriptors(lab: Lab) -> None:
+    """Where there are too few descriptors to begin, that is said, and the socket stays its owner's; with enough, it works."""
+    outcomes = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for spare in range(6):
+        front = lab.listen(socket.AF_INET)
+        for thread in threading.enumerate():
+            if thread.name == "isolib serving":
+                thread.join(SECONDS)  # it has descriptors until then
+        resource.setrlimit(resource.RLIMIT_NOFILE, (front.fileno() + 30, hard))
+        fill: list[int] = []
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    fill.append(os.dup(0))
+            for _ in range(spare):
+                os.close(fill.pop())
+            try:
+                new_forwarder(front, socket.socket, ("127.0.0.1", 1)).close()
+            except SyscallError as error:
+                outcomes.append(error.errno)
+                assert front.fileno() >= 0
+            else:
+                outcomes.append(0)
+                assert front.fileno() == -1
+        finally:
+            for number in fill:
+                os.close(number)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert outcomes == [errno.EMFILE] * 3 + [0] * 3
+
+
 # ---- forks and ends of the host ----
 
 

@@ -176,13 +176,19 @@ def test_dig_long_answer(lab: Asked) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "host"),
-    [(socket.AF_INET, LOCAL), (socket.AF_INET6, "::1"), (socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")],
+    ("family", "host", "asked_at"),
+    [
+        (socket.AF_INET, LOCAL, LOCAL),
+        (socket.AF_INET6, "::1", "::1"),
+        (socket.AF_INET, "0.0.0.0", "127.0.0.9"),
+        (socket.AF_INET6, "::", "::1"),
+        (socket.AF_INET6, "::", "127.0.0.9"),
+    ],
 )
-def test_every_family(family: int, host: str) -> None:
+def test_every_family(family: int, host: str, asked_at: str) -> None:
     """It is asked over IPv4 and IPv6, and answers from the address that was asked also where it is bound to all."""
     with asked(family=family, host=host) as lab:
-        lab.host = {"0.0.0.0": "127.0.0.9", "::": "::1"}.get(host, host)
+        lab.host = asked_at
         assert values(lab.udp("web")) == ["10.77.0.2"]
         assert values(lab.tcp("web", "AAAA")) == ["fd00:77::2"]
         assert lab.responder.stats() == Questions(answered=2, forwarded=0, failed=0, dropped=0)
