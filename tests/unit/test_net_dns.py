@@ -251,6 +251,7 @@ QUESTION = b"\x03web\x00\x00\x01\x00\x01"
         (header() + b"\xc0\x0c\x00\x01\x00\x01", "FORMERR"),  # a name that points to itself
         (header() + b"\x41" + b"a" * 65 + b"\x00\x00\x01\x00\x01", "FORMERR"),
         (header() + b"\x3f" + b"a" * 63 + (b"\x3f" + b"a" * 63) * 4 + b"\x00\x00\x01\x00\x01", "FORMERR"),
+        (header() + QUESTION + b"x", "FORMERR"),
         (header(questions=0), "FORMERR"),
         (header(questions=2) + QUESTION * 2, "FORMERR"),
         (header(answers=1) + QUESTION, "FORMERR"),
