@@ -337,29 +337,26 @@ class Resolver:
         self.asked: list[tuple[bytes, tuple[str, int]]] = []
         self.datagrams, self.streams = bound_to_both()
         self.address: tuple[str, int] = self.datagrams.getsockname()
+        self.stop = os.eventfd(0)
         self.threads = [threading.Thread(target=self.serve_datagrams), threading.Thread(target=self.serve_streams)]
         for thread in self.threads:
             thread.start()
 
     def serve_datagrams(self) -> None:
-        """Answer until an empty packet comes."""
-        while True:
+        """Answer until it is told to stop."""
+        while self.stop not in select.select([self.datagrams.fileno(), self.stop], (), ())[0]:
             query, source = self.datagrams.recvfrom(4096)
-            if not query:
-                return
             self.asked.append((query, source))
             answer = self.reply(query)
             if answer is not None:
                 self.datagrams.sendto(answer, source)
 
     def serve_streams(self) -> None:
-        """Answer one question of each connection, until one comes that says nothing."""
-        while True:
+        """Answer one question of each connection until it is told to stop."""
+        while self.stop not in select.select([self.streams.fileno(), self.stop], (), ())[0]:
             sock, source = self.streams.accept()
             with sock:
                 head = sock.recv(2, socket.MSG_WAITALL)
-                if not head:
-                    return
                 query = sock.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL)
                 self.asked.append((query, source))
                 answer = self.reply(query)
@@ -372,11 +369,10 @@ class Resolver:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.sendto(b"", self.address)
-        socket.create_connection(self.address).close()
+        os.eventfd_write(self.stop, 1)
         for thread in self.threads:
             thread.join()
+        os.close(self.stop)
         self.datagrams.close()
         self.streams.close()
 
