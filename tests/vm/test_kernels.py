@@ -30,6 +30,9 @@ LIMITS = (
 )
 """What is run in guests in which nothing but cgroup v2 is there."""
 
+NETWORKS = ("tests/kernel/net",)
+"""What is run in guests that have every kind of links."""
+
 GUESTS = [
     Guest("unified"),
     Guest("unified", as_user=True),
@@ -84,6 +87,12 @@ def test_cgroups(guest: Guest) -> None:
 def test_limits_of_sandboxes(guest: Guest) -> None:
     """Limits are kept and told, hostile code stays within them, and nothing is left of a killed host, with cgroup v2 alone."""
     pytest_in(guest, *LIMITS)
+
+
+@pytest.mark.parametrize("guest", GUESTS[:2], ids=str)
+def test_networks(guest: Guest) -> None:
+    """The tests of networks pass in the guest, which has kinds of links that other hosts lack."""
+    pytest_in(guest, *NETWORKS)
 
 
 # ---- the runner itself ----
