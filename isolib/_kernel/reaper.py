@@ -70,14 +70,15 @@ _LOWEST: Final = 3
 
 
 class _Base:
-    """A directory that the reaper knows by a number; both are let go when nobody uses this any more."""
+    """A directory, socket or file that the reaper knows by a number; both are let go when nobody uses this any more."""
 
-    __slots__ = ("__weakref__", "_reaper", "fd", "index")
+    __slots__ = ("__weakref__", "_reaper", "fd", "index", "kind")
 
-    def __init__(self, reaper: _Reaper, fd: Fd, index: int) -> None:
+    def __init__(self, reaper: _Reaper, fd: Fd, index: int, kind: int) -> None:
         self._reaper = reaper
         self.fd = fd
         self.index = index
+        self.kind = kind
 
     def __del__(self) -> None:
         launched = self._reaper.launched
@@ -116,6 +117,13 @@ def _encoded(name: str | bytes) -> bytes:
     if b"/" in encoded or b"\0" in encoded or encoded in {b"", b".", b".."} or len(encoded) > _NAME_MAX:
         raise PlanError(f"not the name of a directory: {name!r}")
     return encoded
+
+
+def _speaks_netlink(fd: int) -> bool:
+    from socket import AF_NETLINK, fromfd  # noqa: PLC0415 - only who makes networks pays for it
+
+    with fromfd(fd, -1, -1) as twin:  # which asks the kernel of what family it is
+        return twin.family == AF_NETLINK
 
 
 class Place:
@@ -226,10 +234,14 @@ class _Reaper:
     def _base(self, fd: int, kind: int) -> _Base:
         status = os.fstat(fd)
         found = self._known.get((status.st_dev, status.st_ino))
+        if found is not None and found.kind != kind:
+            raise PlanError(f"descriptor {fd} is not {_WANTED[kind]}")
         return self._new_base(fd, status, kind) if found is None else found
 
     def _new_base(self, fd: int, status: os.stat_result, kind: int) -> _Base:
         if not _FITS[kind](status.st_mode) or calls.fs_magic(fd) not in _MAGICS[kind]:
+            raise PlanError(f"descriptor {fd} is not {_WANTED[kind]}")
+        if kind == calls.ENTRY_LINK and not _speaks_netlink(fd):
             raise PlanError(f"descriptor {fd} is not {_WANTED[kind]}")
         if not self.numbers:
             self._recent.clear()
@@ -237,7 +249,7 @@ class _Reaper:
             raise IsolibError("things in too many parent directories are entrusted to the reaper: it can hold no more open")
         own = Fd.take(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST)
         assert own is not None  # noqa: S101 - fcntl raises
-        base = _Base(self, own, self.numbers.pop())
+        base = _Base(self, own, self.numbers.pop(), kind)
         calls.send_base(self.running().status, base.index, own.fileno())
         self._known[status.st_dev, status.st_ino] = base  # now: it counts as told from here on
         if kind == calls.ENTRY_CGROUP:  # a socket would keep its namespace alive
