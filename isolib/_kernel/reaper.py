@@ -19,11 +19,12 @@ import stat
 import sys
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from struct import Struct
 from threading import RLock
 from typing import TYPE_CHECKING, Final
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd, home
@@ -70,23 +71,17 @@ _LOWEST: Final = 3
 
 
 class _Base:
-    """A directory, socket or file that the reaper knows by a number; both are let go when nobody uses this any more."""
+    """A directory, socket or file that the reaper knows by a number; both are let go when nobody uses this any more.
 
-    __slots__ = ("__weakref__", "_reaper", "fd", "index", "kind")
+    It has no finalizer: while one runs, another thread may still find the object, and use what is let go.
+    """
 
-    def __init__(self, reaper: _Reaper, fd: Fd, index: int, kind: int) -> None:
-        self._reaper = reaper
+    __slots__ = ("__weakref__", "fd", "index", "kind")
+
+    def __init__(self, fd: Fd, index: int, kind: int) -> None:
         self.fd = fd
         self.index = index
         self.kind = kind
-
-    def __del__(self) -> None:
-        launched = self._reaper.launched
-        if launched is None or sys.is_finalizing():
-            return
-        with suppress(OSError):  # it was killed: the next one will not be told of this
-            calls.send_base(launched.status, self.index, -1)
-        self._reaper.numbers.append(self.index)
 
 
 class Ticket:
@@ -162,6 +157,7 @@ class _Reaper:
         self._high = count()
         self.launched: Launched | None = None
         self._known: WeakValueDictionary[tuple[int, int], _Base] = WeakValueDictionary()
+        self._watched: dict[int, ref[_Base]] = {}
         self._recent: deque[_Base] = deque(maxlen=_KEPT)
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         most = calls.TABLE_BASES if hard == resource.RLIM_INFINITY else max(1, min(calls.TABLE_BASES, hard - _OTHERS))
@@ -249,12 +245,22 @@ class _Reaper:
             raise IsolibError("things in too many parent directories are entrusted to the reaper: it can hold no more open")
         own = Fd.take(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST)
         assert own is not None  # noqa: S101 - fcntl raises
-        base = _Base(self, own, self.numbers.pop(), kind)
+        base = _Base(own, self.numbers.pop(), kind)
+        self._watched[base.index] = ref(base, partial(self._let_go, base.index))
         calls.send_base(self.running().status, base.index, own.fileno())
         self._known[status.st_dev, status.st_ino] = base  # now: it counts as told from here on
         if kind == calls.ENTRY_CGROUP:  # a socket would keep its namespace alive
             self._recent.append(base)
         return base
+
+    def _let_go(self, index: int, _: object) -> None:
+        """Have the reaper close what it knew by a number, which is free then; nobody can find that any more."""
+        self._watched.pop(index, None)
+        if self.launched is None or sys.is_finalizing():
+            return
+        with suppress(OSError):  # it was killed: the next one will not be told of this
+            calls.send_base(self.launched.status, index, -1)
+        self.numbers.append(index)
 
     def forget(self) -> None:
         """Let go of everything, in a fork of the process."""
