@@ -95,6 +95,7 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
         owner: UserNS | None = None,
         process: Held | None = None,
         place: str | None = None,
+        room: Fd | None = None,
         made_here: bool = False,
     ) -> None:
         super().__init__(fd)
@@ -104,12 +105,14 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
         self.id = status.st_ino
         self._label = f"{self.kind}:[{self.id}]"
         self._owner = owner
+        self._room = room  # what owns it is there for the next one, too, as long as this is open
         self._process = process
         self._places = [] if place is None else [place]
         self._stays = Stays()
         self._resident: Resident | None = None
 
     def _release(self) -> None:
+        self._room = None
         if not (self._resident or self._owner or self._process):
             return
         with Rollback() as undo:

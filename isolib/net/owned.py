@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from isolib.net.values import Link
     from isolib.net.where import Where
 
-__all__ = ["OwnedLink", "make_link", "remove"]
+__all__ = ["OwnedLink", "check_free", "make_link", "remove"]
 
 #: Numbers of links that are entrusted before they are made: none that the kernel gives by itself for a long time.
 _LOWEST: Final = 1 << 24
@@ -55,8 +55,7 @@ def make_link(
     SyscallError
         EEXIST: the name is taken.
     """
-    if _find(where, requests.get_link(name)) is not None:
-        raise from_errno("RTM_NEWLINK", name, EEXIST, "there is a link of this name in the namespace")
+    check_free(where, name)
     maker = where if by is None else by
     if where.is_made_here:
         mine = _Named(where, name)
@@ -77,6 +76,12 @@ def make_link(
         undo.push(remove, where, index, name)
         maker.socket.ask(request(index))
     return Interface(where, index, name)
+
+
+def check_free(where: Where, name: str) -> None:
+    """Raise SyscallError with EEXIST when a namespace has a link of this name."""
+    if _find(where, requests.get_link(name)) is not None:
+        raise from_errno("RTM_NEWLINK", name, EEXIST, "there is a link of this name in the namespace")
 
 
 def _free_number(where: Where) -> int:

@@ -20,11 +20,12 @@ from errno import (
     ERANGE,
     ESRCH,
 )
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.netlink import codec
 from isolib._kernel.netlink.socket import Request
-from isolib.net.parsing import ACTIONS, AF_INET, AF_INET6, IFADDR, IFINFO, NDMSG, RTMSG, TABLES, TYPES
+from isolib.net.parsing import ACTIONS, AF_BRIDGE, AF_INET, AF_INET6, IFADDR, IFINFO, NDMSG, RTMSG, TABLES, TYPES
 
 if TYPE_CHECKING:
     from isolib.net.values import AnyAddress, AnyInterface, AnyNetwork, Rule
@@ -35,6 +36,7 @@ __all__ = [
     "add_route",
     "add_rule",
     "bring_up",
+    "default_route",
     "dump_addresses",
     "dump_links",
     "dump_neighbours",
@@ -49,7 +51,9 @@ __all__ = [
     "remove_neighbour",
     "remove_route",
     "remove_rule",
+    "set_kind",
     "set_link",
+    "set_port",
     "table_number",
     "veth_peer",
 ]
@@ -177,6 +181,19 @@ def set_link(index: int, label: str, attributes: bytes = b"", *, up: bool | None
     return Request(NEWLINK, body, 0, "RTM_NEWLINK", label, _LINK_HINTS)
 
 
+def set_port(index: int, label: str, options: bytes) -> Request:
+    """Return the request that changes how a bridge treats one of its ports; ``options`` are IFLA_BRPORT_* attributes."""
+    body = IFINFO.pack(AF_BRIDGE, 0, index, 0, 0) + codec.nested(12, options)
+    hints = {**_LINK_HINTS, EINVAL: "it is no port of a bridge, or the kernel does not take this value"}
+    return Request(SETLINK, body, 0, "RTM_SETLINK", label, hints)
+
+
+def set_kind(index: int, label: str, kind: str, data: bytes) -> Request:
+    """Return the request that changes what only links of this kind have."""
+    info = codec.nested(18, codec.text(1, kind), codec.nested(2, data))
+    return Request(NEWLINK, IFINFO.pack(0, 0, index, 0, 0) + info, 0, "RTM_NEWLINK", label, _LINK_HINTS)
+
+
 def bring_up(name: str) -> Request:
     """Return the request that brings up the link of this name."""
     return Request(NEWLINK, IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + codec.text(3, name), 0, "RTM_NEWLINK", name, _LINK_HINTS)
@@ -286,6 +303,11 @@ def add_route(
     body = _route(destination, _STATIC, scope, index=index, metric=metric, table=table, kind=kind, **options)
     target = f"{destination} via {gateway or f'link {index}'}" if kind == "unicast" else f"{kind} {destination}"
     return Request(NEWROUTE, body, codec.CREATE | codec.EXCL, "RTM_NEWROUTE", target, _ROUTE_HINTS)
+
+
+def default_route(gateway: AnyAddress, index: int) -> Request:
+    """Return the request for the route by a gateway to everywhere that no other one leads to."""
+    return add_route(ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0"), gateway=gateway, index=index)  # noqa: PLR2004
 
 
 def remove_route(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Value: TypeAlias = str | int | bool | Sequence[int]
 
-__all__ = ["HeldSetting", "Sysctls", "check_setting", "hold"]
+__all__ = ["HeldSetting", "Sysctls", "check_setting", "hold", "refuse_advertisements"]
 
 _TOP: Final = "/proc/sys"
 _PAGE: Final = 4096
@@ -179,6 +179,15 @@ class Sysctls:
             It is something else.
         """
         return tuple(map(int, self[name].split()))
+
+
+def refuse_advertisements(ns: HasFileno | None, link: str) -> None:
+    """Have a link take no address and no route from who claims to be a router."""
+    try:
+        Sysctls(ns)[f"net/ipv6/conf/{link}/accept_ra"] = 0
+    except SyscallError as error:
+        if error.errno != ENOENT:  # without IPv6 there is none, and no advertisement
+            raise
 
 
 def _opened(net: HasFileno | None, path: str, flags: int) -> Fd:

@@ -8,13 +8,14 @@ from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.hints import typed
 from isolib.errors import PlanError
 from isolib.net import parsing, requests
+from isolib.net.carrier import settle
 from isolib.net.checks import check_interface, check_mtu, check_name, check_pair
 from isolib.net.interface import Interface
-from isolib.net.owned import make_link
+from isolib.net.owned import check_free, make_link
 from isolib.net.where import Where, check_namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from isolib._kernel.netlink.socket import Request
     from isolib.net.values import AnyInterface
@@ -108,6 +109,7 @@ def new_veth(
         for end, address in zip(pair, own_addresses, strict=True):
             if address is not None:
                 end.add_address(address)
+        settle(*pair)
         made = Veth._make(*pair, undo)
         undo.keep()
     return made
@@ -122,10 +124,27 @@ def connect(
     mtu: int | None = None,
     macs: tuple[bytes | None, bytes | None] = (None, None),
     master: int | None = None,
+    before_up: Callable[[], object] | None = None,
 ) -> tuple[Interface, Interface]:
-    """Make a pair, up, for those who compose; ``master`` is a bridge beside the first end, of which that becomes a port."""
+    """Make a pair, up, for those who compose.
+
+    Parameters
+    ----------
+    here, there
+        Where the ends lie.
+    undo
+        Gets the steps that remove the pair.
+    names, macs
+        Of the ends.
+    mtu
+        Of both.
+    master
+        The number of a bridge beside the first end, which becomes a port of it.
+    before_up
+        Called when there is the second end, or that which is in the caller's own namespace, and before it comes up.
+    """
     if there.net is None and here.net is not None:  # by a request in the caller's own, which needs no descriptor of that
-        other, one = connect(there, here, undo, (names[1], names[0]), mtu=mtu, macs=(macs[1], macs[0]))
+        other, one = connect(there, here, undo, (names[1], names[0]), mtu=mtu, macs=(macs[1], macs[0]), before_up=before_up)
         if master is not None:
             here.socket.ask(requests.set_link(one.index, one.name, requests.link_attributes(master=master)))
         return one, other
@@ -133,11 +152,17 @@ def connect(
     peer = requests.link_attributes(name=names[1], mtu=mtu, mac=macs[1], net=peer_net)
     own = requests.link_attributes(name=names[0], mtu=mtu, mac=macs[0], master=master)
     data = requests.veth_peer(peer)
+    up = before_up is None or here.net is not None
 
     def request(index: int) -> Request:
-        return requests.new_link("veth", own, name=names[0], index=index, up=True, data=data)
+        return requests.new_link("veth", own, name=names[0], index=index, up=up, data=data)
 
+    check_free(there, names[1])
     one = make_link(here, undo, names[0], request)
+    if before_up is not None:
+        before_up()
+    if not up:
+        here.socket.ask(requests.bring_up(names[0]))
     # The kernel brings a peer up before it has another end, which it refuses (drivers/net/veth.c): so by a request of its own.
     found = parsing.parse_link(there.socket.send(requests.get_link(names[1]), requests.bring_up(names[1]))[0][0])
     return one, Interface(there, found.index, names[1])

@@ -160,13 +160,12 @@ static void remove_link(int socket, const char *digits) {
         int32_t index;
         uint32_t flag, change;
     } request = {sizeof(request), DELLINK, REQUEST, 0, 0, 0, 0, 0, 0, 0, 0};
-    uint64_t number = 0;
-    while (*digits >= '0' && *digits <= '9' && number <= INT32_MAX)
-        number = number * 10 + (uint64_t)(*digits++ - '0');
-    if (number == 0 || number > INT32_MAX || *digits)
-        return;
-    request.index = (int32_t)number;
-    SYS3(write, socket, &request, sizeof(request));
+    int64_t index = 0;
+    while (*digits >= '0' && *digits <= '9' && index < SECOND)
+        index = index * 10 + *digits++ - '0';
+    request.index = (int32_t)index;
+    if (request.index > 0 && request.index == index && !*digits)
+        SYS3(write, socket, &request, sizeof(request));
 }
 
 /* Returns whether something is left that may go later. */
