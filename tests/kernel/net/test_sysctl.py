@@ -16,6 +16,7 @@ import pytest
 
 import isolib
 from isolib import ClosedError, PermissionDenied, PlanError, SyscallError, new_netns
+from isolib._kernel import calls, reaper
 from isolib.net.sysctl import Sysctls, hold
 from isolib.net.veth import new_veth
 from tests import oracles, table
@@ -207,15 +208,16 @@ def test_refused_value_changes_nothing(a: NetNS) -> None:
 
 def test_held_where_the_caller_is(needs_root: None) -> None:
     """In a namespace that may outlive this program, the old value is entrusted to the reaper until it is put back."""
+    reaper.pid()
     with new_netns(), new_netns():
         with hold(FORWARD, 1):
             entries = [table.entry(index) for index in table.indices()]
-            assert [one["name"] for one in entries if one["kind"] == isolib._kernel.calls.ENTRY_SETTING] == [b"0"]
+            assert [one["name"] for one in entries if one["kind"] == calls.ENTRY_SETTING] == [b"0"]
             with hold(FORWARD, "1"):
                 assert len(table.indices()) == len(entries)
             assert Sysctls()[FORWARD] == "1"
         assert Sysctls()[FORWARD] == "0"
-        assert not [one for one in map(table.entry, table.indices()) if one["kind"] == isolib._kernel.calls.ENTRY_SETTING]
+        assert not [one for one in map(table.entry, table.indices()) if one["kind"] == calls.ENTRY_SETTING]
 
 
 def test_forgotten_and_forked(a: NetNS) -> None:
