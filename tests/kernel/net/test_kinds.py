@@ -21,9 +21,11 @@ from isolib.net import kinds, queries, tap
 from isolib.net.sysctl import Sysctls
 from isolib.net.veth import new_veth
 from tests import oracles, table
+from tests.interrupts import interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import CodeType
 
     from isolib._kernel.handle import Handle
     from isolib.namespaces import NetNS
@@ -538,3 +540,39 @@ def test_interface_that_somebody_left(ground: Ground, make: Callable[..., Handle
         tap.new_tun(ns=ground.a, name="left")
     assert caught.value.errno == errno.EEXIST
     assert "left" in oracles.names(queries.links(ground.a))
+
+
+# ---- interrupted ----
+
+#: Where interrupts are raised: all that makes and removes links, but veth pairs.
+OWNERS = {
+    os.path.join(os.path.dirname(isolib.__file__), name)
+    for name in (
+        "net/kinds.py",
+        "net/tap.py",
+        "net/owned.py",
+        "_kernel/netlink/socket.py",
+        "_kernel/sockets.py",
+        "_kernel/handle.py",
+    )
+}
+
+
+@pytest.mark.parametrize("kind", ["macvlan", "tun"])
+@pytest.mark.filterwarnings("ignore:never closed:ResourceWarning")
+def test_interrupts(ground: Ground, make: Callable[..., Handle], kind: str, lost: list[type[BaseException]]) -> None:
+    """An interrupt at any point of the life of a link leaves neither it nor a descriptor."""
+    make(kind, ns=ground.b).close()
+
+    def live() -> None:
+        MAKERS[kind](ground, ns=ground.b, addresses=["10.5.0.1/24"]).close()
+
+    turn = 0
+    while interrupt(turn := turn + 1, live, is_ours) == 0:
+        assert oracles.names(queries.links(ground.b)) == ["far"], turn
+    assert turn > 50
+
+
+def is_ours(code: CodeType) -> bool:
+    """Return whether interrupts are raised in this code."""
+    return code.co_filename in OWNERS
