@@ -30,8 +30,12 @@ LIMITS = (
 )
 """What is run in guests in which nothing but cgroup v2 is there."""
 
-NETWORKS = ("tests/kernel/net",)
-"""What is run in guests that have every kind of links."""
+LINKS = (
+    *(f"tests/kernel/net/test_{name}.py" for name in ("interface", "kinds", "queries", "routing", "sysctl", "veth")),
+    "tests/integration/test_net_hosts.py",
+    "tests/kernel/test_reaper_networks.py",
+)
+"""What is run in guests that have kinds of links that others lack, and no nftables."""
 
 GUESTS = [
     Guest("unified"),
@@ -90,9 +94,9 @@ def test_limits_of_sandboxes(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("guest", GUESTS[:2], ids=str)
-def test_networks(guest: Guest) -> None:
-    """The tests of networks pass in the guest, which has kinds of links that other hosts lack."""
-    pytest_in(guest, *NETWORKS)
+def test_links(guest: Guest) -> None:
+    """The tests of links, routes and settings pass in the guest, which has dummy, ipvlan and vlan links."""
+    pytest_in(guest, *LINKS)
 
 
 # ---- the runner itself ----
