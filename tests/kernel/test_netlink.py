@@ -190,4 +190,4 @@ def test_sockets_and_files_of_a_namespace(ns: NetNS) -> None:
         open_file_in(None, "/proc/sys/net/absent", os.O_RDONLY)
     with Fd(os.open("/", os.O_RDONLY)) as no_namespace, pytest.raises(SyscallError) as caught:
         open_socket(no_namespace, 2, 1)
-    assert caught.value.errno == errno.EINVAL
+    assert caught.value.errno in {errno.EINVAL, errno.ENOTTY}  # from setns(2), or from asking for its owner
