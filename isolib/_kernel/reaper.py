@@ -161,7 +161,7 @@ class _Reaper:
         self._recent: deque[_Base] = deque(maxlen=_KEPT)
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         most = calls.TABLE_BASES if hard == resource.RLIM_INFINITY else max(1, min(calls.TABLE_BASES, hard - _OTHERS))
-        self.numbers = list(reversed(range(most)))
+        self._numbers = range(most)
 
     @staticmethod
     def word_of(index: int) -> int:
@@ -239,28 +239,39 @@ class _Reaper:
             raise PlanError(f"descriptor {fd} is not {_WANTED[kind]}")
         if kind == calls.ENTRY_LINK and not _speaks_netlink(fd):
             raise PlanError(f"descriptor {fd} is not {_WANTED[kind]}")
-        if not self.numbers:
+        number = self._free_number()
+        if number is None:
             self._recent.clear()
-        if not self.numbers:
+            number = self._free_number()
+        if number is None:
             raise IsolibError("things in too many parent directories are entrusted to the reaper: it can hold no more open")
         own = Fd.take(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST)
         assert own is not None  # noqa: S101 - fcntl raises
-        base = _Base(own, self.numbers.pop(), kind)
-        self._watched[base.index] = ref(base, partial(self._let_go, base.index))
+        base = _Base(own, number, kind)
+        self._watched[number] = ref(base, partial(self._let_go, number))
         calls.send_base(self.running().status, base.index, own.fileno())
         self._known[status.st_dev, status.st_ino] = base  # now: it counts as told from here on
         if kind == calls.ENTRY_CGROUP:  # a socket would keep its namespace alive
             self._recent.append(base)
         return base
 
-    def _let_go(self, index: int, _: object) -> None:
-        """Have the reaper close what it knew by a number, which is free then; nobody can find that any more."""
-        self._watched.pop(index, None)
+    def _free_number(self) -> int | None:
+        """Return a number that no base has, however it has gone: who lets go may have been interrupted."""
+        for number in self._numbers:
+            watched = self._watched.get(number)
+            if watched is None or watched() is None:
+                return number
+        return None
+
+    def _let_go(self, number: int, gone: ref[_Base]) -> None:
+        """Have the reaper close what it knew by a number, unless another has that by now."""
         if self.launched is None or sys.is_finalizing():
             return
-        with suppress(OSError):  # it was killed: the next one will not be told of this
-            calls.send_base(self.launched.status, index, -1)
-        self.numbers.append(index)
+        with self.lock:
+            if self._watched.get(number) is gone:
+                with suppress(OSError):  # it was killed: the next one will not be told of this
+                    calls.send_base(self.launched.status, number, -1)
+                del self._watched[number]
 
     def forget(self) -> None:
         """Let go of everything, in a fork of the process."""
