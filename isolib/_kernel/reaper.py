@@ -19,11 +19,12 @@ import stat
 import sys
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from struct import Struct
 from threading import RLock
 from typing import TYPE_CHECKING, Final
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd, home
@@ -70,22 +71,17 @@ _LOWEST: Final = 3
 
 
 class _Base:
-    """A directory that the reaper knows by a number; both are let go when nobody uses this any more."""
+    """A directory, socket or file that the reaper knows by a number; both are let go when nobody uses this any more.
 
-    __slots__ = ("__weakref__", "_reaper", "fd", "index")
+    It has no finalizer: while one runs, another thread may still find the object, and use what is let go.
+    """
 
-    def __init__(self, reaper: _Reaper, fd: Fd, index: int) -> None:
-        self._reaper = reaper
+    __slots__ = ("__weakref__", "fd", "index", "kind")
+
+    def __init__(self, fd: Fd, index: int, kind: int) -> None:
         self.fd = fd
         self.index = index
-
-    def __del__(self) -> None:
-        launched = self._reaper.launched
-        if launched is None or sys.is_finalizing():
-            return
-        with suppress(OSError):  # it was killed: the next one will not be told of this
-            calls.send_base(launched.status, self.index, -1)
-        self._reaper.numbers.append(self.index)
+        self.kind = kind
 
 
 class Ticket:
@@ -116,6 +112,13 @@ def _encoded(name: str | bytes) -> bytes:
     if b"/" in encoded or b"\0" in encoded or encoded in {b"", b".", b".."} or len(encoded) > _NAME_MAX:
         raise PlanError(f"not the name of a directory: {name!r}")
     return encoded
+
+
+def _speaks_netlink(fd: int) -> bool:
+    from socket import AF_NETLINK, fromfd  # noqa: PLC0415 - only who makes networks pays for it
+
+    with fromfd(fd, -1, -1) as twin:  # which asks the kernel of what family it is
+        return twin.family == AF_NETLINK
 
 
 class Place:
@@ -154,10 +157,11 @@ class _Reaper:
         self._high = count()
         self.launched: Launched | None = None
         self._known: WeakValueDictionary[tuple[int, int], _Base] = WeakValueDictionary()
+        self._watched: dict[int, ref[_Base]] = {}
         self._recent: deque[_Base] = deque(maxlen=_KEPT)
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         most = calls.TABLE_BASES if hard == resource.RLIM_INFINITY else max(1, min(calls.TABLE_BASES, hard - _OTHERS))
-        self.numbers = list(reversed(range(most)))
+        self._numbers = range(most)
 
     @staticmethod
     def word_of(index: int) -> int:
@@ -226,23 +230,48 @@ class _Reaper:
     def _base(self, fd: int, kind: int) -> _Base:
         status = os.fstat(fd)
         found = self._known.get((status.st_dev, status.st_ino))
+        if found is not None and found.kind != kind:
+            raise PlanError(f"descriptor {fd} is not {_WANTED[kind]}")
         return self._new_base(fd, status, kind) if found is None else found
 
     def _new_base(self, fd: int, status: os.stat_result, kind: int) -> _Base:
         if not _FITS[kind](status.st_mode) or calls.fs_magic(fd) not in _MAGICS[kind]:
             raise PlanError(f"descriptor {fd} is not {_WANTED[kind]}")
-        if not self.numbers:
+        if kind == calls.ENTRY_LINK and not _speaks_netlink(fd):
+            raise PlanError(f"descriptor {fd} is not {_WANTED[kind]}")
+        number = self._free_number()
+        if number is None:
             self._recent.clear()
-        if not self.numbers:
+            number = self._free_number()
+        if number is None:
             raise IsolibError("things in too many parent directories are entrusted to the reaper: it can hold no more open")
         own = Fd.take(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST)
         assert own is not None  # noqa: S101 - fcntl raises
-        base = _Base(self, own, self.numbers.pop())
+        base = _Base(own, number, kind)
+        self._watched[number] = ref(base, partial(self._let_go, number))
         calls.send_base(self.running().status, base.index, own.fileno())
         self._known[status.st_dev, status.st_ino] = base  # now: it counts as told from here on
         if kind == calls.ENTRY_CGROUP:  # a socket would keep its namespace alive
             self._recent.append(base)
         return base
+
+    def _free_number(self) -> int | None:
+        """Return a number that no base has, however it has gone: who lets go may have been interrupted."""
+        for number in self._numbers:
+            watched = self._watched.get(number)
+            if watched is None or watched() is None:
+                return number
+        return None
+
+    def _let_go(self, number: int, gone: ref[_Base]) -> None:
+        """Have the reaper close what it knew by a number, unless another has that by now."""
+        if self.launched is None or sys.is_finalizing():
+            return
+        with self.lock:
+            if self._watched.get(number) is gone:
+                with suppress(OSError):  # it was killed: the next one will not be told of this
+                    calls.send_base(self.launched.status, number, -1)
+                del self._watched[number]
 
     def forget(self) -> None:
         """Let go of everything, in a fork of the process."""

@@ -196,7 +196,7 @@ def check_interface(value: str | AnyInterface, what: str) -> AnyInterface:
         raise PlanError(f"{what}: {value} is the address of its network, which no host has")
     if value.version == 4 and network.num_addresses > 2 and value.ip == network.broadcast_address:  # noqa: PLR2004
         raise PlanError(f"{what}: {value} is the broadcast address of its network, which no host has")
-    if value.is_multicast or value.is_unspecified:
+    if value.ip.is_multicast or value.ip.is_unspecified:
         raise PlanError(f"{what}: no host can have {value.ip}")
     return value
 

@@ -101,6 +101,8 @@ _LINK_HINTS: Final = {
     ENODEV: "there is no such link in this namespace",
     EPERM: "it takes CAP_NET_ADMIN over the namespace",
     EBUSY: "it is a port of a bridge already, or up where it must be down",
+    EEXIST: "another link has this name",
+    EINVAL: "the link cannot have this value",
 }
 _ADDRESS_HINTS: Final = {
     EEXIST: "the link has this address already",

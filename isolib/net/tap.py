@@ -277,7 +277,10 @@ def _refusal(errno: int) -> tuple[str, str]:
     if errno == EPERM:
         return "the device controller of a cgroup", f"allow {_DEVICE} there (Docker: --device {_DEVICE})"
     if errno == ENOENT:
-        return f"{_DEVICE}: there is none", "modprobe tun, or a /dev that has it (devtmpfs; Docker: --device)"
+        return (
+            f"{_DEVICE}: there is none; the kernel: perhaps without CONFIG_TUN",
+            "modprobe tun, or a /dev that has it (devtmpfs; Docker: --device)",
+        )
     return "the kernel: perhaps without CONFIG_TUN", "modprobe tun, or a kernel with CONFIG_TUN"
 
 

@@ -100,7 +100,8 @@ class Link:
     flags
         "up", "broadcast", "running" and so on.
     state
-        What it can do now: "up", "down", "lowerlayerdown" (the other end is down), "unknown".
+        What it can do now: "up", "down", "lowerlayerdown" (the other end is down), "unknown".  The kernel may change it up to
+        a second later than the flag "lower_up", which says the same of a link that is up.
     master
         The number of the bridge that it is a port of, or None.
     lower

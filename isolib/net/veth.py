@@ -91,8 +91,8 @@ def new_veth(
     --------
     >>> from isolib import new_netns
     >>> with new_netns() as a, new_netns() as b, new_veth(a, b, addresses=("10.0.0.1/24", "10.0.0.2/24")) as cable:
-    ...     cable.a.link().state
-    'up'
+    ...     cable.a.link().up, cable.b.link().up
+    (True, True)
     """
     own_names = check_name(check_pair(names, "names")[0], "names[0]"), check_name(names[1], "names[1]")
     own_addresses = [

@@ -30,6 +30,13 @@ LIMITS = (
 )
 """What is run in guests in which nothing but cgroup v2 is there."""
 
+LINKS = (
+    *(f"tests/kernel/net/test_{name}.py" for name in ("interface", "kinds", "queries", "routing", "sysctl", "veth")),
+    "tests/integration/test_net_hosts.py",
+    "tests/kernel/test_reaper_networks.py",
+)
+"""What is run in guests that have kinds of links that others lack, and no nftables."""
+
 GUESTS = [
     Guest("unified"),
     Guest("unified", as_user=True),
@@ -84,6 +91,12 @@ def test_cgroups(guest: Guest) -> None:
 def test_limits_of_sandboxes(guest: Guest) -> None:
     """Limits are kept and told, hostile code stays within them, and nothing is left of a killed host, with cgroup v2 alone."""
     pytest_in(guest, *LIMITS)
+
+
+@pytest.mark.parametrize("guest", GUESTS[:2], ids=str)
+def test_links(guest: Guest) -> None:
+    """The tests of links, routes and settings pass in the guest, which has dummy, ipvlan and vlan links."""
+    pytest_in(guest, *LINKS)
 
 
 # ---- the runner itself ----
