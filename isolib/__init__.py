@@ -54,8 +54,15 @@ if TYPE_CHECKING:
     from isolib.namespaces import open_userns as open_userns
     from isolib.namespaces import open_utsns as open_utsns
     from isolib.net import new_bridge as new_bridge
+    from isolib.net import new_dummy as new_dummy
+    from isolib.net import new_ipvlan as new_ipvlan
+    from isolib.net import new_macvlan as new_macvlan
     from isolib.net import new_network as new_network
+    from isolib.net import new_tap as new_tap
+    from isolib.net import new_tun as new_tun
     from isolib.net import new_veth as new_veth
+    from isolib.net import new_vlan as new_vlan
+    from isolib.net import new_vxlan as new_vxlan
     from isolib.process import DEVNULL as DEVNULL
     from isolib.process import PIPE as PIPE
     from isolib.process import STDOUT as STDOUT
@@ -93,7 +100,18 @@ _HOMES = {
         "Unsupported",
     ),
     "namespaces": tuple(f"{verb}_{kind}ns" for verb in ("new", "open") for kind in _KINDS),
-    "net": ("new_bridge", "new_network", "new_veth"),
+    "net": (
+        "new_bridge",
+        "new_dummy",
+        "new_ipvlan",
+        "new_macvlan",
+        "new_network",
+        "new_tap",
+        "new_tun",
+        "new_veth",
+        "new_vlan",
+        "new_vxlan",
+    ),
     "process": ("DEVNULL", "PIPE", "STDOUT", "Process", "spawn"),
     "sandbox": ("Sandbox", "run"),
     "spec": ("Completed", "Limits", "SandboxSpec"),

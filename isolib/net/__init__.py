@@ -10,47 +10,87 @@ from isolib.net.bridge import Bridge, new_bridge
 from isolib.net.endpoint import Endpoint
 from isolib.net.forward import Traffic
 from isolib.net.interface import Interface
+from isolib.net.kinds import (
+    Dummy,
+    Ipvlan,
+    Macvlan,
+    Vlan,
+    Vxlan,
+    new_dummy,
+    new_ipvlan,
+    new_macvlan,
+    new_vlan,
+    new_vxlan,
+)
 from isolib.net.lab import Topology, topology
 from isolib.net.make import new_network
 from isolib.net.network import Network
-from isolib.net.picture import Picture
+from isolib.net.picture import Box, Cable, Picture, Plug
 from isolib.net.published import Published
 from isolib.net.queries import addresses, links, neighbours, routes, rules
+from isolib.net.routing import add_barrier, add_rule, new_rule, remove_barrier, remove_rule
+from isolib.net.sysctl import HeldSetting, Sysctls, hold
+from isolib.net.tap import Tap, Tun, new_tap, new_tun
 from isolib.net.values import Address, BridgeOptions, Link, LinkStats, Neighbour, PortOptions, Route, Rule
 from isolib.net.veth import Veth, new_veth
 from isolib.net.wiring import CableEnd, Segment, WiredCable, WiredNode, WiredPort, WiredRoute, Wiring, wire
 
 __all__ = [
     "Address",
+    "Box",
     "Bridge",
     "BridgeOptions",
+    "Cable",
     "CableEnd",
+    "Dummy",
     "Endpoint",
+    "HeldSetting",
     "Interface",
+    "Ipvlan",
     "Link",
     "LinkStats",
+    "Macvlan",
     "Neighbour",
     "Network",
     "Picture",
+    "Plug",
     "PortOptions",
     "Published",
     "Route",
     "Rule",
     "Segment",
+    "Sysctls",
+    "Tap",
     "Topology",
     "Traffic",
+    "Tun",
     "Veth",
+    "Vlan",
+    "Vxlan",
     "WiredCable",
     "WiredNode",
     "WiredPort",
     "WiredRoute",
     "Wiring",
+    "add_barrier",
+    "add_rule",
     "addresses",
+    "hold",
     "links",
     "neighbours",
     "new_bridge",
+    "new_dummy",
+    "new_ipvlan",
+    "new_macvlan",
     "new_network",
+    "new_rule",
+    "new_tap",
+    "new_tun",
     "new_veth",
+    "new_vlan",
+    "new_vxlan",
+    "remove_barrier",
+    "remove_rule",
     "routes",
     "rules",
     "topology",

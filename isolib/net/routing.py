@@ -158,7 +158,7 @@ def add_rule(rule: Rule, *, ns: HasFileno | None = None) -> None:
     Parameters
     ----------
     rule
-        From `new_rule`, or one that `isolib.net.queries.rules` has found in another namespace.
+        From `new_rule`, or one that `isolib.net.rules` has found in another namespace.
     ns
         The namespace; None: that of the calling thread.
 
