@@ -90,8 +90,8 @@ def _back(made: Fd | None, stage: int, target: str, where: str) -> Fd:
 
 
 def netlink_prepare(fd: int, target: str) -> None:
-    """Give a netlink socket its address, room for many answers, and explanations of refusals where the kernel has them."""
-    checked("bind", target, lib.isolib_netlink_prepare(fd))
+    """Connect a netlink socket to the kernel, with room for many answers, and explanations of refusals where there are any."""
+    checked("connect", target, lib.isolib_netlink_prepare(fd))
 
 
 def new_stay(kind: str) -> Stay:
