@@ -86,7 +86,7 @@ lint-format: $(STAMPS)/dev
 	clang-format --dry-run -Werror $(C_SOURCES)
 
 .PHONY: lint-types
-lint-types: $(STAMPS)/test $(STAMPS)/dev
+lint-types: $(STAMPS)/build $(STAMPS)/test $(STAMPS)/dev
 	mypy --python-executable $(PY) --cache-dir $(BUILD)/mypy
 
 .PHONY: format

@@ -8,7 +8,7 @@ The layers, lowest first; a module imports from lower layers only, and modules o
 
     L0  errors, types
     L1  _kernel: the only code that makes system calls
-    L2  cgroups, namespaces, mounts, process, support
+    L2  cgroups, namespaces, mounts, net, process, support
     L3  spec, oneshot, sandbox
     L4  this module
 
@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from isolib.namespaces import open_timens as open_timens
     from isolib.namespaces import open_userns as open_userns
     from isolib.namespaces import open_utsns as open_utsns
+    from isolib.net import new_bridge as new_bridge
+    from isolib.net import new_network as new_network
+    from isolib.net import new_veth as new_veth
     from isolib.process import DEVNULL as DEVNULL
     from isolib.process import PIPE as PIPE
     from isolib.process import STDOUT as STDOUT
@@ -90,6 +93,7 @@ _HOMES = {
         "Unsupported",
     ),
     "namespaces": tuple(f"{verb}_{kind}ns" for verb in ("new", "open") for kind in _KINDS),
+    "net": ("new_bridge", "new_network", "new_veth"),
     "process": ("DEVNULL", "PIPE", "STDOUT", "Process", "spawn"),
     "sandbox": ("Sandbox", "run"),
     "spec": ("Completed", "Limits", "SandboxSpec"),

@@ -190,9 +190,14 @@ def register_astray(function: Callable[[], list[tuple[int, int]]]) -> None:
     _astray.append(function)
 
 
+def outside() -> list[tuple[int, int]]:
+    """Return where the calling thread would be had it entered nothing; the descriptors are there until it returns."""
+    return [each for function in _astray for each in function()]
+
+
 def is_astray() -> bool:
     """Return whether the calling thread is inside a namespace that it will leave again."""
-    return any(function() for function in _astray)
+    return bool(outside())
 
 
 def plan_joins(builder: Builder, handles: Iterable[HasFileno], new: frozenset[str]) -> Joins:
@@ -212,9 +217,7 @@ def plan_joins(builder: Builder, handles: Iterable[HasFileno], new: frozenset[st
     early = [one for one in others if one not in late]
     # A process is in the namespaces that are named, else in the program's own, never in those that the thread is visiting.
     names = {flag: kind for kind, flag in calls.NAMESPACE_FLAGS.items()}
-    home = [
-        _Joined(fd, names[flag], f"{names[flag]} namespace of the program") for function in _astray for fd, flag in function()
-    ]
+    home = [_Joined(fd, names[flag], f"{names[flag]} namespace of the program") for fd, flag in outside()]
     steps = [
         Step("SETNS", fd=builder.declare(one.fd, one.label), flags=calls.NAMESPACE_FLAGS[one.kind], what=one.label)
         for one in (*(one for one in home if one.kind not in new.union(kinds)), *early, *users, *late)
@@ -477,6 +480,7 @@ __all__ = [
     "is_privileged",
     "maps_id",
     "may_administer",
+    "outside",
     "outside_id",
     "plan_joins",
     "register_astray",

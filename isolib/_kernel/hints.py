@@ -8,6 +8,7 @@ are those of the manual page of the call, and of the kernel's source where the p
 from __future__ import annotations
 
 import errno as e
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -41,6 +42,7 @@ FREE = (
 )
 ANY = ("",)
 
+NO_DESCRIPTORS: Final = "this process has as many descriptors as it may: raise RLIMIT_NOFILE (ulimit -n)"
 KINDS: Final = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
 
@@ -111,6 +113,16 @@ def _userns_refused(_: str, sysctl: Sysctl) -> str:
         "namespaces need CAP_SYS_ADMIN, or a new user namespace around them; that one is refused in a chroot, to who has "
         "no id in his own one, by seccomp filters (Docker's default one) and by security modules"
     )
+
+
+def _no_inotify(_: str, sysctl: Sysctl) -> str:
+    # inotify_init1(2) has one error number for two limits.
+    try:
+        os.close(os.eventfd(0, os.EFD_CLOEXEC))
+    except OSError:
+        return NO_DESCRIPTORS
+    knob = "fs.inotify.max_user_instances"
+    return f"this user has as many inotify instances as he may: sysctl {knob} = {sysctl(knob) or '?'}"
 
 
 def _too_many_processes(_: str, sysctl: Sysctl) -> str:
@@ -293,18 +305,14 @@ TABLE: Final = _table(
         (("writev",), e.EFBIG, "the plan is longer than a file of this process may be: raise RLIMIT_FSIZE (ulimit -f)"),
         (("sendmsg",), e.ETOOMANYREFS, "too many descriptors of this user are under way: raise RLIMIT_NOFILE (ulimit -n)"),
         # -- notifications: inotify(7)
-        (
-            ("inotify_add_watch",),
-            e.EMFILE,
-            "this user has as many inotify instances as he may: sysctl fs.inotify.max_user_instances",
-        ),
+        (("inotify_add_watch",), e.EMFILE, _no_inotify),
         (
             ("inotify_add_watch",),
             e.ENOSPC,
             "this user has as many inotify watches as he may: sysctl fs.inotify.max_user_watches",
         ),
         # -- whatever the call
-        (ANY, e.EMFILE, "this process has as many descriptors as it may: raise RLIMIT_NOFILE (ulimit -n)"),
+        (ANY, e.EMFILE, NO_DESCRIPTORS),
         (ANY, e.ENFILE, "the system has as many open files as it may: raise sysctl fs.file-max"),
         (FREE, e.EPERM, "everybody may make this call, so a seccomp filter or a security module refuses it: allow it there"),
         (FREE, e.EACCES, "everybody may make this call, so a security module refuses it: see its log (dmesg, auditd)"),

@@ -45,6 +45,23 @@ _HIGH: Final = calls.TABLE_HIGH // _WORD
 _OWNER: Final = calls.TABLE_OWNER // _WORD
 _GUARD: Final = calls.TABLE_GUARD // _WORD
 
+#: What an entry of each kind is looked up in.
+_WANTED: Final = {
+    calls.ENTRY_CGROUP: "a directory of cgroups",
+    calls.ENTRY_LINK: "a netlink socket",
+    calls.ENTRY_SETTING: "an open file of /proc/sys",
+}
+_FITS: Final = {
+    calls.ENTRY_CGROUP: stat.S_ISDIR,
+    calls.ENTRY_LINK: stat.S_ISSOCK,
+    calls.ENTRY_SETTING: stat.S_ISREG,
+}
+_MAGICS: Final = {
+    calls.ENTRY_CGROUP: calls.CGROUP_MAGICS,
+    calls.ENTRY_LINK: {calls.SOCKFS_MAGIC},
+    calls.ENTRY_SETTING: {calls.PROC_SUPER_MAGIC},
+}
+
 #: Directories that stay known when nobody uses them: who makes one group after the other need not send them each time.
 _KEPT: Final = 32
 #: Descriptors that the reaper needs beside those of directories, most of them to walk down a tree.
@@ -94,6 +111,13 @@ class Ticket:
                 reaper.free.append(self._index)
 
 
+def _encoded(name: str | bytes) -> bytes:
+    encoded = name if isinstance(name, bytes) else os.fsencode(name)
+    if b"/" in encoded or b"\0" in encoded or encoded in {b"", b".", b".."} or len(encoded) > _NAME_MAX:
+        raise PlanError(f"not the name of a directory: {name!r}")
+    return encoded
+
+
 class Place:
     """Parent directories, one for each hierarchy, in which things of one name are made; looked at once for all of them."""
 
@@ -108,9 +132,7 @@ class Place:
 
     def entrust(self, name: str | bytes, keep: Callable[[Ticket], object] | None = None) -> Ticket:
         """Have the directories of this name removed when this process is gone; as :func:`entrust`."""
-        encoded = name if isinstance(name, bytes) else os.fsencode(name)
-        if b"/" in encoded or b"\0" in encoded or encoded in {b"", b".", b".."} or len(encoded) > _NAME_MAX:
-            raise PlanError(f"not the name of a directory: {name!r}")
+        encoded = _encoded(name)
         reaper = self._reaper
         if reaper.home != home():  # this is a fork: the directories are the same, the reaper is another
             reaper = _own()
@@ -194,21 +216,21 @@ class _Reaper:
         self.words[_GUARD] = launched.supervisor_pid
         return launched
 
-    def bases(self, fds: Sequence[int]) -> tuple[_Base, ...]:
-        """Return what the reaper knows these directories by, which it is told of those that it does not know."""
+    def bases(self, fds: Sequence[int], kind: int = calls.ENTRY_CGROUP) -> tuple[_Base, ...]:
+        """Return what the reaper knows these descriptors by, which it is told of those that it does not know."""
         if not 0 < len(fds) <= calls.ENTRY_BASES:
             raise PlanError(f"{len(fds)} parent directories; 1 to {calls.ENTRY_BASES} are possible")
         with self.lock:
-            return tuple([self._base(fd) for fd in fds])
+            return tuple([self._base(fd, kind) for fd in fds])
 
-    def _base(self, fd: int) -> _Base:
+    def _base(self, fd: int, kind: int) -> _Base:
         status = os.fstat(fd)
         found = self._known.get((status.st_dev, status.st_ino))
-        return self._new_base(fd, status) if found is None else found
+        return self._new_base(fd, status, kind) if found is None else found
 
-    def _new_base(self, fd: int, status: os.stat_result) -> _Base:
-        if not stat.S_ISDIR(status.st_mode) or calls.fs_magic(fd) not in calls.CGROUP_MAGICS:
-            raise PlanError(f"descriptor {fd} is not a directory of cgroups")
+    def _new_base(self, fd: int, status: os.stat_result, kind: int) -> _Base:
+        if not _FITS[kind](status.st_mode) or calls.fs_magic(fd) not in _MAGICS[kind]:
+            raise PlanError(f"descriptor {fd} is not {_WANTED[kind]}")
         if not self.numbers:
             self._recent.clear()
         if not self.numbers:
@@ -218,7 +240,8 @@ class _Reaper:
         base = _Base(self, own, self.numbers.pop())
         calls.send_base(self.running().status, base.index, own.fileno())
         self._known[status.st_dev, status.st_ino] = base  # now: it counts as told from here on
-        self._recent.append(base)
+        if kind == calls.ENTRY_CGROUP:  # a socket would keep its namespace alive
+            self._recent.append(base)
         return base
 
     def forget(self) -> None:
@@ -297,6 +320,44 @@ def entrust(bases: Sequence[int], name: str | bytes, keep: Callable[[Ticket], ob
         The reaper could not be started.
     """
     return place(bases).entrust(name, keep)
+
+
+def entrust_link(netlink: int, index: int, keep: Callable[[Ticket], object] | None = None) -> Ticket:
+    """Have the link of this number removed when this process is gone; to be called before it is made, with that number.
+
+    Parameters
+    ----------
+    netlink
+        A rtnetlink socket of the link's namespace, which stays the caller's; the reaper holds the namespace by it.
+    index
+        The link's number.
+    keep
+        As in `entrust`.
+    """
+    return _entrust(calls.ENTRY_LINK, netlink, str(index), keep)
+
+
+def entrust_setting(file: int, value: str, keep: Callable[[Ticket], object] | None = None) -> Ticket:
+    """Have a value written to a setting when this process is gone; to be called before the setting is changed.
+
+    Parameters
+    ----------
+    file
+        A file of /proc/sys, open for writing, which stays the caller's.
+    value
+        What it is given then: what it was before.
+    keep
+        As in `entrust`.
+    """
+    return _entrust(calls.ENTRY_SETTING, file, value, keep)
+
+
+def _entrust(kind: int, base: int, name: str, keep: Callable[[Ticket], object] | None) -> Ticket:
+    reaper = _own()
+    with reaper.lock:
+        bases = reaper.bases([base], kind)
+        row = (kind, 1, 0, bases[0].index, *[0] * (calls.ENTRY_BASES - 1))
+        return reaper.record(row, bases, _encoded(name), keep)
 
 
 def pid() -> int:

@@ -1,7 +1,7 @@
 """The one way up: what a lower layer asks a higher one to do, found when it is asked.
 
-`Namespace.spawn` is a convenience of layer 2 for a function of the same layer, which does not know of namespaces. Neither
-imports the other; both know this module, which imports what is above it only when it is called.
+`Namespace.spawn` is a convenience of layer 2 for a function of the same layer, which does not know of namespaces, and a network
+needs a namespace to lie in. None imports the other; all know this module, which imports what is above it when it is called.
 """
 
 from __future__ import annotations
@@ -13,12 +13,19 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from isolib.namespaces import NetNS as NetNS  # noqa: PLC0414
     from isolib.process import Process as Process  # noqa: PLC0414 -- for the signatures of those who call
 
-__all__ = ["spawn"]
+__all__ = ["new_netns", "spawn"]
 
 
 def spawn(argv: Sequence[str | bytes | os.PathLike[str]], **options: object) -> Process:
     """Start a program: `isolib.process.spawn`, whose options these are."""
     process: Process = import_module("isolib.process").spawn(argv, **options)
     return process
+
+
+def new_netns() -> NetNS:
+    """Make a network namespace: `isolib.namespaces.new_netns`."""
+    made: NetNS = import_module("isolib.namespaces").new_netns()
+    return made

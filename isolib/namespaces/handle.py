@@ -67,6 +67,8 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
     id
         The number that the kernel shows for it: 4026531840 in ``net:[4026531840]``. No other namespace has it as long as
         this one lives.
+    made_here
+        Whether isolib made it for this handle, so that it dies with it unless it is pinned, or somebody is inside.
 
     Notes
     -----
@@ -75,6 +77,7 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
 
     kind: ClassVar[str]
     id: int
+    made_here: bool
 
     # Why a thread cannot, and what can be done instead; "" where it can.
     _entry_refused_by: ClassVar[str] = ""
@@ -85,19 +88,31 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
         super().__init_subclass__(made_by=made_by)
         CLASSES[cls.kind] = cls
 
-    def __init__(self, fd: Fd, *, owner: UserNS | None = None, process: Held | None = None, place: str | None = None) -> None:
+    def __init__(
+        self,
+        fd: Fd,
+        *,
+        owner: UserNS | None = None,
+        process: Held | None = None,
+        place: str | None = None,
+        room: Fd | None = None,
+        made_here: bool = False,
+    ) -> None:
         super().__init__(fd)
+        self.made_here = made_here
         status = os.fstat(fd.fileno())
         self._identity = (status.st_dev, status.st_ino)
         self.id = status.st_ino
         self._label = f"{self.kind}:[{self.id}]"
         self._owner = owner
+        self._room = room  # what owns it is there for the next one, too, as long as this is open
         self._process = process
         self._places = [] if place is None else [place]
         self._stays = Stays()
         self._resident: Resident | None = None
 
     def _release(self) -> None:
+        self._room = None
         if not (self._resident or self._owner or self._process):
             return
         with Rollback() as undo:

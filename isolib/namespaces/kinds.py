@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from isolib._kernel.handle import Rollback
+from isolib._kernel.netlink.socket import ROUTE, open_netlink
 from isolib.namespaces.handle import Namespace
+
+if TYPE_CHECKING:
+    from isolib._kernel.netlink.socket import Socket
 
 __all__ = ["CgroupNS", "IpcNS", "MntNS", "NetNS", "PidNS", "TimeNS", "UserNS", "UtsNS"]
 
@@ -13,6 +21,43 @@ class NetNS(Namespace, made_by="isolib.new_netns() or isolib.open_netns()"):
     """A network namespace: interfaces, addresses, routes, ports, firewall rules (network_namespaces(7))."""
 
     kind = "net"
+
+    def netlink(self, protocol: int = ROUTE) -> Socket:
+        """Return the netlink socket that belongs to this namespace, made when it is first asked for and closed with the handle.
+
+        For who composes: whoever holds it speaks to the kernel about this namespace without going there.
+
+        Parameters
+        ----------
+        protocol
+            NETLINK_ROUTE, NETLINK_NETFILTER or NETLINK_GENERIC.
+
+        Raises
+        ------
+        SyscallError, SetupFailed
+            The kernel refused: who is not the owner of the namespace's user namespace lacks CAP_SYS_ADMIN over it.
+        ClosedError
+            The handle is closed.
+        """
+        self._check_open()
+        found = self._sockets.get(protocol)
+        if found is None:
+            with self._guard():
+                self._check_open()
+                found = self._sockets.get(protocol)
+                if found is None:
+                    found = self._sockets[protocol] = open_netlink(self, protocol)
+        return found
+
+    @cached_property
+    def _sockets(self) -> dict[int, Socket]:
+        return {}
+
+    def _release(self) -> None:
+        with Rollback() as undo:
+            undo.push(super()._release)
+            for socket in self._sockets.values():
+                undo.push(socket.close)
 
 
 class UtsNS(Namespace, made_by="isolib.new_utsns() or isolib.open_utsns()"):

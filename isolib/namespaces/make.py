@@ -4,7 +4,7 @@ A thread makes net, uts, ipc and cgroup namespaces for itself and is back where 
 the others, and all of them for who has no privileges, are made by a process of the launcher, which holds them until their
 descriptors are here.
 
-Who has no CAP_SYS_ADMIN gets a namespace that belongs to a new user namespace, in which he is root.
+Who has no CAP_SYS_ADMIN gets a namespace that belongs to a user namespace of his own, in which he is root.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import os
 from errno import EINVAL, EPERM, ERANGE
 from math import floor
 from typing import TYPE_CHECKING, Final, TypeVar
+from weakref import WeakValueDictionary
 
 from isolib._kernel import assembly, calls
-from isolib._kernel.handle import Rollback
+from isolib._kernel.handle import Rollback, home
 from isolib._kernel.hints import hint
 from isolib._kernel.idmap import resolve
 from isolib._kernel.launch import ground
-from isolib._kernel.plan import INSIDE, Builder, Step
+from isolib._kernel.plan import HOST, INSIDE, Builder, Step
 from isolib.errors import SetupFailed, SyscallError, ThreadStranded, Unsupported, from_errno
 from isolib.namespaces import enter
 from isolib.namespaces.handle import Namespace
@@ -64,7 +65,8 @@ def new_netns(*, lo: bool = True) -> NetNS:
     Notes
     -----
     The calling thread is in the new namespace for a moment. Privileges: CAP_SYS_ADMIN; without, the namespace is owned by a
-    new user namespace of the caller (`Namespace.owner`), `Namespace.spawn` works, but no thread can enter. Kernel:
+    user namespace of the caller's (`Namespace.owner`), one for all that are open, `Namespace.spawn` works, but no thread can
+    enter. Kernel:
     unshare(2), CLONE_NEWNET. Source: network_namespaces(7).
 
     Examples
@@ -186,8 +188,8 @@ def new_mntns() -> MntNS:
 
     Notes
     -----
-    Nothing happens to the calling thread. Privileges: CAP_SYS_ADMIN; without, it is owned by a new user namespace of the
-    caller. Kernel: clone(2), CLONE_NEWNS; mount_setattr(2), Linux 5.12. Source: mount_namespaces(7).
+    Nothing happens to the calling thread. Privileges: CAP_SYS_ADMIN; without, it is owned by a user namespace of the
+    caller's. Kernel: clone(2), CLONE_NEWNS; mount_setattr(2), Linux 5.12. Source: mount_namespaces(7).
 
     Examples
     --------
@@ -220,8 +222,8 @@ def new_pidns() -> PidNS:
 
     Notes
     -----
-    Nothing happens to the calling thread. Privileges: CAP_SYS_ADMIN; without, it is owned by a new user namespace of the
-    caller. Kernel: clone(2), CLONE_NEWPID. Source: pid_namespaces(7).
+    Nothing happens to the calling thread. Privileges: CAP_SYS_ADMIN; without, it is owned by a user namespace of the
+    caller's. Kernel: clone(2), CLONE_NEWPID. Source: pid_namespaces(7).
 
     Examples
     --------
@@ -305,8 +307,8 @@ def new_timens(*, monotonic: float | timedelta = 0, boottime: float | timedelta 
 
     Notes
     -----
-    Nothing happens to the calling thread. Privileges: CAP_SYS_ADMIN and CAP_SYS_TIME; without, it is owned by a new user
-    namespace of the caller. Kernel: unshare(2), CLONE_NEWTIME, Linux 5.6. Source: time_namespaces(7).
+    Nothing happens to the calling thread. Privileges: CAP_SYS_ADMIN and CAP_SYS_TIME; without, it is owned by a user
+    namespace of the caller's. Kernel: unshare(2), CLONE_NEWTIME, Linux 5.6. Source: time_namespaces(7).
 
     Examples
     --------
@@ -370,7 +372,7 @@ def _make(cls: type[N], *, lo: bool = False, hostname: str | None = None, domain
         if error.errno == EINVAL:
             raise _unsupported(cls.kind) from None
     else:
-        return cls._make(fd)
+        return cls._make(fd, made_here=True)
     builder = Builder()
     if cls.kind == "cgroup":  # its root is the cgroup of who makes it
         builder.add(INSIDE, Step("UNSHARE", flags=calls.CLONE_NEWCGROUP, what="cgroup namespace"))
@@ -382,10 +384,24 @@ def _make(cls: type[N], *, lo: bool = False, hostname: str | None = None, domain
     return _hold(cls, builder)
 
 
+#: The user namespaces that own what callers without privileges have made, as long as something of it is open.
+_rooms: Final[WeakValueDictionary[tuple[object, ...], Fd]] = WeakValueDictionary()
+
+
 def _hold(cls: type[N], builder: Builder, *, stay: bool = False) -> N:
-    """Make a namespace by a process that holds it, owned by a new user namespace of the caller when he has no privileges."""
+    """Make a namespace by a process that holds it.
+
+    Who has no privileges gets one that a user namespace of his owns.  It is the same for all that he makes, for a process is
+    in one user namespace only, and only who has power over two network namespaces lays a cable between them.
+    """
     owned = not assembly.may_administer()
-    if owned:
+    status = os.stat("/proc/thread-self/ns/user")
+    key = (home(), os.geteuid(), status.st_dev, status.st_ino)
+    room = _rooms.get(key) if owned else None
+    if room is not None:
+        slot = builder.declare(room.fileno(), "user namespace")
+        builder.add(HOST, Step("SETNS", fd=slot, flags=calls.CLONE_NEWUSER, what="user namespace"))
+    elif owned:
         builder.clone_flags |= calls.CLONE_NEWUSER
         assembly.add_maps(builder, resolve("root", "root"))
     try:
@@ -397,18 +413,20 @@ def _hold(cls: type[N], builder: Builder, *, stay: bool = False) -> N:
             text = "the clock would be negative in there, or more than 146 years from its beginning"
             raise SetupFailed(error.step, error.op, error.target, error.errno, text) from None
         raise
-    return _take(cls, held, owned=owned, stay=stay)
+    return _take(cls, held, room=room, key=key if owned else None, stay=stay)
 
 
-def _take(cls: type[N], held: Held, *, owned: bool = False, stay: bool = False) -> N:
+def _take(cls: type[N], held: Held, *, room: Fd | None = None, key: tuple[object, ...] | None = None, stay: bool = False) -> N:
     with Rollback() as undo:
         undo.push(held.end)
         fd: Fd = held.namespace("time_for_children" if cls.kind == "time" else cls.kind)
-        owner = undo.adopt(UserNS._make(held.namespace("user"))) if owned else None
+        owner = undo.adopt(UserNS._make(held.namespace("user"))) if key is not None else None
+        if key is not None and room is None:
+            room = _rooms.setdefault(key, held.namespace("user"))
         if stay:
             held.hide()
         else:
             held.end()
-        made = cls._make(fd, owner=owner, process=held if stay else None)
+        made = cls._make(fd, owner=owner, room=room, process=held if stay else None, made_here=True)
         undo.dismiss()
     return made

@@ -19,6 +19,8 @@ ENTRY_SIZE: Final[int] = ffi.sizeof("struct isolib_entry")
 ENTRY_BASES: Final[int] = lib.ISOLIB_ENTRY_BASES
 ENTRY_BODY: Final[int] = ffi.offsetof("struct isolib_entry", "kind")
 ENTRY_CGROUP: Final[int] = lib.ISOLIB_ENTRY_CGROUP
+ENTRY_LINK: Final[int] = lib.ISOLIB_ENTRY_LINK
+ENTRY_SETTING: Final[int] = lib.ISOLIB_ENTRY_SETTING
 OWNER_DIED: Final[int] = lib.ISOLIB_OWNER_DIED
 
 _TABLE: Final = "the reaper's table"

@@ -151,7 +151,11 @@ enum isolib_table_limits {
     ISOLIB_OWNER_DIED = 0x40000000 /* FUTEX_OWNER_DIED, which no linux/ header may be included for */
 };
 
-enum isolib_entry_kind { ISOLIB_ENTRY_CGROUP = 1 /* a directory of cgroups with all that it holds */ };
+enum isolib_entry_kind {
+    ISOLIB_ENTRY_CGROUP = 1, /* a directory of cgroups with all that it holds */
+    ISOLIB_ENTRY_LINK,       /* the link whose number the name is, in the namespace of a netlink socket */
+    ISOLIB_ENTRY_SETTING     /* the name is what an open file of /proc/sys is given back */
+};
 
 /*
  * Shared memory of the host, which writes, and its reaper, which reads when the host is gone: to record a thing and to strike

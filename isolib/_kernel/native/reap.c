@@ -2,9 +2,10 @@
  * The reaper: it sleeps beside the host, and when that is gone it removes what no descriptor can own, by the table that the
  * host has left in shared memory.  Whatever the host did last, be it half of an entry, is what the table holds then.
  *
- * Names are looked up in directories that the host has sent.  What it sent before it died lies in the socket's queue, which is
- * read before anything else.  Everything is ended first, of all entries, then waited for and removed.  What cannot be removed
- * for a moment (processes that are dying, or being born into it) is tried again until there is no more time.
+ * Names are looked up in what the host has sent: directories of cgroups, netlink sockets, open settings.  What it sent before
+ * it died lies in the socket's queue, which is read before anything else.  Everything is ended first, of all entries, then
+ * waited for and removed.  What cannot be removed for a moment (processes that are dying, or being born into it) is tried again
+ * until there is no more time.
  *
  * No message and no file is waited for without a limit: nobody is left who could end this process.
  */
@@ -34,11 +35,22 @@ static struct robust_list robust;
 /* ---- what the host says ---- */
 
 static int version_of(int fd) {
-    enum { CGROUP2 = 0x63677270, CGROUP = 0x27e0eb };
+    enum { CGROUP2 = 0x63677270, CGROUP = 0x27e0eb, SOCKETS = 0x534f434b, PROC = 0x9fa0 };
     long status[16] = {0}; /* struct statfs */
     if (SYS2(fstatfs, fd, status) < 0)
         return 0;
-    return status[0] == CGROUP2 ? V2 : status[0] == CGROUP ? V1 : 0;
+    switch (status[0]) {
+    case CGROUP2:
+        return V2;
+    case CGROUP:
+        return V1;
+    case SOCKETS:
+        return NETLINK;
+    case PROC:
+        return SETTING;
+    default:
+        return 0;
+    }
 }
 
 static void take_base(struct reaping *r, uint32_t index, int32_t fd) {
@@ -123,13 +135,35 @@ static int is_name(const char name[256]) {
 
 static int is_live(const struct reaping *r, uint32_t index) {
     const struct isolib_entry *entry = entry_at(r, index);
-    return entry->state && !(r->done[index / 8] & 1 << index % 8) && entry->kind == ISOLIB_ENTRY_CGROUP &&
-           entry->base_count <= ISOLIB_ENTRY_BASES && is_name(entry->name);
+    return entry->state && !(r->done[index / 8] & 1 << index % 8) && entry->kind >= ISOLIB_ENTRY_CGROUP &&
+           entry->kind <= ISOLIB_ENTRY_SETTING && entry->base_count <= ISOLIB_ENTRY_BASES && is_name(entry->name);
 }
 
 static const struct directory *base_of(const struct reaping *r, const struct isolib_entry *entry, uint32_t which) {
     static const struct directory none = {-1, 0};
     return entry->bases[which] < ISOLIB_TABLE_BASES ? &r->bases[entry->bases[which]] : &none;
+}
+
+static int is_of_groups(const struct directory *base) {
+    return base->fd >= 0 && (base->version == V1 || base->version == V2);
+}
+
+/* Asks for the removal of a link by its number.  The kernel does it within the call, and its answer stays unread. */
+static void remove_link(int socket, const char *digits) {
+    enum { DELLINK = 17, REQUEST = 1 };
+    struct {
+        uint32_t size;
+        uint16_t type, flags;
+        uint32_t sequence, port;
+        uint8_t family, padding;
+        uint16_t device;
+        int32_t index;
+        uint32_t flag, change;
+    } request = {sizeof(request), DELLINK, REQUEST, 0, 0, 0, 0, 0, 0, 0, 0};
+    while (*digits >= '0' && *digits <= '9' && request.index < 100000000)
+        request.index = request.index * 10 + *digits++ - '0';
+    if (request.index > 0 && !*digits)
+        SYS3(write, socket, &request, sizeof(request));
 }
 
 /* Returns whether something is left that may go later. */
@@ -138,8 +172,12 @@ static int remove_entry(struct reaping *r, uint32_t index) {
     int left = 0;
     for (uint32_t i = 0; i < entry->base_count; i++) {
         const struct directory *base = base_of(r, entry, i);
-        if (base->fd >= 0)
+        if (entry->kind == ISOLIB_ENTRY_CGROUP && is_of_groups(base))
             left |= remove_group(base, entry->name, r->deadline_ns);
+        if (entry->kind == ISOLIB_ENTRY_LINK && base->version == NETLINK)
+            remove_link(base->fd, entry->name);
+        if (entry->kind == ISOLIB_ENTRY_SETTING && base->version == SETTING)
+            SYS4(pwrite64, base->fd, entry->name, length(entry->name), 0);
     }
     if (!left)
         r->done[index / 8] |= (uint8_t)(1 << index % 8);
@@ -155,7 +193,7 @@ static void undo_all(struct reaping *r) {
         for (uint32_t index = 0; index < high; index++) {
             const struct isolib_entry *entry = entry_at(r, index);
             for (uint32_t i = 0; is_live(r, index) && i < entry->base_count; i++)
-                if (base_of(r, entry, i)->fd >= 0)
+                if (entry->kind == ISOLIB_ENTRY_CGROUP && is_of_groups(base_of(r, entry, i)))
                     end_group(base_of(r, entry, i), entry->name);
         }
         for (uint32_t index = 0; index < high; index++)

@@ -3,9 +3,10 @@
 /* What the reaper's two parts know of each other: the table and the process in reap.c, one group in group.c. */
 #include "launcher.h"
 
-enum { V1 = 1, V2 = 2 };
+/* What a descriptor is that the host has sent: a directory of cgroups of either version, a netlink socket, an open setting. */
+enum { V1 = 1, V2 = 2, NETLINK = 3, SETTING = 4 };
 
-/* A directory in which groups are made. */
+/* A directory in which groups are made, or whatever else names are looked up in. */
 struct directory {
     int32_t fd; /* -1: none */
     int32_t version;

@@ -29,7 +29,7 @@ PYTHON = os.path.realpath(sys.executable)
 
 #: Counts, slowly enough for a pipe and fast enough to be seen to have stopped.
 TICK = "import sys, time\nwhile True:\n    sys.stdout.write('x'); sys.stdout.flush(); time.sleep(0.001)"
-BURN = "while True: pass"
+BURN = "print(flush=True)\nwhile True: pass"
 PATIENCE = 60.0
 """Seconds, for what must come."""
 
@@ -182,9 +182,10 @@ def cpu_total(group: isolib.Cgroup) -> float:
 
 def cpu_used(group: isolib.Cgroup, seconds: float, processes: int = 1) -> float:
     """Return how much processor time processes in the group get in a while, as a part of one processor."""
-    running = [group.spawn([PYTHON, "-c", BURN]) for _ in range(processes)]
+    running = [group.spawn([PYTHON, "-c", BURN], stdout=PIPE) for _ in range(processes)]
     try:
-        wait(0.3)  # they have started
+        for process in running:
+            wait_for_start(process)
         before, start = cpu_total(group), time.monotonic()
         wait(seconds)
         after, end = cpu_total(group), time.monotonic()
@@ -192,6 +193,12 @@ def cpu_used(group: isolib.Cgroup, seconds: float, processes: int = 1) -> float:
     finally:
         for one in running:
             one.close()
+
+
+def wait_for_start(process: isolib.Process) -> None:
+    """Wait until a process burns: what its start needs, the files of Python among it, is not shared by weights."""
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"\n"
 
 
 def wait(seconds: float) -> None:
@@ -220,12 +227,13 @@ def test_cpu_weight() -> None:
         isolib.new_cgroup() as above,
         above.child("light", cpu_weight=100) as light,
         above.child("heavy", cpu_weight=300) as heavy,
-        light.spawn(argv),
-        heavy.spawn(argv),
+        light.spawn(argv, stdout=PIPE) as one,
+        heavy.spawn(argv, stdout=PIPE) as other,
     ):
-        wait(0.5)
+        wait_for_start(one)
+        wait_for_start(other)
         before = [cpu_total(group) for group in (light, heavy)]
-        wait(4)
+        assert wait_for(lambda: cpu_total(light) - before[0] > 1)
         after = [cpu_total(group) for group in (light, heavy)]
         used = [late - early for late, early in zip(after, before, strict=True)]
         assert used[1] / used[0] == pytest.approx(3, rel=0.15)

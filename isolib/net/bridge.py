@@ -1,0 +1,284 @@
+"""A bridge: a switch in a network namespace, whose ports are interfaces of that namespace (bridge(8))."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from isolib._kernel.handle import Rollback
+from isolib._kernel.hints import typed
+from isolib._kernel.netlink import codec
+from isolib.errors import PlanError
+from isolib.net import parsing, requests
+from isolib.net.checks import check_interface, check_mac, check_mtu, check_name, check_number
+from isolib.net.owned import OwnedLink, make_link
+from isolib.net.where import Where, check_namespace
+from isolib.types import parse_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
+
+    from isolib._kernel.netlink.socket import Request
+    from isolib.net.interface import Interface
+    from isolib.net.values import AnyInterface, Link
+    from isolib.types import HasFileno
+
+__all__ = ["Bridge", "make_bridge", "new_bridge"]
+
+#: The kernel takes the times of a bridge in hundredths of a second (USER_HZ).
+_HZ: Final = 100
+_MOST: Final = 0xFFFF
+_COSTLIEST: Final = 0xFFFF
+
+# linux/if_link.h: IFLA_BR_*, IFLA_BRPORT_*
+_FORWARD_DELAY, _AGEING_TIME, _STP, _PRIORITY, _VLAN_FILTERING, _SNOOPING = 1, 4, 5, 6, 7, 23
+_PORT_PRIORITY, _COST, _HAIRPIN, _GUARD, _FAST_LEAVE, _LEARNING, _FLOOD, _ISOLATED = 2, 3, 4, 5, 7, 8, 9, 33
+
+
+class Bridge(OwnedLink, made_by="isolib.new_bridge()"):
+    """A switch: it learns which MAC address is behind which of its ports, and passes frames on.
+
+    Attributes
+    ----------
+    interface
+        The bridge as an interface of its namespace: to give it addresses, by which the namespace itself takes part.
+    """
+
+    def __init__(self, interface: Interface, undo: Rollback, where: Where) -> None:
+        super().__init__(interface, undo)
+        self._where = where
+
+    def ports(self) -> list[Link]:
+        """Return the links that are its ports now."""
+        self._check_open()
+        found = [parsing.parse_link(message) for message in self._where.socket.dump(requests.dump_links())]
+        return [link for link in found if link.master == self.index]
+
+    def add(self, port: Interface) -> None:
+        """Make an interface of the bridge's namespace one of its ports: an end of a veth pair, as a rule.
+
+        Raises
+        ------
+        PlanError
+            The interface is in another namespace.
+        SyscallError
+            The kernel refused.  EBUSY: it is another one's port; ELOOP: it is a bridge itself.
+        """
+        self._check_open()
+        if port.ns != self.interface.ns:
+            raise PlanError(f"{port.name} is in another namespace than the bridge {self.name}")
+        self._where.socket.ask(requests.set_link(port.index, port.name, requests.link_attributes(master=self.index)))
+
+    def remove(self, port: Interface) -> None:
+        """Make a port an interface like any other again."""
+        self._check_open()
+        self._where.socket.ask(requests.set_link(port.index, port.name, requests.link_attributes(master=0)))
+
+    def set_port(
+        self,
+        port: Interface,
+        *,
+        hairpin: bool | None = None,
+        isolated: bool | None = None,
+        learning: bool | None = None,
+        flood: bool | None = None,
+        guard: bool | None = None,
+        fast_leave: bool | None = None,
+        cost: int | None = None,
+        priority: int | None = None,
+    ) -> None:
+        """Change how the bridge treats a port; None leaves as it is.
+
+        Parameters
+        ----------
+        port
+            One of its ports.
+        hairpin
+            Whether a frame may leave by the port it came from.
+        isolated
+            Whether it speaks to those ports only that are not isolated.
+        learning, flood
+            Whether addresses behind it are learned, and whether frames to unknown ones leave by it.
+        guard
+            Whether it is shut when a message of the spanning tree comes from it.
+        fast_leave
+            Whether a group is left at once.
+        cost, priority
+            Of the spanning tree: 1 to 65535, and 0 to 63.
+
+        Raises
+        ------
+        PlanError
+            A value cannot be one.
+        SyscallError
+            The kernel refused: it is no port of a bridge.
+        """
+        self._check_open()
+        switches = {
+            _HAIRPIN: hairpin,
+            _GUARD: guard,
+            _FAST_LEAVE: fast_leave,
+            _LEARNING: learning,
+            _FLOOD: flood,
+            _ISOLATED: isolated,
+        }
+        parts = [codec.u8(kind, value) for kind, value in switches.items() if value is not None]
+        if cost is not None:
+            parts.append(codec.u32(_COST, check_number(cost, "cost", 1, _COSTLIEST)))
+        if priority is not None:
+            parts.append(codec.u16(_PORT_PRIORITY, check_number(priority, "priority", 0, 63)))
+        if parts:
+            self._where.socket.ask(requests.set_port(port.index, port.name, b"".join(parts)))
+
+    def change(
+        self,
+        *,
+        stp: bool | None = None,
+        ageing_time: float | timedelta | None = None,
+        forward_delay: float | timedelta | None = None,
+        priority: int | None = None,
+        vlan_filtering: bool | None = None,
+        multicast_snooping: bool | None = None,
+    ) -> None:
+        """Change how the bridge works; the arguments are those of `new_bridge`, and None leaves as it is."""
+        self._check_open()
+        data = _options(
+            stp=stp,
+            ageing_time=ageing_time,
+            forward_delay=forward_delay,
+            priority=priority,
+            vlan_filtering=vlan_filtering,
+            multicast_snooping=multicast_snooping,
+        )
+        if data:
+            self._where.socket.ask(requests.set_kind(self.index, self.name, "bridge", data))
+
+
+@typed("a bridge")
+def new_bridge(
+    name: str | None = None,
+    *,
+    ns: HasFileno | None = None,
+    addresses: Sequence[str | AnyInterface] = (),
+    mac: str | bytes | None = None,
+    mtu: int | None = None,
+    stp: bool = False,
+    ageing_time: float | timedelta | None = None,
+    forward_delay: float | timedelta | None = None,
+    priority: int | None = None,
+    vlan_filtering: bool = False,
+    multicast_snooping: bool | None = None,
+) -> Bridge:
+    """Make a bridge, up and without ports.
+
+    Parameters
+    ----------
+    name
+        At most 15 bytes; None: "isolib-" and a number.
+    ns
+        The namespace; None: that of the calling thread.
+    addresses
+        Of the bridge itself, each with its network's prefix: "10.0.0.1/24".
+    mac
+        Its MAC address; None: one at random, which stays whatever becomes of its ports.
+    mtu
+        Bytes; None: 1500.
+    stp
+        Whether it takes part in a spanning tree, so that bridges may be connected in circles.
+    ageing_time, forward_delay
+        Seconds after which a learned address is forgotten, and after which a port passes frames on in a spanning tree;
+        None: 300 and 15, as the kernel has them.
+    priority
+        0 to 65535: the bridge with the lowest becomes the root of the tree; None: 32768.
+    vlan_filtering
+        Whether ports belong to VLANs.
+    multicast_snooping
+        Whether frames to groups go to those only who have joined; None: as the kernel has it.
+
+    Returns
+    -------
+    Bridge
+        Owned: closing it removes it, and so does the end of this program.
+
+    Raises
+    ------
+    PlanError
+        An argument cannot work; nothing was done.
+    SyscallError
+        The kernel refused, and nothing is left.  EEXIST: the name is taken; EOPNOTSUPP: it has no bridges.
+    ClosedError
+        The namespace is closed.
+
+    Notes
+    -----
+    Privileges: CAP_NET_ADMIN over the namespace.  Kernel: CONFIG_BRIDGE.  Sources: bridge(8), rtnetlink(7).
+
+    Examples
+    --------
+    >>> from isolib import new_netns, new_veth
+    >>> with new_netns() as hub, new_netns() as a, new_bridge("br0", ns=hub) as bridge, new_veth(hub, a) as cable:
+    ...     bridge.add(cable.a)
+    ...     [port.name for port in bridge.ports()]
+    ['veth0']
+    """
+    own_name = None if name is None else check_name(name, "name")
+    own_addresses = [check_interface(address, f"addresses[{at}]") for at, address in enumerate(addresses)]
+    hardware = _random_mac() if mac is None else check_mac(mac, "mac")
+    attributes = requests.link_attributes(mac=hardware, mtu=None if mtu is None else check_mtu(mtu))
+    data = _options(
+        stp=stp or None,
+        ageing_time=ageing_time,
+        forward_delay=forward_delay,
+        priority=priority,
+        vlan_filtering=vlan_filtering or None,
+        multicast_snooping=multicast_snooping,
+    )
+    where = Where(check_namespace(ns, "ns"))
+    with Rollback() as undo:
+        interface = make_bridge(where, undo, own_name or f"isolib-{os.urandom(4).hex()}", attributes, data)
+        for address in own_addresses:
+            interface.add_address(address)
+        made = Bridge._make(interface, undo, where)
+        undo.keep()
+    return made
+
+
+def make_bridge(where: Where, undo: Rollback, name: str, attributes: bytes, data: bytes = b"") -> Interface:
+    """Make a bridge for those who compose."""
+    named = attributes + requests.link_attributes(name=name)
+
+    def request(index: int) -> Request:
+        return requests.new_link("bridge", named, name=name, index=index, up=True, data=data)
+
+    return make_link(where, undo, name, request)
+
+
+def _random_mac() -> bytes:
+    """Return a MAC address of those that everybody may choose: without one, a bridge takes that of its lowest port."""
+    return bytes([0x02, *os.urandom(5)])
+
+
+def _options(
+    *,
+    stp: bool | None,
+    ageing_time: float | timedelta | None,
+    forward_delay: float | timedelta | None,
+    priority: int | None,
+    vlan_filtering: bool | None,
+    multicast_snooping: bool | None,
+) -> bytes:
+    parts = []
+    if stp is not None:
+        parts.append(codec.u32(_STP, int(stp)))
+    for kind, value, what in ((_AGEING_TIME, ageing_time, "ageing_time"), (_FORWARD_DELAY, forward_delay, "forward_delay")):
+        if value is not None:
+            hundredths = round(parse_duration(value, what) * _HZ)
+            parts.append(codec.u32(kind, check_number(hundredths, what, 0, (1 << 31) - 1)))
+    if priority is not None:
+        parts.append(codec.u16(_PRIORITY, check_number(priority, "priority", 0, _MOST)))
+    if vlan_filtering is not None:
+        parts.append(codec.u8(_VLAN_FILTERING, vlan_filtering))
+    if multicast_snooping is not None:
+        parts.append(codec.u8(_SNOOPING, multicast_snooping))
+    return b"".join(parts)

@@ -1,0 +1,160 @@
+"""Arguments of networks, checked before anything is done: names, MAC addresses, MTUs, addresses."""
+
+from __future__ import annotations
+
+import os
+import re
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from isolib.errors import PlanError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from isolib.net.values import AnyAddress, AnyInterface
+
+T = TypeVar("T")
+
+__all__ = ["check_address", "check_interface", "check_mac", "check_mtu", "check_name", "check_number", "check_pair"]
+
+#: IFNAMSIZ, less its NUL.
+NAME_MAX: Final = 15
+_SMALLEST_MTU: Final = 68
+_GREATEST_MTU: Final = 65535
+_MAC: Final = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", re.IGNORECASE)
+
+
+def check_name(value: str, what: str) -> str:
+    """Return the name of a link, when the kernel takes it.
+
+    Raises
+    ------
+    PlanError
+        It is empty, longer than 15 bytes, "." or "..", or holds a slash, a colon or a space.
+
+    Examples
+    --------
+    >>> check_name("eth0", "name")
+    'eth0'
+    """
+    if not isinstance(value, str):
+        raise PlanError(f"{what}: the name of a link is a str, not {value!r}")
+    try:
+        length = len(os.fsencode(value))
+    except UnicodeEncodeError:
+        raise PlanError(f"{what}: this name cannot be written in bytes: {value!r}") from None
+    if not 1 <= length <= NAME_MAX:
+        raise PlanError(f"{what}: the name of a link is 1 to {NAME_MAX} bytes long, not {length}: {value!r}")
+    if value in {".", ".."} or any(
+        character in "/:" or character.isspace() or not character.isprintable() for character in value
+    ):
+        raise PlanError(f"{what}: the name of a link cannot be a dot, nor hold a slash, a colon or a space: {value!r}")
+    if "%" in value:  # the kernel would put a number there
+        raise PlanError(f"{what}: the name of a link cannot hold a '%' here: {value!r}")
+    return value
+
+
+def check_mac(value: str | bytes, what: str) -> bytes:
+    """Return a MAC address as its six bytes.
+
+    Raises
+    ------
+    PlanError
+        It is something else, or a group's: the address of a link has an even first byte, and is not all zeros.
+
+    Examples
+    --------
+    >>> check_mac("02:42:ac:11:00:02", "mac").hex()
+    '0242ac110002'
+    """
+    if isinstance(value, str) and _MAC.fullmatch(value):
+        value = bytes.fromhex(value.replace(":", ""))
+    if not isinstance(value, bytes) or len(value) != 6:  # noqa: PLR2004 - bytes of a MAC address
+        raise PlanError(f"{what}: a MAC address is written '02:42:ac:11:00:02', not {value!r}")
+    if value[0] & 1 or not any(value):
+        raise PlanError(f"{what}: {value.hex(':')} is a group's address, or nobody's: a link cannot have it")
+    return value
+
+
+def check_mtu(value: int, what: str = "mtu") -> int:
+    """Return an MTU in bytes that some link can have: 68 to 65535; what this one can have, the kernel says."""
+    return check_number(value, what, _SMALLEST_MTU, _GREATEST_MTU)
+
+
+def check_number(value: int, what: str, low: int, high: int) -> int:
+    """Return a number within bounds, both included.
+
+    Raises
+    ------
+    PlanError
+        It is none, or beyond them.
+    """
+    given: object = value
+    if not isinstance(given, int) or isinstance(given, bool) or not low <= value <= high:
+        raise PlanError(f"{what}: a number from {low} to {high} is wanted, not {value!r}")
+    return value
+
+
+def check_interface(value: str | AnyInterface, what: str) -> AnyInterface:
+    """Return an address with the length of its network's prefix.
+
+    Raises
+    ------
+    PlanError
+        It is none, has no prefix ("10.0.0.1"), or is the network's own or its broadcast address.
+
+    Examples
+    --------
+    >>> check_interface("10.0.0.1/24", "address")
+    IPv4Interface('10.0.0.1/24')
+    """
+    if isinstance(value, str):
+        if "/" not in value:
+            raise PlanError(f"{what}: {value!r} has no prefix: write '{value}/24' for a network of 256 addresses")
+        try:
+            value = ip_interface(value)
+        except ValueError as error:
+            raise PlanError(f"{what}: {error}") from None
+    if not isinstance(value, (IPv4Interface, IPv6Interface)):
+        raise PlanError(f"{what}: an address with its prefix is wanted, such as '10.0.0.1/24', not {value!r}")
+    network = value.network
+    if network.num_addresses > 2 and value.ip == network.network_address:  # noqa: PLR2004 - both are hosts in a /31
+        raise PlanError(f"{what}: {value} is the address of its network, which no host has")
+    if value.version == 4 and network.num_addresses > 2 and value.ip == network.broadcast_address:  # noqa: PLR2004
+        raise PlanError(f"{what}: {value} is the broadcast address of its network, which no host has")
+    if value.is_multicast or value.is_unspecified:
+        raise PlanError(f"{what}: no host can have {value.ip}")
+    return value
+
+
+def check_address(value: str | AnyAddress, what: str) -> AnyAddress:
+    """Return an address without a prefix.
+
+    Raises
+    ------
+    PlanError
+        It is none.
+    """
+    if isinstance(value, str):
+        try:
+            value = ip_address(value)
+        except ValueError as error:
+            raise PlanError(f"{what}: {error}") from None
+    if not isinstance(value, (IPv4Address, IPv6Address)):
+        raise PlanError(f"{what}: an address is wanted, such as '10.0.0.1', not {value!r}")
+    return value
+
+
+def check_pair(values: Sequence[T], what: str) -> tuple[T, T]:
+    """Return two values, one for each end.
+
+    Raises
+    ------
+    PlanError
+        There are not two of them.
+    """
+    given: object = values
+    if not isinstance(given, (tuple, list)) or len(given) != 2:  # noqa: PLR2004 - two ends
+        raise PlanError(f"{what}: two are wanted, one for each end, not {values!r}")
+    return values[0], values[1]

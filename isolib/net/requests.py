@@ -1,0 +1,300 @@
+"""The requests of rtnetlink that isolib makes, as values; nothing here knows that a kernel exists.
+
+Sources: rtnetlink(7), linux/rtnetlink.h, linux/if_link.h, linux/veth.h.
+"""
+
+from __future__ import annotations
+
+from errno import EADDRNOTAVAIL, EBUSY, EEXIST, EINVAL, ENETUNREACH, ENODEV, EOPNOTSUPP, EPERM, ESRCH
+from ipaddress import ip_network
+from typing import TYPE_CHECKING, Final
+
+from isolib._kernel.netlink import codec
+from isolib._kernel.netlink.socket import Request
+from isolib.net.parsing import AF_BRIDGE, AF_INET, AF_INET6, IFADDR, IFINFO, NDMSG, RTMSG
+
+if TYPE_CHECKING:
+    from isolib.net.values import AnyAddress, AnyInterface, AnyNetwork
+
+__all__ = [
+    "add_address",
+    "add_neighbour",
+    "add_route",
+    "bring_up",
+    "default_route",
+    "dump_addresses",
+    "dump_links",
+    "dump_neighbours",
+    "dump_routes",
+    "dump_rules",
+    "get_link",
+    "get_link_by_index",
+    "link_attributes",
+    "new_link",
+    "remove_address",
+    "remove_link",
+    "remove_route",
+    "set_kind",
+    "set_link",
+    "set_port",
+    "veth_peer",
+]
+
+# linux/rtnetlink.h
+NEWLINK: Final = 16
+DELLINK: Final = 17
+GETLINK: Final = 18
+SETLINK: Final = 19
+NEWADDR: Final = 20
+DELADDR: Final = 21
+GETADDR: Final = 22
+NEWROUTE: Final = 24
+DELROUTE: Final = 25
+GETROUTE: Final = 26
+NEWNEIGH: Final = 28
+GETNEIGH: Final = 30
+GETRULE: Final = 34
+
+IFF_UP: Final = 1
+_MAIN: Final = 254
+_STATIC: Final = 4
+_UNICAST: Final = 1
+_LINK_SCOPE: Final = 253
+_NODAD: Final = 0x02
+_PERMANENT: Final = 0x80
+
+_NEW_HINTS: Final = {
+    EEXIST: "the name, or the number, of this link is taken in its namespace",
+    EOPNOTSUPP: "this kernel has no links of this kind: isolib.doctor() says what it would need",
+    EPERM: "it takes CAP_NET_ADMIN over the namespaces of both ends",
+    EINVAL: "the kernel does not take these options together",
+    EBUSY: "the link below is in use by one of another kind",
+}
+_LINK_HINTS: Final = {
+    ENODEV: "there is no such link in this namespace",
+    EPERM: "it takes CAP_NET_ADMIN over the namespace",
+    EBUSY: "it is a port of a bridge already, or up where it must be down",
+}
+_ADDRESS_HINTS: Final = {
+    EEXIST: "the link has this address already",
+    EADDRNOTAVAIL: "the link does not have this address",
+    ENODEV: "there is no such link in this namespace",
+    EPERM: "it takes CAP_NET_ADMIN over the namespace",
+}
+_ROUTE_HINTS: Final = {
+    EEXIST: "there is a route with this destination and metric already",
+    ENETUNREACH: "the gateway is on no network that this namespace has an address of",
+    ENODEV: "there is no such link in this namespace",
+    ESRCH: "there is no such route",
+    EPERM: "it takes CAP_NET_ADMIN over the namespace",
+}
+
+
+# ---- links ----
+
+
+def link_attributes(
+    *,
+    name: str | None = None,
+    mac: bytes | None = None,
+    mtu: int | None = None,
+    master: int | None = None,
+    lower: int | None = None,
+    alias: str | None = None,
+    net: int | None = None,
+) -> bytes:
+    """Return the attributes that every kind of link may have; ``net`` is a descriptor of the namespace to be born in."""
+    parts = []
+    if name is not None:
+        parts.append(codec.text(3, name))
+    if mac is not None:
+        parts.append(codec.attribute(1, mac))
+    if mtu is not None:
+        parts.append(codec.u32(4, mtu))
+    if master is not None:
+        parts.append(codec.u32(10, master))
+    if lower is not None:
+        parts.append(codec.u32(5, lower))
+    if alias is not None:
+        parts.append(codec.attribute(20, alias.encode()))
+    if net is not None:
+        parts.append(codec.u32(28, net))
+    return b"".join(parts)
+
+
+def new_link(kind: str, attributes: bytes, *, name: str, index: int = 0, up: bool = False, data: bytes = b"") -> Request:
+    """Return the request for a new link; ``data`` are the attributes of its kind, ``index`` a number, or 0: a free one."""
+    flag = IFF_UP if up else 0
+    info = [codec.text(1, kind), *([codec.nested(2, data)] if data else [])]
+    body = IFINFO.pack(0, 0, index, flag, flag) + attributes + codec.nested(18, *info)
+    return Request(NEWLINK, body, codec.CREATE | codec.EXCL, "RTM_NEWLINK", f"{kind} {name}", _NEW_HINTS)
+
+
+def veth_peer(attributes: bytes) -> bytes:
+    """Return the ``data`` of a veth: what its other end is, and where."""
+    return codec.nested(1, IFINFO.pack(0, 0, 0, 0, 0) + attributes)
+
+
+def set_link(index: int, label: str, attributes: bytes = b"", *, up: bool | None = None, data: bytes = b"") -> Request:
+    """Return the request that changes a link; ``data`` is its IFLA_LINKINFO or IFLA_PROTINFO, whole."""
+    change = 0 if up is None else IFF_UP
+    body = IFINFO.pack(0, 0, index, IFF_UP if up else 0, change) + attributes + data
+    return Request(NEWLINK, body, 0, "RTM_NEWLINK", label, _LINK_HINTS)
+
+
+def set_port(index: int, label: str, options: bytes) -> Request:
+    """Return the request that changes how a bridge treats one of its ports; ``options`` are IFLA_BRPORT_* attributes."""
+    body = IFINFO.pack(AF_BRIDGE, 0, index, 0, 0) + codec.nested(12, options)
+    hints = {**_LINK_HINTS, EINVAL: "it is no port of a bridge, or the kernel does not take this value"}
+    return Request(SETLINK, body, 0, "RTM_SETLINK", label, hints)
+
+
+def set_kind(index: int, label: str, kind: str, data: bytes) -> Request:
+    """Return the request that changes what only links of this kind have."""
+    info = codec.nested(18, codec.text(1, kind), codec.nested(2, data))
+    return Request(NEWLINK, IFINFO.pack(0, 0, index, 0, 0) + info, 0, "RTM_NEWLINK", label, _LINK_HINTS)
+
+
+def bring_up(name: str) -> Request:
+    """Return the request that brings up the link of this name."""
+    return Request(NEWLINK, IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + codec.text(3, name), 0, "RTM_NEWLINK", name, _LINK_HINTS)
+
+
+def remove_link(index: int, label: str) -> Request:
+    """Return the request that removes a link."""
+    return Request(DELLINK, IFINFO.pack(0, 0, index, 0, 0), 0, "RTM_DELLINK", label, _LINK_HINTS)
+
+
+def get_link(name: str) -> Request:
+    """Return the request for what the kernel knows of the link of this name."""
+    body = IFINFO.pack(0, 0, 0, 0, 0) + codec.text(3, name)
+    return Request(GETLINK, body, 0, "RTM_GETLINK", name, _LINK_HINTS)
+
+
+def get_link_by_index(index: int, label: str) -> Request:
+    """Return the request for what the kernel knows of the link with this number."""
+    return Request(GETLINK, IFINFO.pack(0, 0, index, 0, 0), 0, "RTM_GETLINK", label, _LINK_HINTS)
+
+
+def dump_links() -> Request:
+    """Return the request for all links."""
+    return Request(GETLINK, IFINFO.pack(0, 0, 0, 0, 0), 0, "RTM_GETLINK", "links")
+
+
+# ---- addresses ----
+
+
+def _address(interface: AnyInterface, index: int, peer: AnyAddress | None) -> bytes:
+    is_4 = interface.version == 4  # noqa: PLR2004
+    flags = _PERMANENT | (0 if is_4 else _NODAD)
+    scope = _LINK_SCOPE if interface.is_link_local else 0
+    packed = interface.ip.packed
+    body = IFADDR.pack(AF_INET if is_4 else AF_INET6, interface.network.prefixlen, flags, scope, index)
+    body += codec.attribute(2, packed) + codec.attribute(1, peer.packed if peer else packed) + codec.u32(8, flags)
+    if is_4 and peer is None and interface.network.prefixlen < 31:  # noqa: PLR2004 - there is none in a network of two
+        body += codec.attribute(4, interface.network.broadcast_address.packed)
+    return body
+
+
+def add_address(interface: AnyInterface, index: int, label: str, *, peer: AnyAddress | None = None) -> Request:
+    """Return the request that gives a link an address; one of IPv6 is not asked about first, and so usable at once."""
+    target = f"{interface} on {label}"
+    flags = codec.CREATE | codec.EXCL
+    return Request(NEWADDR, _address(interface, index, peer), flags, "RTM_NEWADDR", target, _ADDRESS_HINTS)
+
+
+def remove_address(interface: AnyInterface, index: int, label: str) -> Request:
+    """Return the request that takes an address from a link."""
+    return Request(DELADDR, _address(interface, index, None), 0, "RTM_DELADDR", f"{interface} on {label}", _ADDRESS_HINTS)
+
+
+def dump_addresses() -> Request:
+    """Return the request for all addresses."""
+    return Request(GETADDR, IFADDR.pack(0, 0, 0, 0, 0), 0, "RTM_GETADDR", "addresses")
+
+
+# ---- routes ----
+
+
+def _route(
+    destination: AnyNetwork,
+    *,
+    gateway: AnyAddress | None,
+    index: int | None,
+    metric: int | None,
+    table: int,
+    source: AnyAddress | None = None,
+) -> bytes:
+    family = AF_INET if destination.version == 4 else AF_INET6  # noqa: PLR2004
+    scope = 0 if gateway is not None else _LINK_SCOPE
+    small = table if table < 256 else 0  # noqa: PLR2004 - a byte
+    parts = [RTMSG.pack(family, destination.prefixlen, 0, 0, small, _STATIC, scope, _UNICAST, 0), codec.u32(15, table)]
+    if destination.prefixlen:
+        parts.append(codec.attribute(1, destination.network_address.packed))
+    if gateway is not None:
+        parts.append(codec.attribute(5, gateway.packed))
+    if index is not None:
+        parts.append(codec.u32(4, index))
+    if source is not None:
+        parts.append(codec.attribute(7, source.packed))
+    if metric is not None:
+        parts.append(codec.u32(6, metric))
+    return b"".join(parts)
+
+
+def add_route(
+    destination: AnyNetwork,
+    *,
+    gateway: AnyAddress | None = None,
+    index: int | None = None,
+    metric: int | None = None,
+    table: int = _MAIN,
+    source: AnyAddress | None = None,
+) -> Request:
+    """Return the request for a route by a gateway, or by a link whose neighbours are the destination."""
+    body = _route(destination, gateway=gateway, index=index, metric=metric, table=table, source=source)
+    target = f"{destination} via {gateway or f'link {index}'}"
+    return Request(NEWROUTE, body, codec.CREATE | codec.EXCL, "RTM_NEWROUTE", target, _ROUTE_HINTS)
+
+
+def default_route(gateway: AnyAddress, index: int) -> Request:
+    """Return the request for the route by a gateway to everywhere that no other one leads to."""
+    return add_route(ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0"), gateway=gateway, index=index)  # noqa: PLR2004
+
+
+def remove_route(
+    destination: AnyNetwork,
+    *,
+    gateway: AnyAddress | None = None,
+    index: int | None = None,
+    metric: int | None = None,
+    table: int = _MAIN,
+) -> Request:
+    """Return the request that removes a route."""
+    body = _route(destination, gateway=gateway, index=index, metric=metric, table=table)
+    return Request(DELROUTE, body, 0, "RTM_DELROUTE", str(destination), _ROUTE_HINTS)
+
+
+def dump_routes() -> Request:
+    """Return the request for all routes of all tables."""
+    return Request(GETROUTE, RTMSG.pack(0, 0, 0, 0, 0, 0, 0, 0, 0), 0, "RTM_GETROUTE", "routes")
+
+
+def dump_rules() -> Request:
+    """Return the request for the rules that choose among tables."""
+    return Request(GETRULE, RTMSG.pack(0, 0, 0, 0, 0, 0, 0, 0, 0), 0, "RTM_GETRULE", "rules")
+
+
+# ---- neighbours ----
+
+
+def add_neighbour(address: AnyAddress, mac: bytes, index: int, label: str) -> Request:
+    """Return the request for a permanent neighbour: who has this address on this link."""
+    family = AF_INET if address.version == 4 else AF_INET6  # noqa: PLR2004
+    body = NDMSG.pack(family, index, _PERMANENT, 0, 0) + codec.attribute(1, address.packed) + codec.attribute(2, mac)
+    return Request(NEWNEIGH, body, codec.CREATE | codec.REPLACE, "RTM_NEWNEIGH", f"{address} on {label}", _LINK_HINTS)
+
+
+def dump_neighbours() -> Request:
+    """Return the request for all neighbours."""
+    return Request(GETNEIGH, NDMSG.pack(0, 0, 0, 0, 0), 0, "RTM_GETNEIGH", "neighbours")

@@ -1,0 +1,96 @@
+"""In which network namespace something is asked for, or lies: a handle, a descriptor, or where the calling thread is."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from weakref import WeakValueDictionary
+
+from isolib._kernel.handle import home
+from isolib._kernel.netlink.socket import ROUTE, open_netlink
+from isolib.errors import PlanError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isolib._kernel.netlink.socket import Socket
+    from isolib.types import HasFileno
+
+__all__ = ["Where", "check_namespace", "route_socket"]
+
+
+@runtime_checkable
+class _HasNetlink(Protocol):
+    """A handle of a network namespace, which keeps its netlink sockets."""
+
+    def netlink(self, protocol: int = ROUTE) -> Socket:
+        """Return the socket of this protocol."""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+
+
+def check_namespace(value: HasFileno | None, what: str) -> HasFileno | None:
+    """Return a namespace that can be used.
+
+    Raises
+    ------
+    PlanError
+        It is no handle of a network namespace.
+    ClosedError
+        It is closed.
+    """
+    if value is None:
+        return None
+    if not hasattr(value, "fileno") or getattr(value, "kind", "net") != "net":
+        raise PlanError(f"{what}: a network namespace is wanted (isolib.new_netns(), isolib.open_netns()), not {value!r}")
+    value.fileno()
+    return value
+
+
+#: By namespace: the sockets of those that no handle is for, in use now.
+_shared: Final[WeakValueDictionary[tuple[object, ...], Socket]] = WeakValueDictionary()
+
+
+def _here() -> Socket:
+    """Return the socket of the namespace that the calling thread is in."""
+    status = os.stat("/proc/thread-self/ns/net")
+    key = (home(), status.st_dev, status.st_ino)
+    found = _shared.get(key)
+    return found if found is not None else _shared.setdefault(key, open_netlink(None))
+
+
+class Where:
+    """A namespace, and how to speak to it: the socket that its handle keeps, or one that those share who have no handle."""
+
+    __slots__ = ("_own", "net")
+
+    def __init__(self, net: HasFileno | None) -> None:
+        self.net = net
+        self._own = _here() if net is None else None if isinstance(net, _HasNetlink) else open_netlink(net)
+
+    @property
+    def is_made_here(self) -> bool:
+        """Whether it dies with its handle, and with it all that is in it."""
+        return bool(getattr(self.net, "made_here", False))
+
+    @property
+    def socket(self) -> Socket:
+        """Its rtnetlink socket.
+
+        Raises
+        ------
+        ClosedError
+            The handle of the namespace is closed.
+        """
+        if self._own is not None:
+            return self._own
+        assert isinstance(self.net, _HasNetlink)  # noqa: S101 - it has no socket of its own
+        return self.net.netlink(ROUTE)
+
+
+@contextmanager
+def route_socket(net: HasFileno | None) -> Iterator[Socket]:
+    """Give the rtnetlink socket of a namespace for the time of a block."""
+    yield Where(check_namespace(net, "ns")).socket

@@ -1,0 +1,85 @@
+"""Sockets of network namespaces, and whether they reach each other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from isolib._kernel.sockets import open_socket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from ipaddress import IPv4Address, IPv6Address
+
+    from isolib.types import HasFileno
+
+PATIENCE = 30
+"""Seconds after which a test no longer waits for what must come."""
+SOON = 0.5
+"""Seconds in which nothing has come that must not come."""
+
+
+def socket_in(ns: HasFileno | None, kind: int = socket.SOCK_STREAM, *, version: int = 4) -> socket.socket:
+    """Return a socket of a namespace."""
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    with open_socket(ns, family, kind) as fd:
+        made = socket.socket(fileno=os.dup(fd.fileno()))
+    made.settimeout(PATIENCE)
+    return made
+
+
+def server_in(ns: HasFileno | None, address: str | IPv4Address | IPv6Address, port: int = 0) -> socket.socket:
+    """Return a listening socket of a namespace."""
+    server = socket_in(ns, version=ip_address(address).version)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind((str(address), port))
+    server.listen(64)
+    return server
+
+
+def reaches(
+    ns: HasFileno | None, other: HasFileno | None, address: str | IPv4Address | IPv6Address, *, patience: float = PATIENCE
+) -> bool:
+    """Return whether a namespace reaches a server that listens on an address of another, and is heard there."""
+    with server_in(other, address) as server, socket_in(ns, version=ip_address(address).version) as client:
+        client.settimeout(patience)
+        try:
+            client.connect(server.getsockname()[:2])
+        except OSError:
+            return False
+        with server.accept()[0] as there:
+            there.settimeout(PATIENCE)
+            client.sendall(b"hello")
+            assert there.recv(5) == b"hello"
+            there.sendall(b"world")
+            return client.recv(5) == b"world"
+
+
+def until(condition: Callable[[], bool]) -> bool:
+    """Wait for what the kernel does behind, and return whether it has."""
+    tick = threading.Event()
+    for _ in range(PATIENCE * 100):
+        if condition():
+            return True
+        tick.wait(0.01)
+    return False
+
+
+def datagram_reaches(ns: HasFileno | None, other: HasFileno | None, address: str | IPv4Address | IPv6Address) -> bool:
+    """Return whether a datagram of a namespace comes to another one, and its answer back."""
+    version = ip_address(address).version
+    with (
+        socket_in(other, socket.SOCK_DGRAM, version=version) as there,
+        socket_in(ns, socket.SOCK_DGRAM, version=version) as here,
+        contextlib.suppress(TimeoutError),
+    ):
+        there.bind((str(address), 0))
+        here.sendto(b"ping", there.getsockname()[:2])
+        data, back = there.recvfrom(16)
+        there.sendto(data, back)
+        return here.recv(16) == b"ping"
+    return False
