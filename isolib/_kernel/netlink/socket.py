@@ -237,11 +237,11 @@ class Socket:
             self._listen(heard)
             self._unsettled = bool(outer)
         finally:
-            self._leave(outer)
+            self._hearers = outer  # before any call: there an interrupt could come
+            self._leave()
 
-    def _leave(self, outer: tuple[_Heard, ...]) -> None:
-        self._hearers = outer
-        if self._closed and not outer:
+    def _leave(self) -> None:
+        if self._closed and not self._hearers:
             self._fd.close()
 
     def _listen(self, heard: _Heard) -> None:
