@@ -7,6 +7,7 @@ is entrusted to the reaper.  No tool is run: the kernel is spoken to by netlink,
 from __future__ import annotations
 
 from isolib.net.bridge import Bridge, new_bridge
+from isolib.net.capture import Capture, capture
 from isolib.net.endpoint import Endpoint
 from isolib.net.interface import Interface
 from isolib.net.network import Network, new_network
@@ -18,6 +19,7 @@ __all__ = [
     "Address",
     "Bridge",
     "BridgeOptions",
+    "Capture",
     "Endpoint",
     "Interface",
     "Link",
@@ -29,6 +31,7 @@ __all__ = [
     "Rule",
     "Veth",
     "addresses",
+    "capture",
     "links",
     "neighbours",
     "new_bridge",

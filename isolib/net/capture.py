@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from isolib._kernel import assembly, calls
 from isolib._kernel.handle import Epoll, Fd, Handle, Rollback
-from isolib._kernel.waiting import Alarm
+from isolib._kernel.hints import typed
+from isolib._kernel.waiting import Alarm, poll
 from isolib.errors import PlanError, from_errno
 from isolib.net import pcapng
 from isolib.net.checks import check_name, check_number
@@ -119,10 +120,12 @@ class _Recorder:
         self.error: BaseException | None = None
         self.number = 0
         self.is_begun = False
-        self.ended: SimpleQueue[None] = SimpleQueue()
+        self.is_over = False
+        self._ended = Alarm()
+        self._is_settled = False
         self._thread: Thread | None = None
         self._epoll = Epoll()
-        self._epoll.register(tap.fd.fileno(), _EPOLLIN)
+        self._epoll.register(tap.fileno(), _EPOLLIN)
         self._epoll.register(self.alarm.fileno(), _EPOLLIN)
 
     def run(self) -> None:
@@ -138,7 +141,11 @@ class _Recorder:
                 self.sink.finish()
             except BaseException as error:  # noqa: BLE001
                 self.error = self.error or error
-            self.ended.put(None)
+            self._tell_end()
+
+    def _tell_end(self) -> None:
+        self.is_over = True
+        self._ended.ring()
 
     def _write_all(self) -> None:
         while not self.is_ending:
@@ -160,7 +167,7 @@ class _Recorder:
 
     def _wait(self) -> None:
         for number, events in self._epoll.poll():
-            if number == self.tap.fd.fileno() and events & _EPOLLERR:
+            if number == self.tap.fileno() and events & _EPOLLERR:
                 self.tap.clear_error()
 
     def _write(self, packets: list[bytes]) -> bool:
@@ -197,8 +204,8 @@ class _Recorder:
             for fd, flag in away:
                 calls.setns(fd, flag, "the namespace outside")
         except BaseException as error:  # noqa: BLE001 - raised where the thread was started
-            self.ended.put(None)
             moved.put(error)
+            self._tell_end()
             return
         self.number = calls.thread_number()
         moved.put(None)
@@ -207,17 +214,17 @@ class _Recorder:
     def end(self) -> None:
         """Have the rest written, and wait for it; but a finalizer that runs in the thread itself cannot."""
         self.is_ending = True
-        if not self.is_begun:
-            self._epoll.close()
-            self.alarm.close()
-            return
-        self.alarm.ring()
-        if calls.thread_number() != self.number:
-            self.ended.get()
-            self.ended.put(None)  # for whoever asks next
+        if self.is_begun and not self._is_settled:
+            self.alarm.ring()
+            if calls.thread_number() == self.number:
+                return
+            poll(self._ended, None)
             if self._thread is not None:
                 self._thread.join()
-            self.alarm.close()
+            self._is_settled = True
+        self._epoll.close()
+        self.alarm.close()
+        self._ended.close()
 
     def abandon(self) -> None:
         """In a fork of the process, close the copies of everything."""
@@ -225,6 +232,7 @@ class _Recorder:
         self.tap.abandon()
         self.sink.abandon()
         self.alarm.close()
+        self._ended.close()
 
 
 class Capture(Handle, made_by="capture()"):
@@ -265,13 +273,16 @@ class Capture(Handle, made_by="capture()"):
     @property
     def running(self) -> bool:
         """Whether it captures: it is not closed, and writing has not failed."""
-        return self.is_ours and self._recorder.ended.empty()
+        return self.is_ours and not self._recorder.is_over
 
     def _release(self) -> None:
         self._recorder.end()
         error, self._recorder.error = self._recorder.error, None
-        if error is not None:
-            raise error
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # else it and this frame would hold each other
 
     def _drop(self) -> None:
         if not self.is_ours:
@@ -353,7 +364,8 @@ def capture(
         system = f"{host.sysname} {host.release}"
         head = pcapng.section(hardware=host.machine, system=system, application="isolib")
         sink.write(head + pcapng.interface_block(name, tap.link_type, snaplen=kept, mac=tap.mac, system=system))
-        recorder = _Recorder(tap, sink, started)
+        with typed("a capture"):
+            recorder = _Recorder(tap, sink, started)
         undo.push(recorder.end)
         recorder.start()
         made = Capture._make(recorder, name)

@@ -18,8 +18,6 @@ from isolib.net.pcapng import Direction, Reception, packet_block
 if TYPE_CHECKING:
     from _socket import socket as Socket  # noqa: N812 - as a class is called
 
-    from isolib._kernel.handle import Fd
-
 __all__ = ["LONGEST", "Ring", "block_size", "packets", "prepare"]
 
 #: Bytes of a packet that can be kept: the longest that tcpdump and Wireshark take.
@@ -100,12 +98,12 @@ class Ring:
         It cannot be mapped.
     """
 
-    def __init__(self, fd: Fd, snaplen: int) -> None:
+    def __init__(self, fd: int, snaplen: int) -> None:
         self._snaplen = snaplen
         self._size = block_size(snaplen)
         self._count = _SIZE // self._size
         self._next = 0
-        self._memory = mmap(fd.fileno(), self._size * self._count, MAP_SHARED, PROT_READ | PROT_WRITE)
+        self._memory = mmap(fd, self._size * self._count, MAP_SHARED, PROT_READ | PROT_WRITE)
 
     def take(self, *, rest: bool = False) -> list[bytes]:
         """Return the packets of the next block, as a file has them, and give the block back; nothing: it is not full yet.

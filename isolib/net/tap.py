@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import struct
 from _socket import socket as Socket  # noqa: N812 - not socket.socket, which gevent replaces
-from contextlib import contextmanager
 from errno import ENODEV
 from fcntl import ioctl
+from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,9 +17,6 @@ from isolib.errors import SyscallError, Unsupported, from_errno
 from isolib.net import pcapng, ring
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from isolib._kernel.handle import Fd
     from isolib.types import HasFileno
 
 __all__ = ["ALL", "NONE", "Tap", "open_tap", "refused"]
@@ -71,14 +68,38 @@ def open_tap(net: HasFileno | None, name: str, *, snaplen: int, promiscuous: boo
     Unsupported
         The interface is of a kind whose packets cannot be described in a file.
     """
-    return Tap(open_socket(net, _AF_PACKET, _SOCK_RAW, label="packet socket"), name, snaplen, promiscuous=promiscuous)
+    with open_socket(net, _AF_PACKET, _SOCK_RAW, label="packet socket") as fd:
+        try:
+            # In one go of C functions: an interrupt leaves no descriptor that nobody owns.
+            sock = next(map(partial(Socket, _AF_PACKET, _SOCK_RAW, 0), map(os.dup, (fd.fileno(),))))
+        except OSError as error:
+            raise refused("dup", "packet socket", error) from None
+    try:
+        return Tap(sock, name, snaplen, promiscuous=promiscuous)
+    except BaseException:
+        sock.close()
+        raise
 
 
 class Tap:
-    """A packet socket with its ring: receives from `start` to `stop`."""
+    """A packet socket with its ring.
 
-    def __init__(self, fd: Fd, name: str, snaplen: int, *, promiscuous: bool) -> None:
-        self.fd = fd
+    Attributes
+    ----------
+    index
+        The number of the interface.
+    mac
+        Its address.
+    link_type
+        What its packets begin with, by the names of `isolib.net.pcapng`.
+    ring
+        Where they are.
+    received, dropped
+        How many came, and for how many there was no room, when it was last counted.
+    """
+
+    def __init__(self, sock: Socket, name: str, snaplen: int, *, promiscuous: bool) -> None:
+        self._sock = sock
         self.received = 0
         self.dropped = 0
         self._lock = RLock()  # of the counts
@@ -93,59 +114,56 @@ class Tap:
                 "tcpdump -i, which has a form of its own for them",
             )
         self.link_type = found
-        with self._socket() as sock:
-            try:
-                if hardware == _ARPHRD_LOOPBACK:  # each packet leaves it and comes back: once is enough
-                    sock.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
-                ring.prepare(sock, snaplen)
-                if promiscuous:
-                    sock.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, struct.pack("=iHH8x", self.index, _PROMISCUOUS, 0))
-            except OSError as error:
-                raise refused("setsockopt", f"packet socket of {name}", error) from None
         try:
-            self.ring = ring.Ring(fd, snaplen)
+            if hardware == _ARPHRD_LOOPBACK:  # each packet leaves it and comes back: once is enough
+                sock.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
+            ring.prepare(sock, snaplen)
+            if promiscuous:
+                sock.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, struct.pack("=iHH8x", self.index, _PROMISCUOUS, 0))
+        except OSError as error:
+            raise refused("setsockopt", f"packet socket of {name}", error) from None
+        try:
+            self.ring = ring.Ring(sock.fileno(), snaplen)
         except OSError as error:
             raise refused("mmap", f"packet socket of {name}", error) from None
 
     def _ioctl(self, op: str, number: int, name: str, request: bytes, layout: struct.Struct) -> tuple[Any, ...]:
         try:
-            return layout.unpack(ioctl(self.fd.fileno(), number, request))
+            return layout.unpack(ioctl(self._sock.fileno(), number, request))
         except OSError as error:
             advice = "there is no such interface in the namespace" if error.errno == ENODEV else None
             raise from_errno(f"ioctl {op}", name, error.errno or 0, advice or hint("ioctl", error.errno or 0, name)) from None
 
-    @contextmanager
-    def _socket(self) -> Iterator[Socket]:
-        """Give a second owner, for a moment, who knows more calls."""
-        try:
-            sock = Socket(_AF_PACKET, _SOCK_RAW, 0, os.dup(self.fd.fileno()))
-        except OSError as error:
-            raise refused("dup", "packet socket", error) from None
-        try:
-            yield sock
-        finally:
-            sock.close()
+    def fileno(self) -> int:
+        """Return the descriptor, readable when there are packets; -1: it is closed."""
+        return self._sock.fileno()
 
     def want(self, protocol: int) -> None:
-        """Receive packets of this protocol from now on (packet(7)); those of another are all there when this returns."""
+        """Receive packets of this protocol from now on (packet(7)); those of another are all there when this returns.
+
+        Raises
+        ------
+        SyscallError
+            The interface is gone.
+        """
         name = self._ioctl("SIOCGIFNAME", _SIOCGIFNAME, f"interface {self.index}", _IFREQ.pack(b"", self.index), _IFREQ)[0]
-        with self._socket() as sock:
-            sock.bind((os.fsdecode(name.rstrip(b"\0")), protocol))
+        now = os.fsdecode(name.rstrip(b"\0"))
+        try:
+            self._sock.bind((now, protocol))
+        except OSError as error:
+            raise refused("bind", f"packet socket of {now}", error) from None
 
     def clear_error(self) -> None:
         """Take note that the interface is down, or gone; when it is up again the kernel goes on by itself."""
-        with self._socket() as sock:
-            sock.getsockopt(_SOL_SOCKET, _SO_ERROR)
+        self._sock.getsockopt(_SOL_SOCKET, _SO_ERROR)
 
     def count(self) -> None:
         """Ask how many packets came, and for how many there was no room; the kernel counts from the last time on."""
         with self._lock:
-            if self.fd.closed:
-                return
-            with self._socket() as sock:
-                received, dropped, _ = struct.unpack("=III", sock.getsockopt(_SOL_PACKET, _STATISTICS, 12))
-            self.received += received
-            self.dropped += dropped
+            if self._sock.fileno() >= 0:
+                received, dropped, _ = struct.unpack("=III", self._sock.getsockopt(_SOL_PACKET, _STATISTICS, 12))
+                self.received += received
+                self.dropped += dropped
 
     def close(self) -> None:
         """Close the socket and the ring."""
@@ -155,4 +173,4 @@ class Tap:
     def abandon(self) -> None:
         """In a fork of the process, where nobody may be left to release a lock, close the copies."""
         self.ring.close()
-        self.fd.close()
+        self._sock.close()

@@ -83,10 +83,11 @@ def open_in(net: int, path: str, flags: int, target: str) -> Fd:
 def _back(made: Fd | None, stage: int, target: str, where: str) -> Fd:
     if made is not None:
         return made
-    error = from_errno(_STAGES[stage], target, ffi.errno)
+    errno = ffi.errno
+    # No name for the exception: it would be in a circle with this frame, which keeps alive all that its callers have.
     if stage == lib.ISOLIB_AWAY_RETURN:
-        raise ThreadStranded(f"the thread stays in {where}") from error
-    raise error
+        raise ThreadStranded(f"the thread stays in {where}") from from_errno(_STAGES[stage], target, errno)
+    raise from_errno(_STAGES[stage], target, errno)
 
 
 def netlink_prepare(fd: int, target: str) -> None:

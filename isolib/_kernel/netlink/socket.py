@@ -150,8 +150,11 @@ class Socket:
                 answers += self._talk(_joined(part, numbers), part, numbers)
             except SyscallError as error:
                 refused = refused or error
-        if refused is not None:
-            raise refused
+        try:
+            if refused is not None:
+                raise refused
+        finally:
+            del refused  # else it and this frame would hold each other
         return answers
 
     def ask(self, request: Request) -> list[Message]:
