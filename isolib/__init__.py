@@ -9,7 +9,7 @@ The layers, lowest first; a module imports from lower layers only, and modules o
     L0  errors, types
     L1  _kernel: the only code that makes system calls
     L2  cgroups, namespaces, mounts, net, process, support
-    L3  spec, oneshot, sandbox
+    L3  spec, outlet, setting, oneshot, sandbox
     L4  this module
 
 Names are loaded when they are first used (PEP 562), so that ``import isolib`` costs next to nothing.

@@ -17,13 +17,13 @@ from isolib._kernel import assembly, calls
 from isolib._kernel.assembly import Identity, Rights
 from isolib._kernel.handle import home
 from isolib._kernel.hints import typed
-from isolib._kernel.request import Request, user_ids
+from isolib._kernel.request import Request
 from isolib.errors import ClosedError, CommandFailed, GoneError, OutOfMemory, PlanError, SandboxTimeout, Unsupported
-from isolib.mounts import Root, WorkTree
 from isolib.oneshot import OneShot, OneShotGroups, new_group
 from isolib.process import DEVNULL, PIPE, Process
+from isolib.setting import Setting
 from isolib.spec import Completed, Limits, SandboxSpec
-from isolib.types import IdMap, Reason
+from isolib.types import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -32,103 +32,15 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from isolib._kernel.handle import Fd
-    from isolib._kernel.lodging import Lodging
-    from isolib._kernel.request import MountValue, RootValue
     from isolib.cgroups import Cgroup
+    from isolib.net import Endpoint
+    from isolib.outlet import Outlet
     from isolib.spec import SandboxFields
     from isolib.types import HasFileno
 
 __all__ = ["Completed", "Limits", "Sandbox", "SandboxSpec", "run"]
 
-_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TRIES: Final = 10
-_NAMESPACES: Final = frozenset({"pid", "net", "ipc", "mnt", "uts", "user", "cgroup"})
-
-
-# ---- from a spec to a request ----
-
-
-class _Setting:
-    """What a spec means on this host, for this caller, now."""
-
-    __slots__ = ("cwd", "env", "identity", "kinds", "many_ids", "mounts", "root", "spec")
-
-    def __init__(self, spec: SandboxSpec) -> None:
-        self.spec = spec
-        on_host = spec.root is None
-        self.kinds = _NAMESPACES - {"net"} if spec.network == "host" else _NAMESPACES
-        self.many_ids = assembly.is_host_root()
-        self.identity = _identity(spec, many_ids=self.many_ids)
-        self.cwd = _working_directory(spec, on_host=on_host)
-        self.root: RootValue = Root.host() if spec.root is None else spec.root
-        self.mounts: tuple[MountValue, ...] = spec.mounts
-        if on_host and self.cwd not in {"/", "/tmp"}:
-            self.mounts = (WorkTree(self.cwd, spec.writable), *spec.mounts)
-        self.env = _environment(spec, self.identity)
-
-    @property
-    def maps(self) -> tuple[str | list[IdMap], str | list[IdMap]]:
-        """Root inside is nobody outside; an ordinary user has but the own ids to map, and maps them to who runs inside."""
-        if self.many_ids:
-            return "auto", "auto"
-        uid, gid = (0, 0) if self.identity is None else (self.identity.uid, self.identity.gid)
-        return _own_map(uid, os.geteuid()), _own_map(gid, os.getegid())
-
-    def request(self, *, deadline: float = 0, dumpable: bool = False, cgroup: Lodging | None = None) -> Request:
-        uid_map, gid_map = self.maps
-        return Request(
-            new=self.kinds,
-            cgroup=cgroup,
-            root=self.root,
-            mounts=self.mounts,
-            id_map=uid_map,
-            gid_map=gid_map,
-            hostname=self.spec.hostname,
-            user=None if self.identity is None else (self.identity.uid, self.identity.gid),
-            cwd=self.cwd,
-            env=self.env,
-            rights=Rights(capabilities=0, no_new_privs=True),
-            deadline=deadline,
-            dumpable=dumpable,
-        )
-
-
-def _own_map(inside: int, own: int) -> str | list[IdMap]:
-    return [IdMap(inside, own)] if inside else "root"
-
-
-def _identity(spec: SandboxSpec, *, many_ids: bool) -> Identity | None:
-    if spec.user is None:
-        return None
-    uid, gid = user_ids(spec.user)
-    # An ordinary user maps one id of each kind, with setgroups denied.
-    return Identity(uid, gid, (gid,)) if many_ids else Identity(uid, gid, None)
-
-
-def _working_directory(spec: SandboxSpec, *, on_host: bool) -> str:
-    if spec.cwd is not None:
-        path = cast("str", spec.cwd)
-        if not path.startswith("/"):
-            raise PlanError(f"cwd={path!r}: an absolute path is wanted, for it is one inside the sandbox")
-        return path
-    if not on_host:
-        return "/"
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        raise PlanError("the working directory has been deleted; give cwd=") from None
-
-
-def _environment(spec: SandboxSpec, identity: Identity | None) -> dict[str, str]:
-    is_root = identity is None or identity.uid == 0
-    programs = [*Root.interpreter_directories(), _PATH] if spec.root is None else [_PATH]
-    fixed = {
-        "PATH": ":".join(programs),
-        "HOME": "/root" if is_root else "/tmp",
-        "USER": "root" if is_root else "user",
-        "LANG": "C.UTF-8",
-    }
-    return {**fixed, **(spec.env or {})}
 
 
 # ---- one command ----
@@ -190,7 +102,7 @@ class _Prepared:
         if group is not None:
             with group:
                 groups = OneShotGroups(spec, group)
-        self.request = _Setting(spec).request(deadline=cast("float | None", spec.limits.wall) or 0, cgroup=groups)
+        self.request = Setting(spec).request(deadline=cast("float | None", spec.limits.wall) or 0, cgroup=groups)
 
 
 def _where() -> bytes:
@@ -240,6 +152,10 @@ def run(
     >>> run(["id", "-un"]).stdout
     b'root\n'
     """
+    network = spec.get("network")
+    if network is not None and network != "host":  # it is attached anew each time
+        with Sandbox(**spec) as box:
+            return box.run(argv, input=input, timeout=timeout, check=check)
     for _ in range(_TRIES):
         key, made = _cache.get(spec)
         completed = _complete(made.request, argv, input, timeout, made.limits, check=check, premises=made.premises)
@@ -280,6 +196,15 @@ def _complete(
 # ---- many commands ----
 
 
+def new_outlet(spec: SandboxSpec) -> Outlet | None:
+    """Attach a sandbox to be to its network, or return None where it has none."""
+    if spec.network is None or isinstance(spec.network, str):
+        return None
+    from isolib.outlet import Outlet  # noqa: PLC0415 - who has no network needs none of it
+
+    return Outlet(spec.network, spec)
+
+
 class Sandbox:
     r"""A sandbox that lives for a ``with`` block, in which many commands run, beside and after one another.
 
@@ -303,7 +228,8 @@ class Sandbox:
 
     def __init__(self, spec: SandboxSpec | None = None, **fields: Unpack[SandboxFields]) -> None:
         self.spec = SandboxSpec.of(spec, fields)
-        self._setting: _Setting | None = None
+        self._setting: Setting | None = None
+        self._outlet: Outlet | None = None
         self._resident: Process | None = None
         self._home = home()
         self._namespaces: dict[str, Fd] = {}
@@ -342,15 +268,16 @@ class Sandbox:
             raise ClosedError(f"{self!r} cannot be opened again")
         if self._resident is not None:
             return
-        self._setting = _Setting(self.spec)
         try:
+            self._outlet = new_outlet(self.spec)
+            self._setting = Setting(self.spec, self._outlet)
             # Who is out of memory is ended with all that belongs to that command; the sandbox and its other commands go on.
             self._group, self._degraded = new_group(self.spec, oom="process")
             request = self._setting.request(dumpable=True, cgroup=self._group)
             self._stream_owner = request.builder.stream_owner
             launched = request.hold()
             self._resident = Process(["sandbox"], launched)
-            for kind in sorted(self._setting.kinds):
+            for kind in sorted(self._setting.kinds | ({"net"} if self._outlet else set())):
                 self._namespaces[kind] = launched.namespace(kind)
             calls.say(launched.status, hide=True)
         except BaseException:
@@ -375,11 +302,18 @@ class Sandbox:
                 self._resident.close()
             for namespace in self._namespaces.values():
                 namespace.close()
+            if self._outlet is not None:
+                self._outlet.close()
             if self._group is not None:
                 self._group.close()
             self._processes.clear()
             self._namespaces.clear()
             self._resident = None
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Its place in the network, or None where it has none."""
+        return None if self._outlet is None else self._outlet.endpoint
 
     def _live(self, *, pty: bool = False) -> Request:
         if self._resident is None or self._setting is None:
@@ -395,6 +329,7 @@ class Sandbox:
             self._requests[pty] = Request(
                 new=apart,
                 join=tuple(cast("Iterable[HasFileno]", joined)),
+                under=None if self._outlet is None else self._outlet.owner,
                 cgroup=self._group,
                 identity=root_inside,
                 cwd=setting.cwd,
@@ -481,7 +416,7 @@ class Sandbox:
         With limits a place for the group is looked for, which may enable controllers in groups above, start the reaper, or ask
         systemd for a scope; no group is made.
         """
-        setting = self._setting or _Setting(self.spec)
+        setting = self._setting or Setting(self.spec)
         if not self.spec.limits.group:
             return setting.request().plan(list(argv)).explain()
         from isolib.cgroups.explain import Outline  # noqa: PLC0415 - who has no limits needs none of it

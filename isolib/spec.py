@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from isolib._kernel.request import MountValue, RootValue
     from isolib.cgroups.values import IoLimit
     from isolib.errors import Unsupported
+    from isolib.net import Network
     from isolib.types import Exit, Usage
 
 __all__ = ["Completed", "Limits", "SandboxSpec"]
@@ -125,7 +126,8 @@ class SandboxFields(TypedDict, total=False):
 
     root: RootValue | None
     mounts: Sequence[MountValue]
-    network: str | None
+    network: str | Network | None
+    publish: Mapping[int, int] | None
     limits: Limits
     hostname: str
     user: str | int | tuple[int, int] | None
@@ -157,7 +159,10 @@ class SandboxSpec:
     mounts
         Values of `isolib.mounts`, attached in their order.
     network
-        None: a network namespace with nothing but loopback.  "host": the host's network.
+        None: a network namespace with nothing but loopback.  "host": the host's network.  An `isolib.net.Network`: an endpoint
+        in it, under the name ``hostname``; such a spec cannot be pickled.
+    publish
+        Ports of 127.0.0.1 of the host that lead to ports of the sandbox: ``{8080: 80}``, TCP; it takes a network.
     limits
         A `Limits`; its fields may be given flat too: ``SandboxSpec(wall=10)``.
     hostname
@@ -178,7 +183,8 @@ class SandboxSpec:
 
     root: RootValue | None = None
     mounts: tuple[MountValue, ...] = ()
-    network: str | None = None
+    network: str | Network | None = None
+    publish: Mapping[int, int] | None = None
     limits: Limits = field(default_factory=Limits)
     hostname: str = "sandbox"
     user: str | int | tuple[int, int] | None = None
@@ -198,8 +204,13 @@ class SandboxSpec:
         if self.cwd is not None:
             object.__setattr__(self, "cwd", check_path(self.cwd, "cwd"))
         check_hostname(self.hostname, "hostname")
-        if self.network not in {None, "host"}:
-            raise PlanError(f"network={self.network!r}: None (loopback only) or 'host'")
+        is_network = hasattr(self.network, "attach")
+        if not is_network and self.network not in {None, "host"}:
+            raise PlanError(f"network={self.network!r}: None (loopback only), 'host', or a network (isolib.new_network())")
+        if self.publish is not None:
+            if not is_network:
+                raise PlanError("publish=: ports lead into a network: give network=isolib.new_network()")
+            object.__setattr__(self, "publish", _Table(self.publish))
         if self.writable not in {"discard", "keep", "none"}:
             raise PlanError(f"writable={self.writable!r}: 'discard', 'keep' or 'none'")
 

@@ -16,7 +16,7 @@ from isolib._kernel.assembly import Rights
 from isolib._kernel.explain import explain_step
 from isolib._kernel.plan import HOLD, Plan, Step
 from isolib._kernel.request import Request
-from isolib.sandbox import _Setting
+from isolib.setting import Setting
 from isolib.spec import SandboxSpec
 from tests.seccomp import Denied, deny
 
@@ -83,14 +83,14 @@ def everything(_: Path) -> Iterator[Subject]:
 @contextmanager
 def sandbox(_: Path) -> Iterator[Subject]:
     """The default sandbox."""
-    request = _Setting(SandboxSpec()).request(deadline=60)
+    request = Setting(SandboxSpec()).request(deadline=60)
     yield Subject(request.plan(["true"]), request.builder.fds, request)
 
 
 @contextmanager
 def resident(_: Path) -> Iterator[Subject]:
     """A sandbox that stays: a plan that ends with HOLD."""
-    request = _Setting(SandboxSpec()).request(dumpable=True)
+    request = Setting(SandboxSpec()).request(dumpable=True)
     yield Subject(request.builder.build(HOLD), request.builder.fds, request)
 
 

@@ -200,8 +200,8 @@ def is_astray() -> bool:
     return bool(outside())
 
 
-def plan_joins(builder: Builder, handles: Iterable[HasFileno], new: frozenset[str]) -> Joins:
-    """Return the steps that join namespaces, each in its turn."""
+def plan_joins(builder: Builder, handles: Iterable[HasFileno], new: frozenset[str], under: HasFileno | None = None) -> Joins:
+    """Return the steps that join namespaces, each in its turn; ``under`` is a user namespace above all others."""
     joined = [_joined(handle) for handle in handles]
     kinds = [one.kind for one in joined]
     twice = {kind for kind in kinds if kinds.count(kind) > 1} or (set(kinds) & new)
@@ -215,12 +215,13 @@ def plan_joins(builder: Builder, handles: Iterable[HasFileno], new: frozenset[st
     others = [one for one in joined if one.kind != "user"]
     late = [one for one in others if users and _owned_by(one.fd, users[0].fd)]
     early = [one for one in others if one not in late]
+    above = [] if under is None else [_joined(under)]
     # A process is in the namespaces that are named, else in the program's own, never in those that the thread is visiting.
     names = {flag: kind for kind, flag in calls.NAMESPACE_FLAGS.items()}
     home = [_Joined(fd, names[flag], f"{names[flag]} namespace of the program") for fd, flag in outside()]
     steps = [
         Step("SETNS", fd=builder.declare(one.fd, one.label), flags=calls.NAMESPACE_FLAGS[one.kind], what=one.label)
-        for one in (*(one for one in home if one.kind not in new.union(kinds)), *early, *users, *late)
+        for one in (*(one for one in home if one.kind not in new.union(kinds)), *above, *early, *users, *late)
     ]
     return Joins(frozenset(kinds), tuple(steps))
 

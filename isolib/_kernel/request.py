@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 from isolib._kernel import assembly, calls
 from isolib._kernel.assembly import Identity, Scene
 from isolib._kernel.hints import typed
-from isolib._kernel.idmap import resolve
+from isolib._kernel.idmap import IdMapPlan, resolve
 from isolib._kernel.launch import Launched, launch, run
 from isolib._kernel.plan import INSIDE, Builder, Step, exec_step
 from isolib.errors import PlanError, SetupFailed
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from isolib._kernel.assembly import Rights
-    from isolib._kernel.idmap import IdMapPlan
     from isolib._kernel.lodging import Lodge, Lodging, Shape
     from isolib._kernel.plan import Plan, Slot
     from isolib.types import HasFileno, IdMap
@@ -69,10 +68,11 @@ class Request:
         *,
         new: Iterable[str] = (),
         join: Iterable[HasFileno] = (),
+        under: HasFileno | None = None,
         cgroup: HasFileno | Lodging | None = None,
         root: RootValue | None = None,
         mounts: Sequence[MountValue] = (),
-        id_map: str | Sequence[IdMap] | None = None,
+        id_map: str | Sequence[IdMap] | IdMapPlan | None = None,
         gid_map: str | Sequence[IdMap] | None = None,
         hostname: str | None = None,
         domainname: str | None = None,
@@ -92,12 +92,13 @@ class Request:
     ) -> None:
         kinds = assembly.check_kinds(new)
         self._joins = tuple(join)  # kept alive: their descriptors are in the plan
+        self._under = under
         self._cgroup = cgroup
         self._env = None if env is None else _check_env(env)
         self._keep = _check_keep(pass_fds)
         self._last: tuple[tuple[bytes, ...], Plan] | None = None
         builder = Builder()
-        joins = assembly.plan_joins(builder, self._joins, kinds)
+        joins = assembly.plan_joins(builder, self._joins, kinds, under)
         maps = _maps(kinds, id_map, gid_map)
         mnt = "mnt" in kinds | joins.kinds
         uts = "uts" in kinds | joins.kinds
@@ -244,13 +245,15 @@ def _is_pair(value: Sequence[object], low: int, high: int) -> bool:
 
 
 def _maps(
-    kinds: frozenset[str], id_map: str | Sequence[IdMap] | None, gid_map: str | Sequence[IdMap] | None
+    kinds: frozenset[str], id_map: str | Sequence[IdMap] | IdMapPlan | None, gid_map: str | Sequence[IdMap] | None
 ) -> IdMapPlan | None:
     # The map of the user ids is that of the group ids too, unless that is another one.
     if "user" not in kinds:
         if id_map is not None:
             raise PlanError("id_map= needs a user namespace: new={'user', ...}")
         return None
+    if isinstance(id_map, IdMapPlan):
+        return id_map
     wanted = "root" if id_map is None else id_map
     return resolve(wanted, wanted if gid_map is None else gid_map)
 

@@ -10,7 +10,9 @@ from isolib.net.bridge import Bridge, new_bridge
 from isolib.net.capture import Capture, capture
 from isolib.net.endpoint import Endpoint
 from isolib.net.interface import Interface
-from isolib.net.network import Network, new_network
+from isolib.net.lab import Topology, topology
+from isolib.net.make import new_network
+from isolib.net.network import Network
 from isolib.net.queries import addresses, links, neighbours, routes, rules
 from isolib.net.values import Address, BridgeOptions, Link, LinkStats, Neighbour, PortOptions, Route, Rule
 from isolib.net.veth import Veth, new_veth
@@ -29,6 +31,7 @@ __all__ = [
     "PortOptions",
     "Route",
     "Rule",
+    "Topology",
     "Veth",
     "addresses",
     "capture",
@@ -39,6 +42,7 @@ __all__ = [
     "new_veth",
     "routes",
     "rules",
+    "topology",
 ]
 
 for _name in __all__:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from isolib.net.values import AnyInterface, Link
     from isolib.types import HasFileno
 
-__all__ = ["Bridge", "make_bridge", "new_bridge"]
+__all__ = ["Bridge", "make_bridge", "new_bridge", "random_mac"]
 
 #: The kernel takes the times of a bridge in hundredths of a second (USER_HZ).
 _HZ: Final = 100
@@ -47,12 +47,12 @@ class Bridge(OwnedLink, made_by="isolib.new_bridge()"):
 
     def __init__(self, interface: Interface, undo: Rollback, where: Where) -> None:
         super().__init__(interface, undo)
-        self._where = where
+        self.where = where
 
     def ports(self) -> list[Link]:
         """Return the links that are its ports now."""
         self._check_open()
-        found = [parsing.parse_link(message) for message in self._where.socket.dump(requests.dump_links())]
+        found = [parsing.parse_link(message) for message in self.where.socket.dump(requests.dump_links())]
         return [link for link in found if link.master == self.index]
 
     def add(self, port: Interface) -> None:
@@ -68,12 +68,12 @@ class Bridge(OwnedLink, made_by="isolib.new_bridge()"):
         self._check_open()
         if port.ns != self.interface.ns:
             raise PlanError(f"{port.name} is in another namespace than the bridge {self.name}")
-        self._where.socket.ask(requests.set_link(port.index, port.name, requests.link_attributes(master=self.index)))
+        self.where.socket.ask(requests.set_link(port.index, port.name, requests.link_attributes(master=self.index)))
 
     def remove(self, port: Interface) -> None:
         """Make a port an interface like any other again."""
         self._check_open()
-        self._where.socket.ask(requests.set_link(port.index, port.name, requests.link_attributes(master=0)))
+        self.where.socket.ask(requests.set_link(port.index, port.name, requests.link_attributes(master=0)))
 
     def set_port(
         self,
@@ -129,7 +129,7 @@ class Bridge(OwnedLink, made_by="isolib.new_bridge()"):
         if priority is not None:
             parts.append(codec.u16(_PORT_PRIORITY, check_number(priority, "priority", 0, 63)))
         if parts:
-            self._where.socket.ask(requests.set_port(port.index, port.name, b"".join(parts)))
+            self.where.socket.ask(requests.set_port(port.index, port.name, b"".join(parts)))
 
     def change(
         self,
@@ -152,7 +152,7 @@ class Bridge(OwnedLink, made_by="isolib.new_bridge()"):
             multicast_snooping=multicast_snooping,
         )
         if data:
-            self._where.socket.ask(requests.set_kind(self.index, self.name, "bridge", data))
+            self.where.socket.ask(requests.set_kind(self.index, self.name, "bridge", data))
 
 
 @typed("a bridge")
@@ -224,7 +224,7 @@ def new_bridge(
     """
     own_name = None if name is None else check_name(name, "name")
     own_addresses = [check_interface(address, f"addresses[{at}]") for at, address in enumerate(addresses)]
-    hardware = _random_mac() if mac is None else check_mac(mac, "mac")
+    hardware = random_mac() if mac is None else check_mac(mac, "mac")
     attributes = requests.link_attributes(mac=hardware, mtu=None if mtu is None else check_mtu(mtu))
     data = _options(
         stp=stp or None,
@@ -254,7 +254,7 @@ def make_bridge(where: Where, undo: Rollback, name: str, attributes: bytes, data
     return make_link(where, undo, name, request)
 
 
-def _random_mac() -> bytes:
+def random_mac() -> bytes:
     """Return a MAC address of those that everybody may choose: without one, a bridge takes that of its lowest port."""
     return bytes([0x02, *os.urandom(5)])
 

@@ -26,13 +26,13 @@ from isolib._kernel.waiting import Alarm, poll
 from isolib.errors import PlanError, from_errno
 from isolib.net import pcapng
 from isolib.net.checks import check_name, check_number
+from isolib.net.packet_socket import ALL, NONE, open_packet_socket, refused
 from isolib.net.ring import LONGEST
-from isolib.net.tap import ALL, NONE, open_tap, refused
 from isolib.net.where import check_namespace
 from isolib.types import check_path
 
 if TYPE_CHECKING:
-    from isolib.net.tap import Tap
+    from isolib.net.packet_socket import PacketSocket
     from isolib.types import AnyPath, HasFileno
 
     class BinaryFile(Protocol):
@@ -110,8 +110,8 @@ class _Sink:
 class _Recorder:
     """What the thread works on; it does not know the `Capture`, so that one which nobody has any more can end it."""
 
-    def __init__(self, tap: Tap, sink: _Sink, started: int) -> None:
-        self.tap = tap
+    def __init__(self, source: PacketSocket, sink: _Sink, started: int) -> None:
+        self.source = source
         self.sink = sink
         self.started = started
         self.alarm = Alarm()
@@ -125,7 +125,7 @@ class _Recorder:
         self._is_settled = False
         self._thread: Thread | None = None
         self._epoll = Epoll()
-        self._epoll.register(tap.fileno(), _EPOLLIN)
+        self._epoll.register(source.fileno(), _EPOLLIN)
         self._epoll.register(self.alarm.fileno(), _EPOLLIN)
 
     def run(self) -> None:
@@ -137,7 +137,7 @@ class _Recorder:
         finally:
             try:
                 self._epoll.close()
-                self.tap.close()
+                self.source.close()
                 self.sink.finish()
             except BaseException as error:  # noqa: BLE001
                 self.error = self.error or error
@@ -149,26 +149,26 @@ class _Recorder:
 
     def _write_all(self) -> None:
         while not self.is_ending:
-            if not self._write(self.tap.ring.take()):
+            if not self._write(self.source.ring.take()):
                 self._wait()
         with suppress(OSError):  # it is gone, and nothing comes from it
-            self.tap.want(NONE)
-        while self._write(self.tap.ring.take()):
+            self.source.want(NONE)
+        while self._write(self.source.ring.take()):
             pass
-        self._write(self.tap.ring.take(rest=True))
-        self.tap.count()
+        self._write(self.source.ring.take(rest=True))
+        self.source.count()
         now = time.time_ns()
-        tap = self.tap
+        source = self.source
         self.sink.write(
             pcapng.statistics_block(
-                now, start=self.started, end=now, received=tap.received, dropped=tap.dropped, delivered=self.packets
+                now, start=self.started, end=now, received=source.received, dropped=source.dropped, delivered=self.packets
             )
         )
 
     def _wait(self) -> None:
         for number, events in self._epoll.poll():
-            if number == self.tap.fileno() and events & _EPOLLERR:
-                self.tap.clear_error()
+            if number == self.source.fileno() and events & _EPOLLERR:
+                self.source.clear_error()
 
     def _write(self, packets: list[bytes]) -> bool:
         if packets:
@@ -229,7 +229,7 @@ class _Recorder:
     def abandon(self) -> None:
         """In a fork of the process, close the copies of everything."""
         self._epoll.close()
-        self.tap.abandon()
+        self.source.abandon()
         self.sink.abandon()
         self.alarm.close()
         self._ended.close()
@@ -267,8 +267,8 @@ class Capture(Handle, made_by="capture()"):
     def dropped(self) -> int:
         """How many packets were lost because the ring was full: this process, or its disk, was too slow for them."""
         if self.is_ours:
-            self._recorder.tap.count()
-        return self._recorder.tap.dropped
+            self._recorder.source.count()
+        return self._recorder.source.dropped
 
     @property
     def running(self) -> bool:
@@ -354,18 +354,18 @@ def capture(
     kept = check_number(snaplen, "snaplen", 1, LONGEST)
     sink = _Sink(path)
     with Rollback() as undo:
-        tap = open_tap(net, name, snaplen=kept, promiscuous=bool(promiscuous))
-        undo.push(tap.close)
-        tap.want(ALL)
+        source = open_packet_socket(net, name, snaplen=kept, promiscuous=bool(promiscuous))
+        undo.push(source.close)
+        source.want(ALL)
         started = time.time_ns()
         sink.open()  # last of what may be refused: a file that was there stays as it is
         undo.push(sink.abandon)
         host = os.uname()
         system = f"{host.sysname} {host.release}"
         head = pcapng.section(hardware=host.machine, system=system, application="isolib")
-        sink.write(head + pcapng.interface_block(name, tap.link_type, snaplen=kept, mac=tap.mac, system=system))
+        sink.write(head + pcapng.interface_block(name, source.link_type, snaplen=kept, mac=source.mac, system=system))
         with typed("a capture"):
-            recorder = _Recorder(tap, sink, started)
+            recorder = _Recorder(source, sink, started)
         undo.push(recorder.end)
         recorder.start()
         made = Capture._make(recorder, name)

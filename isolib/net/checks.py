@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import os
 import re
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from isolib.errors import PlanError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
-    from isolib.net.values import AnyAddress, AnyInterface
+    from isolib.net.values import AnyAddress, AnyInterface, AnyNetwork
 
 T = TypeVar("T")
 
-__all__ = ["check_address", "check_interface", "check_mac", "check_mtu", "check_name", "check_number", "check_pair"]
+__all__ = [
+    "check_address",
+    "check_alias",
+    "check_choice",
+    "check_interface",
+    "check_interfaces",
+    "check_mac",
+    "check_mtu",
+    "check_name",
+    "check_network",
+    "check_number",
+    "check_pair",
+]
 
 #: IFNAMSIZ, less its NUL.
 NAME_MAX: Final = 15
+_ALIAS_MAX: Final = 255
 _SMALLEST_MTU: Final = 68
 _GREATEST_MTU: Final = 65535
 _MAC: Final = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", re.IGNORECASE)
@@ -52,6 +75,56 @@ def check_name(value: str, what: str) -> str:
         raise PlanError(f"{what}: the name of a link cannot be a dot, nor hold a slash, a colon or a space: {value!r}")
     if "%" in value:  # the kernel would put a number there
         raise PlanError(f"{what}: the name of a link cannot hold a '%' here: {value!r}")
+    return value
+
+
+def check_alias(value: str, what: str = "alias") -> str:
+    """Return the alias of a link, a free text of at most 255 bytes; the empty one is none.
+
+    Raises
+    ------
+    PlanError
+        It is no text, is longer, or holds a NUL.
+    """
+    if not isinstance(value, str):
+        raise PlanError(f"{what}: the alias of a link is a str, not {value!r}")
+    try:
+        length = len(value.encode())
+    except UnicodeEncodeError:
+        raise PlanError(f"{what}: this text cannot be written in bytes: {value!r}") from None
+    if length > _ALIAS_MAX or "\0" in value:
+        raise PlanError(f"{what}: the alias of a link is at most {_ALIAS_MAX} bytes long, without a NUL: {value!r}")
+    return value
+
+
+def check_interfaces(values: Sequence[str | AnyInterface], what: str = "addresses") -> list[AnyInterface]:
+    """Return several addresses, each with the length of its network's prefix, in their order.
+
+    Raises
+    ------
+    PlanError
+        One is none, is given twice, or it is no list.
+    """
+    given: object = values
+    if not isinstance(given, (tuple, list)):
+        raise PlanError(f"{what}: a list is wanted, such as ['10.0.0.1/24'], not {values!r}")
+    found = [check_interface(value, f"{what}[{at}]") for at, value in enumerate(values)]
+    if len(set(found)) < len(found):
+        raise PlanError(f"{what}: an address is given twice: {values!r}")
+    return found
+
+
+def check_choice(value: str, what: str, choices: Collection[str]) -> str:
+    """Return one of several words.
+
+    Raises
+    ------
+    PlanError
+        It is none of them.
+    """
+    given: object = value
+    if not isinstance(given, str) or given not in choices:
+        raise PlanError(f"{what}: {' or '.join(map(repr, choices))} is wanted, not {value!r}")
     return value
 
 
@@ -143,6 +216,24 @@ def check_address(value: str | AnyAddress, what: str) -> AnyAddress:
             raise PlanError(f"{what}: {error}") from None
     if not isinstance(value, (IPv4Address, IPv6Address)):
         raise PlanError(f"{what}: an address is wanted, such as '10.0.0.1', not {value!r}")
+    return value
+
+
+def check_network(value: str | AnyNetwork, what: str) -> AnyNetwork:
+    """Return a network.
+
+    Raises
+    ------
+    PlanError
+        It is none, or has bits beyond its prefix.
+    """
+    if isinstance(value, str):
+        try:
+            value = ip_network(value)
+        except ValueError as error:
+            raise PlanError(f"{what}: {error}") from None
+    if not isinstance(value, (IPv4Network, IPv6Network)):
+        raise PlanError(f"{what}: a network is wanted, such as '10.1.0.0/16', not {value!r}")
     return value
 
 

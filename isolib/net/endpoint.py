@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from isolib._kernel.handle import Handle
+from isolib.net.carrier import settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,6 +71,11 @@ class Endpoint(Handle, made_by="Network.attach()"):
         return self.interface.name
 
     @property
+    def addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """Its addresses, IPv4 first."""
+        return tuple(address for address in (self.address, self.ipv6) if address is not None)
+
+    @property
     def ns(self) -> HasFileno | None:
         """The namespace; None: that in which the calling thread was when it was attached."""
         return self.interface.ns
@@ -78,6 +84,7 @@ class Endpoint(Handle, made_by="Network.attach()"):
         """Plug its cable in again, after `down`."""
         self._check_open()
         self.port.up()
+        settle(self.port, self.interface)
 
     def down(self) -> None:
         """Pull its cable out at the bridge: inside, the interface keeps its addresses and routes, and has no carrier."""

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from isolib.errors import PlanError
 from isolib.net import parsing, requests
-from isolib.net.checks import check_address, check_interface, check_mac, check_mtu, check_name
+from isolib.net.checks import (
+    check_address,
+    check_alias,
+    check_interface,
+    check_mac,
+    check_mtu,
+    check_name,
+    check_network,
+    check_number,
+)
 
 if TYPE_CHECKING:
-    from isolib.net.values import Address, AnyAddress, AnyInterface, AnyNetwork, Link, LinkStats
+    from isolib.net.values import Address, AnyAddress, AnyInterface, AnyNetwork, Link, LinkStats, Neighbour
     from isolib.net.where import Where
     from isolib.types import HasFileno
 
 __all__ = ["Interface"]
+
+MAX_NUMBER: Final = 0xFFFFFFFF
 
 
 class Interface:
@@ -42,6 +52,11 @@ class Interface:
         return self._where.net
 
     @property
+    def where(self) -> Where:
+        """The same, and how to speak to it; for who composes."""
+        return self._where
+
+    @property
     def name(self) -> str:
         """Its name, as it was made or last renamed here."""
         return self._name
@@ -64,8 +79,8 @@ class Interface:
 
     def addresses(self) -> list[Address]:
         """Return its addresses."""
-        found = [parsing.parse_address(message) for message in self._where.socket.dump(requests.dump_addresses())]
-        return [address for address in found if address.index == self.index]
+        found = filter(parsing.is_of_ip, self._where.socket.dump(requests.dump_addresses()))
+        return [address for address in map(parsing.parse_address, found) if address.index == self.index]
 
     def up(self) -> None:
         """Bring it up."""
@@ -91,7 +106,7 @@ class Interface:
             name=None if name is None else check_name(name, "name"),
             mtu=None if mtu is None else check_mtu(mtu),
             mac=None if mac is None else check_mac(mac, "mac"),
-            alias=alias,
+            alias=None if alias is None else check_alias(alias),
         )
         if attributes:
             self._where.socket.ask(requests.set_link(self.index, self._name, attributes))
@@ -111,9 +126,11 @@ class Interface:
         other = None if peer is None else check_address(peer, "peer")
         self._where.socket.ask(requests.add_address(own, self.index, self._name, peer=other))
 
-    def remove_address(self, address: str | AnyInterface) -> None:
-        """Take an address from it; with EADDRNOTAVAIL it did not have it."""
-        self._where.socket.ask(requests.remove_address(check_interface(address, "address"), self.index, self._name))
+    def remove_address(self, address: str | AnyInterface, *, peer: str | AnyAddress | None = None) -> None:
+        """Take an address from it, as it was given; with EADDRNOTAVAIL it did not have it."""
+        own = check_interface(address, "address")
+        other = None if peer is None else check_address(peer, "peer")
+        self._where.socket.ask(requests.remove_address(own, self.index, self._name, peer=other))
 
     def add_route(
         self,
@@ -121,6 +138,7 @@ class Interface:
         *,
         gateway: str | AnyAddress | None = None,
         metric: int | None = None,
+        table: str | int = "main",
         source: str | AnyAddress | None = None,
     ) -> None:
         """Add a route by this interface.
@@ -133,6 +151,8 @@ class Interface:
             None: the destination is on the link itself.
         metric
             The route with the lower one is taken; None: 0, for IPv6 1024.
+        table
+            "main", "local", "default" or a number; in others than these three, routes are found by a rule (`routing.add_rule`).
         source
             The address that packets get as their source.
 
@@ -146,12 +166,70 @@ class Interface:
         by = None if gateway is None else check_address(gateway, "gateway")
         own = None if source is None else check_address(source, "source")
         network = check_destination(destination, by)
-        self._where.socket.ask(requests.add_route(network, gateway=by, index=self.index, metric=metric, source=own))
+        check_metric(metric)
+        self._where.socket.ask(
+            requests.add_route(network, gateway=by, index=self.index, metric=metric, table=check_table(table), source=own)
+        )
 
-    def remove_route(self, destination: str | AnyNetwork = "default", *, gateway: str | AnyAddress | None = None) -> None:
-        """Remove a route by this interface; with ESRCH there was none."""
+    def remove_route(
+        self,
+        destination: str | AnyNetwork = "default",
+        *,
+        gateway: str | AnyAddress | None = None,
+        metric: int | None = None,
+        table: str | int = "main",
+    ) -> None:
+        """Remove a route by this interface, whoever made it; with ESRCH there was none.
+
+        Where several have this destination, the one with the lowest metric, or with the one that is given.
+        """
         by = None if gateway is None else check_address(gateway, "gateway")
-        self._where.socket.ask(requests.remove_route(check_destination(destination, by), gateway=by, index=self.index))
+        network = check_destination(destination, by)
+        check_metric(metric)
+        self._where.socket.ask(
+            requests.remove_route(network, gateway=by, index=self.index, metric=metric, table=check_table(table))
+        )
+
+    def neighbours(self) -> list[Neighbour]:
+        """Return whom it has learned of."""
+        found = map(parsing.parse_neighbour, self._where.socket.dump(requests.dump_neighbours()))
+        return [neighbour for neighbour in found if neighbour is not None and neighbour.index == self.index]
+
+    def add_neighbour(self, address: str | AnyAddress, mac: str | bytes) -> None:
+        """Say who has an address on this link, for good: nobody is asked, and nothing that is heard changes it.
+
+        Raises
+        ------
+        PlanError
+            It is no address, or no MAC address.
+        """
+        own = check_address(address, "address")
+        self._where.socket.ask(requests.add_neighbour(own, check_mac(mac, "mac"), self.index, self._name))
+
+    def remove_neighbour(self, address: str | AnyAddress) -> None:
+        """Forget who has an address on this link; with ENOENT it was not known."""
+        self._where.socket.ask(requests.remove_neighbour(check_address(address, "address"), self.index, self._name))
+
+
+def check_metric(value: int | None) -> None:
+    """Raise `PlanError` where this is no metric: 0 to 4294967295."""
+    if value is not None:
+        check_number(value, "metric", 0, MAX_NUMBER)
+
+
+def check_table(value: str | int) -> str | int:
+    """Return the name or the number of a table of routes.
+
+    Raises
+    ------
+    PlanError
+        There is no such name, or the number is not from 1 to 4294967295.
+    """
+    if isinstance(value, str):
+        if value not in {"default", "local", "main"}:
+            raise PlanError(f"table: 'main', 'local', 'default' or a number is wanted, not {value!r}")
+        return value
+    return check_number(value, "table", 1, MAX_NUMBER)
 
 
 def check_destination(value: str | AnyNetwork, gateway: AnyAddress | None) -> AnyNetwork:
@@ -160,17 +238,13 @@ def check_destination(value: str | AnyNetwork, gateway: AnyAddress | None) -> An
     Raises
     ------
     PlanError
-        It is none.
+        It is none, or cannot be reached by this gateway.
     """
-    if isinstance(value, str):
-        if value == "default":
-            if gateway is None:
-                raise PlanError("destination='default': of which family, says the gateway: give one, or write '0.0.0.0/0'")
-            value = "0.0.0.0/0" if gateway.version == 4 else "::/0"  # noqa: PLR2004
-        try:
-            value = ip_network(value)
-        except ValueError as error:
-            raise PlanError(f"destination: {error}") from None
-    if not hasattr(value, "prefixlen"):
-        raise PlanError(f"destination: a network is wanted, such as '10.1.0.0/16', not {value!r}")
-    return value
+    if value == "default":
+        if gateway is None:
+            raise PlanError("destination='default': of which family, says the gateway: give one, or write '0.0.0.0/0'")
+        value = "0.0.0.0/0" if gateway.version == 4 else "::/0"  # noqa: PLR2004
+    network = check_network(value, "destination")
+    if gateway is not None and gateway.version < network.version:
+        raise PlanError(f"gateway: {gateway} cannot be that of {network}, which is of IPv6")
+    return network

@@ -5,45 +5,50 @@ Nothing of it lies in the host's namespace: when this program ends, however it d
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
-from errno import ENOENT
+from functools import partial
 from ipaddress import ip_interface
 from itertools import count
 from threading import RLock
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
-from isolib._kernel import seam
 from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.hints import typed
-from isolib._kernel.sockets import open_file_in
-from isolib.errors import PlanError, SyscallError
-from isolib.net import requests
-from isolib.net.bridge import Bridge, make_bridge
-from isolib.net.checks import check_name
+from isolib.errors import PlanError
+from isolib.net import hosts, requests
+from isolib.net.carrier import settle
+from isolib.net.checks import check_name, check_number
 from isolib.net.endpoint import Endpoint
-from isolib.net.pool import Pool, choose_subnet, choose_ula, parse_address, parse_subnet
-from isolib.net.queries import addresses, routes
+from isolib.net.firewall import Group
+from isolib.net.forward import new_forwarder
+from isolib.net.names import Names, Zone
+from isolib.net.names import check_name as check_host
+from isolib.net.plugs import KINDS, bound_socket, new_socket
+from isolib.net.pool import parse_address
+from isolib.net.published import Published
+from isolib.net.sysctl import refuse_advertisements
+from isolib.net.uplink import open_inner_firewall, resolve
 from isolib.net.veth import connect
 from isolib.net.where import Where, check_namespace
-from isolib.types import check_hostname
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+    from socket import socket
 
     from isolib._kernel.seam import NetNS
+    from isolib.net.bridge import Bridge
+    from isolib.net.firewall import Firewall
     from isolib.net.interface import Interface
-    from isolib.net.values import AnyAddress, AnyInterface, AnyNetwork
+    from isolib.net.pool import Pool
+    from isolib.net.values import AnyAddress, AnyNetwork
     from isolib.types import HasFileno
 
-__all__ = ["Network", "new_network"]
+__all__ = ["Network", "close_all"]
 
-_BRIDGE: Final = "br0"
-#: The networks of this process, which must not overlap by choice.
-_chosen: Final[dict[int, tuple[AnyNetwork, ...]]] = {}
-_choosing: Final = RLock()
-_numbers: Final = count(1)
 _IPV4: Final = 4
+_DNS_PORT: Final = 53
+_HIGHEST_PORT: Final = 65535
 
 
 class Network(Handle, made_by="isolib.new_network()"):
@@ -63,12 +68,23 @@ class Network(Handle, made_by="isolib.new_network()"):
         Of IPv4, or None.
     subnet6, gateway6
         Of IPv6, or None.
+    internet
+        Whether those who are attached reach what the host reaches.
     """
 
-    def __init__(self, ns: NetNS, bridge: Handle, undo: Rollback, pools: tuple[Pool, ...], *, name: str, isolate: bool) -> None:
+    def __init__(
+        self,
+        ns: NetNS,
+        bridge: Bridge,
+        undo: Rollback,
+        pools: tuple[Pool, ...],
+        *,
+        name: str,
+        isolate: bool,
+        firewall: Firewall | None,
+    ) -> None:
         super().__init__()
         self.ns = ns
-        assert isinstance(bridge, Bridge)  # noqa: S101 - what it is made with
         self.bridge = bridge
         self.name = name
         self._undo = undo
@@ -76,6 +92,11 @@ class Network(Handle, made_by="isolib.new_network()"):
         self._where = Where(ns)
         self._pools = pools
         self._lock = RLock()
+        self._names = Names()
+        self._responder: Handle | None = None
+        self._firewall = firewall
+        self.internet = firewall is not None
+        self._published: set[Published] = set()
         self._endpoints: dict[int, Endpoint] = {}
         self._numbers = count(1)
         first = {pool.subnet.version: pool for pool in pools}
@@ -89,9 +110,177 @@ class Network(Handle, made_by="isolib.new_network()"):
 
     def _release(self) -> None:
         with self._lock:
+            close_all([*self._published])
             self._undo.unwind()
-            for endpoint in list(self._endpoints.values()):
-                endpoint.close()
+            close_all([*self._endpoints.values()])
+
+    def publish(
+        self,
+        host_port: int,
+        endpoint: Endpoint,
+        port: int,
+        *,
+        proto: str = "tcp",
+        host: str | AnyAddress = "127.0.0.1",
+    ) -> Published:
+        """Let a port of the caller's own namespace lead to one of an endpoint.
+
+        A thread of this program forwards, so it takes no privilege and no rule in the kernel, and ports of 127.0.0.1 can be
+        published; who is connected sees the gateway as the other side.
+
+        Parameters
+        ----------
+        host_port
+            The port outside; 0: a free one, which is the ``port`` of what is returned.
+        endpoint
+            One of this network's.
+        port
+            The port inside.
+        proto
+            "tcp" or "udp".
+        host
+            The address outside; "0.0.0.0" and "::" are all.
+
+        Returns
+        -------
+        Published
+            Owned by the network too: it goes with it, and with the endpoint nobody answers.
+
+        Raises
+        ------
+        PlanError
+            An argument cannot work.
+        SyscallError
+            EADDRINUSE: the port is in use.
+
+        Examples
+        --------
+        >>> from isolib import new_netns, new_network
+        >>> with new_network() as network, new_netns() as a:
+        ...     published = network.publish(0, network.attach(a), 80)
+        ...     published.port > 0
+        True
+        """
+        self._check_open()
+        if proto not in KINDS:
+            raise PlanError(f"proto: {' or '.join(map(repr, KINDS))} is wanted, not {proto!r}")
+        check_number(host_port, "host_port", 0, _HIGHEST_PORT)
+        check_number(port, "port", 1, _HIGHEST_PORT)
+        outside = parse_address(host, "host")
+        with self._lock:
+            if endpoint not in self._endpoints.values():
+                raise PlanError(f"endpoint: {endpoint!r} is none of {self!r}")
+            inside = endpoint.address or endpoint.ipv6
+            assert inside is not None  # noqa: S101 - a network has addresses of one kind at least
+            front = bound_socket(None, outside, host_port, proto)
+            own_port = front.getsockname()[1]
+            connect = partial(new_socket, self.ns, inside, KINDS[proto])
+            forwarder = new_forwarder(front, connect, (str(inside), port))
+            published = Published._make(
+                forwarder, outside, own_port, endpoint, inner_port=port, proto=proto, left=self._published.discard
+            )
+            self._published.add(published)
+        return published
+
+    def allow(self, *destinations: str | AnyAddress | AnyNetwork) -> None:
+        """Let these addresses and networks be reached from the network; of several decisions, the smallest network's counts.
+
+        Parameters
+        ----------
+        *destinations
+            Addresses, networks, or host names, which are looked up now and with the caller's resolver; "all" is everything
+            that nobody has decided about.
+
+        Raises
+        ------
+        PlanError
+            One is none of these, or the network has no way out (``internet=``).
+        OSError
+            A name cannot be looked up (socket.gaierror).
+
+        Examples
+        --------
+        >>> from isolib import new_network
+        >>> with new_network(internet=True) as network:
+        ...     network.deny("all")
+        ...     network.allow("192.0.2.0/24")
+        """
+        self._decide(destinations, allowed=True)
+
+    def deny(self, *destinations: str | AnyAddress | AnyNetwork) -> None:
+        """Let these addresses and networks be reached no more, by connections that stand neither; as `allow`."""
+        self._decide(destinations, allowed=False)
+
+    def _decide(self, destinations: Sequence[str | AnyAddress | AnyNetwork], *, allowed: bool) -> None:
+        self._check_open()
+        if not self.internet:
+            raise PlanError("allow and deny are about the way out, and this network has none: new_network(internet=True)")
+        found = [one for each in destinations if each != "all" for one in resolve(each)]
+        with self._lock:
+            firewall = self._its_firewall()
+            if "all" in destinations:
+                firewall.set_open(allowed)
+            if found:
+                (firewall.allow if allowed else firewall.deny)(*found)
+
+    def partition(self, *groups: Sequence[Endpoint]) -> None:
+        """Let nothing pass between endpoints of different groups, from now on; an earlier partition is forgotten.
+
+        Who is in no group reaches everybody, and the gateway is reached by all.
+
+        Parameters
+        ----------
+        *groups
+            Two or more lists of endpoints of this network.
+
+        Raises
+        ------
+        PlanError
+            An endpoint is in two groups, or another network's; or there are not two groups.
+        Unsupported
+            The kernel has no nftables for bridges.
+
+        Notes
+        -----
+        Kernel: CONFIG_NF_TABLES_BRIDGE.
+
+        Examples
+        --------
+        >>> from isolib import new_netns, new_network
+        >>> with new_network() as network, new_netns() as a, new_netns() as b:
+        ...     network.partition([network.attach(a)], [network.attach(b)])
+        ...     network.heal()
+        """
+        self._check_open()
+        with self._lock:
+            own = self._endpoints.values()
+            strangers = [endpoint for group in groups for endpoint in group if endpoint not in own]
+            if strangers:
+                raise PlanError(f"partition: {strangers[0]!r} is none of {self!r}")
+            self._its_firewall().partition(*(Group(tuple(one.port.name for one in group)) for group in groups))
+
+    def heal(self) -> None:
+        """Let everything pass between endpoints again."""
+        self._check_open()
+        with self._lock:
+            self._its_firewall().heal()
+
+    def _its_firewall(self) -> Firewall:
+        if self._firewall is None:
+            self._firewall = open_inner_firewall(self._undo, self.ns, self._subnets)
+        return self._firewall
+
+    @property
+    def _subnets(self) -> list[AnyNetwork]:
+        return [pool.subnet for pool in self._pools]
+
+    def hosts(self) -> str:
+        """Return a file /etc/hosts for those who are attached: localhost, and everybody who has a host name."""
+        return hosts.hosts(self._names.table())
+
+    def resolv_conf(self) -> str:
+        """Return a file /etc/resolv.conf for those who are attached: the gateway answers, by its name or another's."""
+        return hosts.resolv_conf([pool.gateway for pool in self._pools])
 
     def endpoints(self) -> list[Endpoint]:
         """Return who is attached, in the order of their coming."""
@@ -120,7 +309,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         address, ipv6
             Which addresses it gets; None: free ones.
         hostname
-            By which the others find it.
+            By which the others find it, asking the gateway (`resolv_conf`), or in a file (`hosts`).
         default_route
             Whether the gateway is its way to everywhere else; not where it has another.
 
@@ -152,9 +341,11 @@ class Network(Handle, made_by="isolib.new_network()"):
         """
         self._check_open()
         check_name(name, "name")
-        host = None if hostname is None else check_hostname(hostname, "hostname")
+        host = None if hostname is None else check_host(hostname, "hostname")
         there = Where(check_namespace(ns, "ns"))
         with self._lock, Rollback() as undo:
+            if host is not None:
+                self._answer()
             taken = [self._take(undo, pool, address if pool.subnet.version == _IPV4 else ipv6) for pool in self._pools]
             self._check_wanted(address, ipv6)
             mac = bytes([0x02, 0x42, *taken[0].packed[-4:]])
@@ -165,11 +356,12 @@ class Network(Handle, made_by="isolib.new_network()"):
                 (f"isolib{next(self._numbers)}", name),
                 macs=(None, mac),
                 master=self.bridge.index,
-                before_up=lambda: refuse_advertisements(ns, name),
+                before_up=partial(refuse_advertisements, ns, name),
             )
             if self._isolate:
                 self.bridge.set_port(port, isolated=True)
             self._equip(there, interface, taken, default_route=default_route)
+            settle(port, interface, self.bridge.interface)
             endpoint = Endpoint._make(
                 interface,
                 port,
@@ -182,6 +374,8 @@ class Network(Handle, made_by="isolib.new_network()"):
             )
             undo.keep()
             self._endpoints[id(endpoint)] = endpoint
+            if host is not None:
+                self._names.add(host, endpoint.addresses)
         return endpoint
 
     def _take(self, undo: Rollback, pool: Pool, wanted: str | AnyAddress | None) -> AnyAddress:
@@ -210,117 +404,27 @@ class Network(Handle, made_by="isolib.new_network()"):
 
     def _forget(self, endpoint: Endpoint) -> None:
         with self._lock:
-            self._endpoints.pop(id(endpoint), None)
+            if self._endpoints.pop(id(endpoint), None) is not None and endpoint.hostname is not None:
+                self._names.discard(endpoint.hostname, endpoint.addresses)
+
+    def _answer(self) -> None:
+        """Begin to answer questions about names at the gateway's addresses."""
+        if self._responder is not None:
+            return
+        from isolib.net.responder import new_responder  # noqa: PLC0415 - the library for its messages is dear to import
+
+        zone = Zone(self._names, subnets=tuple(pool.subnet for pool in self._pools))
+        sockets: dict[str, list[socket]] = {"udp": [], "tcp": []}
+        with Rollback() as undo:
+            for proto, made in sockets.items():
+                for pool in self._pools:
+                    made.append(bound_socket(self.ns, pool.gateway, _DNS_PORT, proto))
+                    undo.push(made[-1].close)
+            self._responder = self._undo.adopt(new_responder(sockets["udp"], sockets["tcp"], zone=zone))
+            undo.dismiss()
 
 
-@typed("a network")
-def new_network(
-    subnet: str | AnyNetwork | None = "auto",
-    *,
-    ipv6: str | AnyNetwork | Literal[True] | None = None,
-    isolate: bool = False,
-    name: str | None = None,
-) -> Network:
-    """Make a network: a bridge in a namespace of its own, with a subnet.
-
-    Parameters
-    ----------
-    subnet
-        "10.77.0.0/24"; "auto": a private one that overlaps no route of the host's and no other network of this program;
-        None: no IPv4.
-    ipv6
-        "fd77::/64"; True: a unique local one; None: no IPv6.
-    isolate
-        Whether those who are attached reach the gateway only, and not each other.
-    name
-        A label.
-
-    Returns
-    -------
-    Network
-        Owned.
-
-    Raises
-    ------
-    PlanError
-        A subnet cannot be one; nothing was done.
-    SyscallError
-        The kernel refused, and nothing is left.
-
-    Notes
-    -----
-    Privileges: none; who has no CAP_SYS_ADMIN gets a network that belongs to a user namespace of his own.  Kernel:
-    CONFIG_BRIDGE, CONFIG_VETH, CONFIG_NET_NS.
-
-    Examples
-    --------
-    >>> from isolib import new_netns
-    >>> with new_network("10.77.0.0/24") as network, new_netns() as a, new_netns() as b:
-    ...     [str(network.attach(one).address) for one in (a, b)]
-    ['10.77.0.2', '10.77.0.3']
-    """
-    label = f"isolib-{os.getpid()}" if name is None else check_hostname(name, "name")
-    with Rollback() as undo:
-        pools = tuple(map(Pool, _subnets(undo, subnet, ipv6)))
-        made: list[Handle] = []
-        undo.push(_close, made)  # when the namespace has gone: then nothing is taken down link by link
-        ns = undo.adopt(seam.new_netns())
-        where = Where(ns)
-        bridge_undo = Rollback()
-        interface = make_bridge(where, bridge_undo, _BRIDGE, requests.link_attributes(mac=bytes([2, *os.urandom(5)])))
-        made.append(Bridge._make(interface, bridge_undo, where))
-        where.socket.send(*(requests.add_address(_of_gateway(pool), interface.index, _BRIDGE) for pool in pools))
-        network = Network._make(ns, made[0], undo, pools, name=label, isolate=isolate)
-        undo.keep()
-    return network
-
-
-def _of_gateway(pool: Pool) -> AnyInterface:
-    return ip_interface(f"{pool.gateway}/{pool.subnet.prefixlen}")
-
-
-def _close(handles: list[Handle]) -> None:
+def close_all(handles: Sequence[Handle]) -> None:
+    """Close several handles, the first first."""
     for handle in handles:
         handle.close()
-
-
-def _subnets(
-    undo: Rollback, subnet: str | AnyNetwork | None, ipv6: str | AnyNetwork | Literal[True] | None
-) -> list[AnyNetwork]:
-    """Return the subnets of a network, IPv4 first; those of other networks are not chosen again until that is closed."""
-    found: list[AnyNetwork] = []
-    with _choosing:
-        taken = [one for some in _chosen.values() for one in some]
-        if subnet == "auto" or ipv6 is True:
-            taken += [route.destination for route in routes(table=None)]
-            taken += [address.interface.network for address in addresses()]
-        if subnet == "auto":
-            found.append(choose_subnet(taken))
-        elif subnet is not None:
-            found.append(parse_subnet(subnet))
-        if ipv6 is True:
-            found.append(choose_ula(taken))
-        elif ipv6:
-            found.append(parse_subnet(ipv6, "ipv6"))
-        key = next(_numbers)
-        undo.push(_chosen.pop, key, None)
-        _chosen[key] = tuple(found)
-    wanted = [*([] if subnet is None else [4]), *([6] if ipv6 else [])]
-    if [one.version for one in found] != wanted:
-        raise PlanError(f"subnet={subnet!r}, ipv6={ipv6!r}: subnet is of IPv4, ipv6 of IPv6")
-    if not found:
-        raise PlanError("subnet=None: a network needs addresses: give it ipv6=True")
-    return found
-
-
-def refuse_advertisements(ns: HasFileno | None, name: str) -> None:
-    """Have an interface take no address and no route from who claims to be a router."""
-    path = f"/proc/sys/net/ipv6/conf/{name}/accept_ra"
-    try:
-        fd = open_file_in(ns, path, os.O_WRONLY)
-    except SyscallError as error:
-        if error.errno != ENOENT:  # without IPv6 there is none, and no advertisement
-            raise
-        return
-    with fd:
-        os.write(fd.fileno(), b"0")

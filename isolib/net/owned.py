@@ -29,7 +29,9 @@ _HIGHEST: Final = (1 << 31) - 1
 _random: Final = SystemRandom()
 
 
-def make_link(where: Where, undo: Rollback, name: str, request: Callable[[int], Request]) -> Interface:
+def make_link(
+    where: Where, undo: Rollback, name: str, request: Callable[[int], Request], *, by: Where | None = None
+) -> Interface:
     """Have a link made, and know how to undo it, whatever happens.
 
     Where its namespace does not die with this program, the link is entrusted to the reaper before, by a number that nobody
@@ -38,13 +40,15 @@ def make_link(where: Where, undo: Rollback, name: str, request: Callable[[int], 
     Parameters
     ----------
     where
-        The namespace that the request goes to.
+        The namespace that the link will lie in.
     undo
         Gets the steps that remove the link.
     name
         Of the link.
     request
         Returns the request for a link with this number; 0: one that the kernel chooses.
+    by
+        The namespace that the request goes to, where that is another: that of a link below.
 
     Raises
     ------
@@ -52,14 +56,25 @@ def make_link(where: Where, undo: Rollback, name: str, request: Callable[[int], 
         EEXIST: the name is taken.
     """
     check_free(where, name)
+    maker = where if by is None else by
     if where.is_made_here:
-        undo.push(_remove_by_name, where, name)
-        index = parsing.parse_link(where.socket.send(request(0), requests.get_link(name))[1][0]).index
+        mine = _Named(where, name)
+        undo.push(mine.remove)
+        try:
+            if by is None:
+                index = parsing.parse_link(where.socket.send(request(0), requests.get_link(name))[1][0]).index
+            else:
+                by.socket.ask(request(0))
+                index = parsing.parse_link(where.socket.ask(requests.get_link(name))[0]).index
+        except SyscallError as error:
+            mine.is_anothers = error.errno == EEXIST
+            raise
+        mine.index = index
     else:
         index = _free_number(where)
-        undo.push(reaper.entrust_link(where.socket.fileno(), index).strike)
+        reaper.entrust_link(where.socket.fileno(), index, lambda ticket: undo.push(ticket.strike))
         undo.push(remove, where, index, name)
-        where.socket.ask(request(index))
+        maker.socket.ask(request(index))
     return Interface(where, index, name)
 
 
@@ -84,12 +99,25 @@ def _find(where: Where, request: Request) -> Link | None:
         return None
 
 
-def _remove_by_name(where: Where, name: str) -> None:
-    """Remove the link of this name, which was free in a namespace of ours."""
-    with suppress(ClosedError):
-        found = _find(where, requests.get_link(name))
-        if found is not None:
-            remove(where, found.index, name)
+class _Named:
+    """A name that was free in a namespace of ours, unless the kernel says that another thread was faster."""
+
+    def __init__(self, where: Where, name: str) -> None:
+        self._where = where
+        self._name = name
+        self.is_anothers = False
+        self.index: int | None = None  # known once it is made; the name may become another's then
+
+    def remove(self) -> None:
+        """Remove the link that was given this name."""
+        if self.is_anothers:
+            return
+        with suppress(ClosedError):
+            if self.index is None:
+                found = _find(self._where, requests.get_link(self._name))
+                self.index = None if found is None else found.index
+            if self.index is not None:
+                remove(self._where, self.index, self._name)
 
 
 def remove(where: Where, index: int, name: str) -> None:

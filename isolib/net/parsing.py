@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from isolib._kernel.netlink.codec import Message
-    from isolib.net.values import AnyAddress, AnyNetwork
+    from isolib.net.values import AnyAddress, AnyInterface, AnyNetwork
 
-__all__ = ["parse_address", "parse_link", "parse_neighbour", "parse_route", "parse_rule"]
+__all__ = ["is_of_ip", "parse_address", "parse_link", "parse_neighbour", "parse_route", "parse_rule"]
 
 AF_INET: Final = 2
 AF_BRIDGE: Final = 7
@@ -31,7 +31,8 @@ IFADDR: Final = struct.Struct("=BBBBI")
 RTMSG: Final = struct.Struct("=BBBBBBBBI")
 NDMSG: Final = struct.Struct("=BxxxiHBB")
 
-_HOST_BITS: Final = {AF_INET: 32, AF_INET6: 128}
+#: Bytes of an address, by family.
+_LENGTHS: Final = {AF_INET: 4, AF_INET6: 16}
 _FOREVER: Final = 0xFFFFFFFF
 
 # linux/if.h
@@ -55,10 +56,10 @@ _STATES: Final = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", 
 _PORT_STATES: Final = ("disabled", "listening", "learning", "forwarding", "blocking")
 
 # linux/rtnetlink.h
-_TABLES: Final = {0: "unspec", 253: "default", 254: "main", 255: "local"}
+TABLES: Final = {0: "unspec", 253: "default", 254: "main", 255: "local"}
 _PROTOCOLS: Final = {0: "unspec", 1: "redirect", 2: "kernel", 3: "boot", 4: "static", 9: "ra", 16: "dhcp"}
 _SCOPES: Final = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}
-_TYPES: Final = (
+TYPES: Final = (
     *("unspec", "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit", "throw"),
     *("nat", "xresolve"),
 )
@@ -91,7 +92,7 @@ _NEIGHBOUR_STATES: Final = {
 }
 
 # linux/fib_rules.h
-_ACTIONS: Final = {1: "lookup", 2: "goto", 3: "nop", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
+ACTIONS: Final = {1: "lookup", 2: "goto", 3: "nop", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
 
 
 def _number(attributes: Mapping[int, bytes], kind: int, default: int = 0) -> int:
@@ -136,6 +137,11 @@ def _unpack(layout: struct.Struct, message: Message) -> tuple[int, ...]:
     return layout.unpack_from(message.body)
 
 
+def is_of_ip(message: Message) -> bool:
+    """Return whether it is about IPv4 or IPv6: the kernel tells of routes and rules of multicast forwarding, too."""
+    return bool(message.body) and message.body[0] in _LENGTHS
+
+
 def parse_link(message: Message) -> Link:
     """Return the link of an RTM_NEWLINK or RTM_DELLINK."""
     _, _, index, flags, _ = _unpack(IFINFO, message)
@@ -155,7 +161,7 @@ def parse_link(message: Message) -> Link:
         flags=_flags(flags, _FLAGS),
         state=_STATES[state] if state < len(_STATES) else "unknown",
         master=master,
-        lower=lower or None,
+        lower=(_number(data, 3) if kind == "vxlan" else lower) or None,
         lower_nsid=_signed(found, 37),
         alias=word(found.get(20, b"")),
         stats=_parse_stats(found.get(23, b"")),
@@ -223,11 +229,11 @@ def parse_address(message: Message) -> Address:
     found = table(message.body, IFADDR.size)
     local, address = _ip(found.get(2)), _ip(found.get(1))
     own = local or address
-    if own is None or family not in _HOST_BITS:
+    if own is None or family not in _LENGTHS:
         raise MalformedError(f"an address of family {family} without an address")
     preferred, valid = _lifetimes(found.get(6, b""))
     return Address(
-        interface=ip_interface(f"{own}/{prefix}"),
+        interface=_interface(own, prefix),
         index=index,
         scope=str(_SCOPES.get(scope, scope)),
         flags=_flags(_number(found, 8, flags), _ADDRESS_FLAGS),
@@ -248,21 +254,21 @@ def _lifetimes(value: bytes) -> tuple[int | None, int | None]:
 def parse_route(message: Message) -> Route:
     """Return the route of an RTM_NEWROUTE or RTM_DELROUTE."""
     family, length, _, _, number, protocol, scope, kind, _ = _unpack(RTMSG, message)
-    if family not in _HOST_BITS:
+    if family not in _LENGTHS:
         raise MalformedError(f"a route of family {family}")
     found = table(message.body, RTMSG.size)
     number = _number(found, 15, number)
-    zero = "0.0.0.0" if family == AF_INET else "::"  # noqa: S104 - no address to bind to
+    anywhere = bytes(_LENGTHS[family])
     return Route(
-        destination=ip_network(f"{_ip(found.get(1)) or zero}/{length}", strict=False),
+        destination=_network(found.get(1, anywhere), length),
         gateway=_ip(found.get(5)) or _via(found.get(18)),
         index=_optional(found, 4),
         source=_ip(found.get(7)),
         metric=_number(found, 6),
-        table=_TABLES.get(number, number),
+        table=TABLES.get(number, number),
         protocol=_PROTOCOLS.get(protocol, protocol),
         scope=_SCOPES.get(scope, scope),
-        type=_TYPES[kind] if kind < len(_TYPES) else str(kind),
+        type=TYPES[kind] if kind < len(TYPES) else str(kind),
         hops=_hops(found.get(9, b"")),
     )
 
@@ -290,7 +296,7 @@ def parse_neighbour(message: Message) -> Neighbour | None:
     """Return the neighbour of an RTM_NEWNEIGH or RTM_DELNEIGH, or None for an entry of a bridge's table of MAC addresses."""
     family, index, state, flags, _ = _unpack(NDMSG, message)
     found = table(message.body, NDMSG.size)
-    address = _ip(found.get(1)) if family in _HOST_BITS else None
+    address = _ip(found.get(1)) if family in _LENGTHS else None
     if address is None:
         return None
     return Neighbour(
@@ -305,17 +311,17 @@ def parse_neighbour(message: Message) -> Neighbour | None:
 def parse_rule(message: Message) -> Rule:
     """Return the rule of an RTM_NEWRULE or RTM_DELRULE."""
     family, to_length, from_length, _, number, _, _, action, _ = _unpack(RTMSG, message)
-    if family not in _HOST_BITS:
+    if family not in _LENGTHS:
         raise MalformedError(f"a rule of family {family}")
     found = table(message.body, RTMSG.size)
     number = _number(found, 15, number)
     return Rule(
         priority=_number(found, 6),
-        action=_ACTIONS.get(action, str(action)),
-        table=_TABLES.get(number, number),
+        action=ACTIONS.get(action, str(action)),
+        table=TABLES.get(number, number),
         family=family,
-        source=_network(found.get(2), from_length),
-        destination=_network(found.get(1), to_length),
+        source=_network(found[2], from_length) if 2 in found else None,  # noqa: PLR2004
+        destination=_network(found[1], to_length) if 1 in found else None,
         incoming=word(found.get(3, b"")),
         outgoing=word(found.get(17, b"")),
         mark=_number(found, 10),
@@ -323,5 +329,15 @@ def parse_rule(message: Message) -> Rule:
     )
 
 
-def _network(value: bytes | None, length: int) -> AnyNetwork | None:
-    return None if value is None else ip_network(f"{_ip(value)}/{length}", strict=False)
+def _interface(address: AnyAddress, length: int) -> AnyInterface:
+    try:
+        return ip_interface(f"{address}/{length}")
+    except ValueError:
+        raise MalformedError(f"{address} with a prefix of {length} bits") from None
+
+
+def _network(value: bytes, length: int) -> AnyNetwork:
+    address = ip_address(value) if len(value) in _LENGTHS.values() else None
+    if address is None or length > address.max_prefixlen:
+        raise MalformedError(f"a network of {len(value)} bytes with a prefix of {length} bits")
+    return ip_network((address, length), strict=False)

@@ -56,7 +56,7 @@ def addresses(ns: HasFileno | None = None) -> list[Address]:
     '127.0.0.1/8'
     """
     with route_socket(ns) as socket:
-        return [parsing.parse_address(message) for message in socket.dump(requests.dump_addresses())]
+        return list(map(parsing.parse_address, filter(parsing.is_of_ip, socket.dump(requests.dump_addresses()))))
 
 
 def routes(ns: HasFileno | None = None, *, table: str | int | None = "main") -> list[Route]:
@@ -75,7 +75,7 @@ def routes(ns: HasFileno | None = None, *, table: str | int | None = "main") -> 
         As in `links`.
     """
     with route_socket(ns) as socket:
-        found = [parsing.parse_route(message) for message in socket.dump(requests.dump_routes())]
+        found = list(map(parsing.parse_route, filter(parsing.is_of_ip, socket.dump(requests.dump_routes()))))
     return [route for route in found if table is None or route.table == table]
 
 
@@ -89,4 +89,4 @@ def neighbours(ns: HasFileno | None = None) -> list[Neighbour]:
 def rules(ns: HasFileno | None = None) -> list[Rule]:
     """Return the rules by which a network namespace chooses its table of routes; otherwise as `links`."""
     with route_socket(ns) as socket:
-        return [parsing.parse_rule(message) for message in socket.dump(requests.dump_rules())]
+        return list(map(parsing.parse_rule, filter(parsing.is_of_ip, socket.dump(requests.dump_rules()))))

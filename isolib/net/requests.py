@@ -5,21 +5,36 @@ Sources: rtnetlink(7), linux/rtnetlink.h, linux/if_link.h, linux/veth.h.
 
 from __future__ import annotations
 
-from errno import EADDRNOTAVAIL, EBUSY, EEXIST, EINVAL, ENETUNREACH, ENODEV, EOPNOTSUPP, EPERM, ESRCH
+import sys
+from errno import (
+    EADDRNOTAVAIL,
+    EBUSY,
+    EEXIST,
+    EINVAL,
+    ENETDOWN,
+    ENETUNREACH,
+    ENODEV,
+    ENOENT,
+    EOPNOTSUPP,
+    EPERM,
+    ERANGE,
+    ESRCH,
+)
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.netlink import codec
 from isolib._kernel.netlink.socket import Request
-from isolib.net.parsing import AF_BRIDGE, AF_INET, AF_INET6, IFADDR, IFINFO, NDMSG, RTMSG
+from isolib.net.parsing import ACTIONS, AF_BRIDGE, AF_INET, AF_INET6, IFADDR, IFINFO, NDMSG, RTMSG, TABLES, TYPES
 
 if TYPE_CHECKING:
-    from isolib.net.values import AnyAddress, AnyInterface, AnyNetwork
+    from isolib.net.values import AnyAddress, AnyInterface, AnyNetwork, Rule
 
 __all__ = [
     "add_address",
     "add_neighbour",
     "add_route",
+    "add_rule",
     "bring_up",
     "default_route",
     "dump_addresses",
@@ -33,10 +48,13 @@ __all__ = [
     "new_link",
     "remove_address",
     "remove_link",
+    "remove_neighbour",
     "remove_route",
+    "remove_rule",
     "set_kind",
     "set_link",
     "set_port",
+    "table_number",
     "veth_peer",
 ]
 
@@ -52,14 +70,20 @@ NEWROUTE: Final = 24
 DELROUTE: Final = 25
 GETROUTE: Final = 26
 NEWNEIGH: Final = 28
+DELNEIGH: Final = 29
 GETNEIGH: Final = 30
+NEWRULE: Final = 32
+DELRULE: Final = 33
 GETRULE: Final = 34
 
 IFF_UP: Final = 1
-_MAIN: Final = 254
 _STATIC: Final = 4
-_UNICAST: Final = 1
+_BYTE: Final = 255
+_TABLE_NUMBERS: Final = {name: number for number, name in TABLES.items()}
+RULE_ACTIONS: Final = {name: number for number, name in ACTIONS.items()}
 _LINK_SCOPE: Final = 253
+#: Of a route to be removed: whatever its scope is.
+_NOWHERE: Final = 255
 _NODAD: Final = 0x02
 _PERMANENT: Final = 0x80
 
@@ -69,6 +93,9 @@ _NEW_HINTS: Final = {
     EPERM: "it takes CAP_NET_ADMIN over the namespaces of both ends",
     EINVAL: "the kernel does not take these options together",
     EBUSY: "the link below is in use by one of another kind",
+    ENETDOWN: "the link below is down: bring it up first",
+    ENODEV: "there is no such link below",
+    ERANGE: "it is a number, or a size, that this kind of link cannot have",
 }
 _LINK_HINTS: Final = {
     ENODEV: "there is no such link in this namespace",
@@ -79,6 +106,16 @@ _ADDRESS_HINTS: Final = {
     EEXIST: "the link has this address already",
     EADDRNOTAVAIL: "the link does not have this address",
     ENODEV: "there is no such link in this namespace",
+    EPERM: "it takes CAP_NET_ADMIN over the namespace",
+}
+_NEIGHBOUR_HINTS: Final = {
+    ENOENT: "the link has no such neighbour",
+    ENODEV: "there is no such link in this namespace",
+    EPERM: "it takes CAP_NET_ADMIN over the namespace",
+}
+_RULE_HINTS: Final = {
+    EEXIST: "there is such a rule already",
+    ENOENT: "there is no such rule",
     EPERM: "it takes CAP_NET_ADMIN over the namespace",
 }
 _ROUTE_HINTS: Final = {
@@ -203,9 +240,9 @@ def add_address(interface: AnyInterface, index: int, label: str, *, peer: AnyAdd
     return Request(NEWADDR, _address(interface, index, peer), flags, "RTM_NEWADDR", target, _ADDRESS_HINTS)
 
 
-def remove_address(interface: AnyInterface, index: int, label: str) -> Request:
+def remove_address(interface: AnyInterface, index: int, label: str, *, peer: AnyAddress | None = None) -> Request:
     """Return the request that takes an address from a link."""
-    return Request(DELADDR, _address(interface, index, None), 0, "RTM_DELADDR", f"{interface} on {label}", _ADDRESS_HINTS)
+    return Request(DELADDR, _address(interface, index, peer), 0, "RTM_DELADDR", f"{interface} on {label}", _ADDRESS_HINTS)
 
 
 def dump_addresses() -> Request:
@@ -218,21 +255,27 @@ def dump_addresses() -> Request:
 
 def _route(
     destination: AnyNetwork,
+    protocol: int,
+    scope: int,
     *,
     gateway: AnyAddress | None,
     index: int | None,
     metric: int | None,
-    table: int,
+    table: str | int,
+    kind: str,
     source: AnyAddress | None = None,
 ) -> bytes:
     family = AF_INET if destination.version == 4 else AF_INET6  # noqa: PLR2004
-    scope = 0 if gateway is not None else _LINK_SCOPE
-    small = table if table < 256 else 0  # noqa: PLR2004 - a byte
-    parts = [RTMSG.pack(family, destination.prefixlen, 0, 0, small, _STATIC, scope, _UNICAST, 0), codec.u32(15, table)]
+    number = table_number(table)
+    small = number if number <= _BYTE else 0
+    head = RTMSG.pack(family, destination.prefixlen, 0, 0, small, protocol, scope, TYPES.index(kind), 0)
+    parts = [head, codec.u32(15, number)]
     if destination.prefixlen:
         parts.append(codec.attribute(1, destination.network_address.packed))
-    if gateway is not None:
+    if gateway is not None and gateway.version == destination.version:
         parts.append(codec.attribute(5, gateway.packed))
+    elif gateway is not None:  # IPv4 by a gateway of IPv6: struct rtvia
+        parts.append(codec.attribute(18, AF_INET6.to_bytes(2, sys.byteorder) + gateway.packed))
     if index is not None:
         parts.append(codec.u32(4, index))
     if source is not None:
@@ -248,12 +291,15 @@ def add_route(
     gateway: AnyAddress | None = None,
     index: int | None = None,
     metric: int | None = None,
-    table: int = _MAIN,
+    table: str | int = "main",
     source: AnyAddress | None = None,
+    kind: str = "unicast",
 ) -> Request:
-    """Return the request for a route by a gateway, or by a link whose neighbours are the destination."""
-    body = _route(destination, gateway=gateway, index=index, metric=metric, table=table, source=source)
-    target = f"{destination} via {gateway or f'link {index}'}"
+    """Return the request for a route by a gateway, or by a link whose neighbours are the destination, or by neither."""
+    scope = _LINK_SCOPE if gateway is None and kind == "unicast" else 0
+    options = {"gateway": gateway, "source": source}
+    body = _route(destination, _STATIC, scope, index=index, metric=metric, table=table, kind=kind, **options)
+    target = f"{destination} via {gateway or f'link {index}'}" if kind == "unicast" else f"{kind} {destination}"
     return Request(NEWROUTE, body, codec.CREATE | codec.EXCL, "RTM_NEWROUTE", target, _ROUTE_HINTS)
 
 
@@ -268,16 +314,46 @@ def remove_route(
     gateway: AnyAddress | None = None,
     index: int | None = None,
     metric: int | None = None,
-    table: int = _MAIN,
+    table: str | int = "main",
+    kind: str = "unspec",
 ) -> Request:
-    """Return the request that removes a route."""
-    body = _route(destination, gateway=gateway, index=index, metric=metric, table=table)
+    """Return the request that removes a route, whoever made it."""
+    body = _route(destination, 0, _NOWHERE, gateway=gateway, index=index, metric=metric, table=table, kind=kind)
     return Request(DELROUTE, body, 0, "RTM_DELROUTE", str(destination), _ROUTE_HINTS)
 
 
 def dump_routes() -> Request:
     """Return the request for all routes of all tables."""
     return Request(GETROUTE, RTMSG.pack(0, 0, 0, 0, 0, 0, 0, 0, 0), 0, "RTM_GETROUTE", "routes")
+
+
+def _rule(rule: Rule) -> bytes:
+    lengths = [0 if network is None else network.prefixlen for network in (rule.destination, rule.source)]
+    number = table_number(rule.table) if rule.action == "lookup" else 0
+    parts = [RTMSG.pack(rule.family, *lengths, 0, number if number <= _BYTE else 0, 0, 0, RULE_ACTIONS[rule.action], 0)]
+    parts += [codec.u32(6, rule.priority), *([codec.u32(15, number)] if number else [])]
+    for kind, network in ((1, rule.destination), (2, rule.source)):
+        if network is not None and network.prefixlen:
+            parts.append(codec.attribute(kind, network.network_address.packed))
+    parts += [codec.text(kind, name) for kind, name in ((3, rule.incoming), (17, rule.outgoing)) if name]
+    if rule.mark or rule.mask:
+        parts += [codec.u32(10, rule.mark), codec.u32(16, rule.mask)]
+    return b"".join(parts)
+
+
+def add_rule(rule: Rule) -> Request:
+    """Return the request for a rule."""
+    return Request(NEWRULE, _rule(rule), codec.CREATE | codec.EXCL, "RTM_NEWRULE", f"rule {rule.priority}", _RULE_HINTS)
+
+
+def remove_rule(rule: Rule) -> Request:
+    """Return the request that removes the first rule that is like this."""
+    return Request(DELRULE, _rule(rule), 0, "RTM_DELRULE", f"rule {rule.priority}", _RULE_HINTS)
+
+
+def table_number(table: str | int) -> int:
+    """Return the number of a table of routes, which some have a name for."""
+    return _TABLE_NUMBERS[table] if isinstance(table, str) else table
 
 
 def dump_rules() -> Request:
@@ -292,7 +368,15 @@ def add_neighbour(address: AnyAddress, mac: bytes, index: int, label: str) -> Re
     """Return the request for a permanent neighbour: who has this address on this link."""
     family = AF_INET if address.version == 4 else AF_INET6  # noqa: PLR2004
     body = NDMSG.pack(family, index, _PERMANENT, 0, 0) + codec.attribute(1, address.packed) + codec.attribute(2, mac)
-    return Request(NEWNEIGH, body, codec.CREATE | codec.REPLACE, "RTM_NEWNEIGH", f"{address} on {label}", _LINK_HINTS)
+    flags = codec.CREATE | codec.REPLACE
+    return Request(NEWNEIGH, body, flags, "RTM_NEWNEIGH", f"{address} on {label}", _NEIGHBOUR_HINTS)
+
+
+def remove_neighbour(address: AnyAddress, index: int, label: str) -> Request:
+    """Return the request that makes a link forget who has an address."""
+    family = AF_INET if address.version == 4 else AF_INET6  # noqa: PLR2004
+    body = NDMSG.pack(family, index, 0, 0, 0) + codec.attribute(1, address.packed)
+    return Request(DELNEIGH, body, 0, "RTM_DELNEIGH", f"{address} on {label}", _NEIGHBOUR_HINTS)
 
 
 def dump_neighbours() -> Request:

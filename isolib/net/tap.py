@@ -1,176 +1,291 @@
-"""A packet socket of one interface: what comes and goes there, as the kernel hands it to who listens (packet(7))."""
+"""Interfaces whose other end is this program: tun for packets, tap for frames (tun(4))."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
+import stat
 import struct
-from _socket import socket as Socket  # noqa: N812 - not socket.socket, which gevent replaces
-from errno import ENODEV
-from fcntl import ioctl
-from functools import partial
-from threading import RLock
-from typing import TYPE_CHECKING, Any, Final
+from errno import EACCES, EAGAIN, EBUSY, EEXIST, ENODEV, ENOENT, ENXIO, EPERM
+from time import monotonic
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from isolib._kernel.hints import hint
-from isolib._kernel.sockets import open_socket
+from isolib._kernel.handle import Handle
+from isolib._kernel.hints import typed
+from isolib._kernel.sockets import open_file_in
 from isolib.errors import SyscallError, Unsupported, from_errno
-from isolib.net import pcapng, ring
+from isolib.net import parsing, requests
+from isolib.net.checks import check_interfaces, check_mac, check_mtu, check_name
+from isolib.net.interface import Interface
+from isolib.net.where import Where, check_namespace
+from isolib.types import parse_duration
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
+    from typing import SupportsFloat
+
+    from isolib._kernel.handle import Fd
+    from isolib.net.values import AnyInterface
     from isolib.types import HasFileno
 
-__all__ = ["ALL", "NONE", "Tap", "open_tap", "refused"]
+    EndT = TypeVar("EndT", bound="_End")
 
-_AF_PACKET: Final = 17
-_SOCK_RAW: Final = 3
-_SOL_SOCKET: Final = 1
-_SO_ERROR: Final = 4
-_SOL_PACKET: Final = 263
-_ADD_MEMBERSHIP: Final = 1
-_STATISTICS: Final = 6
-_IGNORE_OUTGOING: Final = 23
-_PROMISCUOUS: Final = 1
-#: Every protocol, for `Tap.want`.
-ALL: Final = 3
-#: One that no frame has.
-NONE: Final = 0xFFFF
+__all__ = ["Tap", "Tun", "new_tap", "new_tun"]
 
-# Of netdevice(7), and of linux/if_arp.h the kinds of hardware.
-_SIOCGIFNAME: Final = 0x8910
-_SIOCGIFHWADDR: Final = 0x8927
-_SIOCGIFINDEX: Final = 0x8933
-_IFREQ: Final = struct.Struct("=16si20x")
-_HARDWARE: Final = struct.Struct("=16sH6s16x")
-_ARPHRD_LOOPBACK: Final = 772
-#: What packets of a kind of hardware begin with: Ethernet's addresses, or IP's header at once (tun, ipip, sit).
-_LINK_TYPES: Final = {
-    1: pcapng.ETHERNET,
-    _ARPHRD_LOOPBACK: pcapng.ETHERNET,
-    **dict.fromkeys((519, 768, 769, 776, 65534), pcapng.RAW_IP),
+_DEVICE: Final = "/dev/net/tun"
+
+# linux/if_tun.h
+_TUNSETIFF: Final = 0x400454CA
+_IFF_TUN: Final = 0x0001
+_IFF_TAP: Final = 0x0002
+_IFF_NO_PI: Final = 0x1000
+_IFF_TUN_EXCL: Final = 0x8000
+_IFREQ: Final = struct.Struct("16sH22x")
+#: The longest packet or frame: an MTU of 65535 and an Ethernet header with a VLAN's tag.
+_LONGEST: Final = 65535 + 18
+#: Milliseconds: poll(2) counts them in an int.
+_LONGEST_WAIT: Final = (1 << 31) - 1
+
+_SET_HINTS: Final = {
+    EPERM: "it takes CAP_NET_ADMIN over the namespace, which the owner of its user namespace has",
+    EEXIST: "there is a link of this name in the namespace",
 }
 
 
-def refused(op: str, target: str, error: OSError) -> SyscallError:
-    """Return isolib's exception for what Python's own functions have raised."""
-    if isinstance(error, SyscallError):
-        return error
-    number = error.errno or 0
-    return from_errno(op, target, number, hint(op, number, target))
+class _End(Handle):
+    """The end of an interface that is this program's; the interface dies with the descriptor.
 
-
-def open_tap(net: HasFileno | None, name: str, *, snaplen: int, promiscuous: bool) -> Tap:
-    """Return a socket that receives nothing yet, of an interface of a namespace; None: that of the calling thread.
-
-    Raises
-    ------
-    SyscallError, SetupFailed
-        The kernel refused; with ENODEV, there is no such interface.
-    Unsupported
-        The interface is of a kind whose packets cannot be described in a file.
-    """
-    with open_socket(net, _AF_PACKET, _SOCK_RAW, label="packet socket") as fd:
-        try:
-            # In one go of C functions: an interrupt leaves no descriptor that nobody owns.
-            sock = next(map(partial(Socket, _AF_PACKET, _SOCK_RAW, 0), map(os.dup, (fd.fileno(),))))
-        except OSError as error:
-            raise refused("dup", "packet socket", error) from None
-    try:
-        return Tap(sock, name, snaplen, promiscuous=promiscuous)
-    except BaseException:
-        sock.close()
-        raise
-
-
-class Tap:
-    """A packet socket with its ring.
+    `fileno` is readable when something has come, for event loops; it does not block.
 
     Attributes
     ----------
-    index
-        The number of the interface.
-    mac
-        Its address.
-    link_type
-        What its packets begin with, by the names of `isolib.net.pcapng`.
-    ring
-        Where they are.
-    received, dropped
-        How many came, and for how many there was no room, when it was last counted.
+    interface
+        The other end, in its namespace: to look at it and to change it.
     """
 
-    def __init__(self, sock: Socket, name: str, snaplen: int, *, promiscuous: bool) -> None:
-        self._sock = sock
-        self.received = 0
-        self.dropped = 0
-        self._lock = RLock()  # of the counts
-        self.index = self._ioctl("SIOCGIFINDEX", _SIOCGIFINDEX, name, _IFREQ.pack(os.fsencode(name), 0), _IFREQ)[1]
-        request = _HARDWARE.pack(os.fsencode(name), 0, b"")
-        hardware, self.mac = self._ioctl("SIOCGIFHWADDR", _SIOCGIFHWADDR, name, request, _HARDWARE)[1:]
-        found = _LINK_TYPES.get(hardware)
-        if found is None:
-            raise Unsupported(
-                f"capturing from {name}",
-                f"its hardware, ARPHRD_ number {hardware}, whose frames isolib cannot name in a file",
-                "tcpdump -i, which has a form of its own for them",
-            )
-        self.link_type = found
-        try:
-            if hardware == _ARPHRD_LOOPBACK:  # each packet leaves it and comes back: once is enough
-                sock.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
-            ring.prepare(sock, snaplen)
-            if promiscuous:
-                sock.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, struct.pack("=iHH8x", self.index, _PROMISCUOUS, 0))
-        except OSError as error:
-            raise refused("setsockopt", f"packet socket of {name}", error) from None
-        try:
-            self.ring = ring.Ring(sock.fileno(), snaplen)
-        except OSError as error:
-            raise refused("mmap", f"packet socket of {name}", error) from None
+    def __init__(self, fd: Fd, interface: Interface) -> None:
+        super().__init__(fd)
+        self.interface = interface
 
-    def _ioctl(self, op: str, number: int, name: str, request: bytes, layout: struct.Struct) -> tuple[Any, ...]:
-        try:
-            return layout.unpack(ioctl(self._sock.fileno(), number, request))
-        except OSError as error:
-            advice = "there is no such interface in the namespace" if error.errno == ENODEV else None
-            raise from_errno(f"ioctl {op}", name, error.errno or 0, advice or hint("ioctl", error.errno or 0, name)) from None
+    def _describe(self) -> str:
+        return f"{self.interface.name} index={self.interface.index}"
 
-    def fileno(self) -> int:
-        """Return the descriptor, readable when there are packets; -1: it is closed."""
-        return self._sock.fileno()
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.interface.name
 
-    def want(self, protocol: int) -> None:
-        """Receive packets of this protocol from now on (packet(7)); those of another are all there when this returns.
+    @property
+    def index(self) -> int:
+        """Its number in its namespace."""
+        return self.interface.index
+
+    def read(self, *, timeout: SupportsFloat | timedelta | None = None) -> bytes | None:
+        """Return the next packet (tun) or frame (tap) that somebody sent by the interface.
+
+        Parameters
+        ----------
+        timeout
+            Seconds, or a timedelta; None: for ever.
+
+        Returns
+        -------
+        bytes or None
+            None: nothing came within the time.
 
         Raises
         ------
         SyscallError
-            The interface is gone.
+            The interface is gone, with its namespace (EBADFD).
         """
-        name = self._ioctl("SIOCGIFNAME", _SIOCGIFNAME, f"interface {self.index}", _IFREQ.pack(b"", self.index), _IFREQ)[0]
-        now = os.fsdecode(name.rstrip(b"\0"))
-        try:
-            self._sock.bind((now, protocol))
-        except OSError as error:
-            raise refused("bind", f"packet socket of {now}", error) from None
+        deadline = None if timeout is None else monotonic() + parse_duration(timeout, "timeout")
+        while self._poll(select.POLLIN, deadline):
+            try:
+                return os.read(self.fileno(), _LONGEST)
+            except BlockingIOError:  # another thread was faster
+                continue
+            except OSError as error:
+                raise from_errno("read", self.name, error.errno or 0) from None
+        return None
 
-    def clear_error(self) -> None:
-        """Take note that the interface is down, or gone; when it is up again the kernel goes on by itself."""
-        self._sock.getsockopt(_SOL_SOCKET, _SO_ERROR)
+    def write(self, packet: bytes) -> None:
+        """Have a packet (tun) or a frame (tap) come in by the interface.
 
-    def count(self) -> None:
-        """Ask how many packets came, and for how many there was no room; the kernel counts from the last time on."""
-        with self._lock:
-            if self._sock.fileno() >= 0:
-                received, dropped, _ = struct.unpack("=III", self._sock.getsockopt(_SOL_PACKET, _STATISTICS, 12))
-                self.received += received
-                self.dropped += dropped
+        Raises
+        ------
+        SyscallError
+            EIO: the interface is down; EINVAL: it is neither IPv4 nor IPv6, or shorter than a header.
+        """
+        while True:
+            try:
+                os.write(self.fileno(), packet)
+            except OSError as error:
+                if error.errno != EAGAIN:
+                    raise from_errno("write", self.name, error.errno or 0) from None
+            else:
+                return
+            self._poll(select.POLLOUT, None)
 
-    def close(self) -> None:
-        """Close the socket and the ring."""
-        with self._lock:
-            self.abandon()
+    def _poll(self, events: int, deadline: float | None) -> bool:
+        poll = select.poll()
+        poll.register(self.fileno(), events)
+        while True:
+            left = None if deadline is None else max(0.0, deadline - monotonic())
+            if poll.poll(None if left is None else min(left * 1000, _LONGEST_WAIT)):
+                return True
+            if not left:
+                return False
 
-    def abandon(self) -> None:
-        """In a fork of the process, where nobody may be left to release a lock, close the copies."""
-        self.ring.close()
-        self._sock.close()
+
+class Tun(_End, made_by="isolib.net.new_tun()"):
+    """The end of an interface that is this program's, for packets of IPv4 and IPv6."""
+
+
+class Tap(_End, made_by="isolib.net.new_tap()"):
+    """The end of an interface that is this program's, for Ethernet frames."""
+
+
+@typed("a tun interface")
+def new_tun(
+    *,
+    ns: HasFileno | None = None,
+    name: str = "tun0",
+    mtu: int | None = None,
+    addresses: Sequence[str | AnyInterface] = (),
+) -> Tun:
+    """Make an interface whose packets this program reads and writes, and bring it up.
+
+    Parameters
+    ----------
+    ns
+        A handle of the namespace that it lies in; None: that of the calling thread.
+    name
+        At most 15 bytes.
+    mtu
+        Bytes of the longest packet, 68 to 65535; None: 1500.
+    addresses
+        Each with its network's prefix: "10.0.0.1/24".
+
+    Returns
+    -------
+    Tun
+        It owns the descriptor, and the descriptor the interface: when it is closed, or this program ends, that is gone.
+
+    Raises
+    ------
+    PlanError
+        An argument cannot work; nothing was done.
+    Unsupported
+        There is no /dev/net/tun, or this user may not open it.
+    SyscallError
+        The kernel refused, and nothing is left.  EEXIST: the name is taken.
+    ClosedError
+        The namespace is closed.
+
+    Notes
+    -----
+    Packets have no header of tun's own before them (IFF_NO_PI).  The device file is opened in the namespace, by the calling
+    thread for the moment of one call, or by a process of the launcher.  Privileges: CAP_NET_ADMIN over the namespace, and to
+    read and write /dev/net/tun.  Kernel: CONFIG_TUN.  Source: Documentation/networking/tuntap.rst.
+
+    Examples
+    --------
+    >>> from isolib import new_netns
+    >>> from isolib.net.tap import new_tun
+    >>> with new_netns() as ns, new_tun(ns=ns, addresses=["10.0.0.1/24"]) as tun:
+    ...     tun.interface.link().up
+    True
+    """
+    return _made(Tun, _IFF_TUN, ns=ns, name=name, mtu=mtu, mac=None, addresses=addresses)
+
+
+@typed("a tap interface")
+def new_tap(
+    *,
+    ns: HasFileno | None = None,
+    name: str = "tap0",
+    mtu: int | None = None,
+    mac: str | bytes | None = None,
+    addresses: Sequence[str | AnyInterface] = (),
+) -> Tap:
+    """Make an interface whose Ethernet frames this program reads and writes, and bring it up; otherwise as `new_tun`.
+
+    Parameters
+    ----------
+    ns, name, mtu, addresses
+        As for `new_tun`.
+    mac
+        That of the namespace's end; None: one at random.
+
+    Raises
+    ------
+    PlanError, Unsupported, SyscallError, ClosedError
+        As in `new_tun`.
+
+    Notes
+    -----
+    As for `new_tun`.
+    """
+    return _made(Tap, _IFF_TAP, ns=ns, name=name, mtu=mtu, mac=mac, addresses=addresses)
+
+
+def _made(
+    cls: type[EndT],
+    kind: int,
+    *,
+    ns: HasFileno | None,
+    name: str,
+    mtu: int | None,
+    mac: str | bytes | None,
+    addresses: Sequence[str | AnyInterface],
+) -> EndT:
+    own = check_name(name, "name")
+    attributes = requests.link_attributes(
+        mtu=None if mtu is None else check_mtu(mtu), mac=None if mac is None else check_mac(mac, "mac")
+    )
+    interfaces = check_interfaces(addresses)
+    where = Where(check_namespace(ns, "ns"))
+    fd = _open(ns)
+    try:
+        _attach(fd, kind, own)
+        interface = Interface(where, parsing.parse_link(where.socket.ask(requests.get_link(own))[0]).index, own)
+        where.socket.send(
+            requests.set_link(interface.index, own, attributes, up=True),
+            *(requests.add_address(address, interface.index, own) for address in interfaces),
+        )
+        return cls._make(fd, interface)
+    except BaseException:
+        fd.close()
+        raise
+
+
+def _open(ns: HasFileno | None) -> Fd:
+    try:
+        return open_file_in(ns, _DEVICE, os.O_RDWR | os.O_NONBLOCK)
+    except SyscallError as error:
+        if error.target != _DEVICE or error.errno not in {ENOENT, ENODEV, ENXIO, EACCES, EPERM}:
+            raise
+        raise Unsupported("tun and tap interfaces", *_refusal(error.errno)) from error
+
+
+def _refusal(errno: int) -> tuple[str, str]:
+    if errno == EACCES:
+        mode = stat.filemode(os.stat(_DEVICE).st_mode)
+        return f"the mode of {_DEVICE}: {mode}", f"chmod 0666 {_DEVICE}, or add this user to its group"
+    if errno == EPERM:
+        return "the device controller of a cgroup", f"allow {_DEVICE} there (Docker: --device {_DEVICE})"
+    if errno == ENOENT:
+        return f"{_DEVICE}: there is none", "modprobe tun, or a /dev that has it (devtmpfs; Docker: --device)"
+    return "the kernel: perhaps without CONFIG_TUN", "modprobe tun, or a kernel with CONFIG_TUN"
+
+
+def _attach(fd: Fd, kind: int, name: str) -> None:
+    # Exclusively: else an interface that somebody has left without a program would be taken.
+    wanted = _IFREQ.pack(os.fsencode(name), kind | _IFF_NO_PI | _IFF_TUN_EXCL)
+    try:
+        fcntl.ioctl(fd.fileno(), _TUNSETIFF, wanted)
+    except OSError as error:
+        errno = EEXIST if error.errno == EBUSY else error.errno or 0
+        raise from_errno("ioctl TUNSETIFF", name, errno, _SET_HINTS.get(errno)) from None

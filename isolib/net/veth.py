@@ -8,6 +8,7 @@ from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.hints import typed
 from isolib.errors import PlanError
 from isolib.net import parsing, requests
+from isolib.net.carrier import settle
 from isolib.net.checks import check_interface, check_mtu, check_name, check_pair
 from isolib.net.interface import Interface
 from isolib.net.owned import check_free, make_link
@@ -108,6 +109,7 @@ def new_veth(
         for end, address in zip(pair, own_addresses, strict=True):
             if address is not None:
                 end.add_address(address)
+        settle(*pair)
         made = Veth._make(*pair, undo)
         undo.keep()
     return made

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from contextlib import ExitStack
 from errno import ENOENT
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from isolib._kernel.plan import INSIDE
+from isolib._kernel.handle import Fd
+from isolib._kernel.netlink.socket import Socket
+from isolib._kernel.plan import INSIDE, Step
 from isolib.errors import SetupFailed, SyscallError, from_errno
 from isolib.support import refusals
 from isolib.support.attempts import own_room, resident
@@ -21,9 +24,12 @@ if TYPE_CHECKING:
     from typing import Self
 
     from isolib._kernel.launch import Launched
-    from isolib._kernel.plan import Step
     from isolib.support.facts import Facts
     from isolib.support.refusals import Need
+
+
+_AF_NETLINK: Final = 16
+_SOCK_RAW: Final = 3
 
 
 class Examination:
@@ -35,6 +41,7 @@ class Examination:
         self.orphan: tuple[int, int] | None = None
         self._stack = ExitStack()
         self._handed: dict[str, int | Exception] = {}
+        self._netlink: dict[int, Socket] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -71,6 +78,18 @@ class Examination:
             self._handed[label] = known
         if isinstance(known, Exception):
             raise known
+        return known
+
+    def netlink(self, protocol: int) -> Socket:
+        """Return a netlink socket of a network namespace that is this protocol's alone; raises as `handed`."""
+        known = self._netlink.get(protocol)
+        if known is None:
+            label = f"netlink {protocol}"
+            step = Step("SOCKET", flags=_AF_NETLINK, value=_SOCK_RAW << 32 | protocol, what=f"netlink protocol {protocol}")
+            fd = Fd.take(fcntl.fcntl, self.handed(label, step), fcntl.F_DUPFD_CLOEXEC, 0)
+            assert fd is not None  # noqa: S101 - it raises
+            known = self._netlink[protocol] = Socket(fd, label)
+            self._stack.callback(known.close)
         return known
 
     def _hand_over(self, label: str, step: Step) -> int:

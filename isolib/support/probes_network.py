@@ -13,20 +13,13 @@ from errno import ENODEV, ENOENT, EOPNOTSUPP
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from isolib._kernel.netlink import codec, nft, nft_match
+from isolib._kernel.netlink.nft import Hook, Scope
+from isolib._kernel.netlink.socket import NETFILTER, ROUTE, Request
 from isolib._kernel.plan import Step
 from isolib.errors import from_errno
 from isolib.support import refusals
 from isolib.support.examination import Probe, explain_device
-from isolib.support.netlink import (
-    NETLINK_NETFILTER,
-    NETLINK_ROUTE,
-    ask,
-    attribute,
-    link,
-    nft_masquerade,
-    nft_table,
-    qdisc,
-)
 from isolib.support.refusals import Need, Refusal, Refused
 
 if TYPE_CHECKING:
@@ -34,43 +27,52 @@ if TYPE_CHECKING:
     from isolib.support.examination import Examination
     from isolib.support.facts import Facts
 
-_AF_NETLINK: Final = 16
-_SOCK_RAW: Final = 3
 _LO: Final = 1
+
+# linux/rtnetlink.h, linux/if_link.h, linux/pkt_sched.h
+_NEW_LINK: Final = 16
+_NEW_QDISC: Final = 36
+_ROOT: Final = 0xFFFFFFFF
+_IFNAME: Final = 3
+_LINK: Final = 5
+_LINKINFO: Final = 18
+_KIND: Final = 1
+_DATA: Final = 2
+_OPTIONS: Final = 2
+_VLAN_ID: Final = 1
+_VXLAN_ID: Final = 1
 
 _TUNSETIFF: Final = 0x400454CA
 _IFF_TUN: Final = 0x0001
 _IFF_NO_PI: Final = 0x1000
-
-_NFT_TABLE_OWNER: Final = 2
-_VLAN_ID: Final = 1
-_VXLAN_ID: Final = 1
 
 #: Each kind's number in the probing namespace.
 _INDEX: Final = {"veth": 101, "dummy": 102, "bridge": 103, "macvlan": 104, "ipvlan": 105, "vxlan": 106, "vlan": 107}
 _LOWERS: Final = ("veth", "dummy", "bridge")
 
 
-def _socket(exam: Examination, protocol: int) -> int:
-    step = Step("SOCKET", flags=_AF_NETLINK, value=_SOCK_RAW << 32 | protocol, what=f"netlink protocol {protocol}")
-    return exam.handed(f"netlink {protocol}", step)
+def _new_link(kind: str, index: int, lower: int = 0, data: bytes = b"") -> Request:
+    """Return the request for a network device of a kind; it gets the number and, from it, a name."""
+    info = [codec.text(_KIND, kind), *([codec.nested(_DATA, data)] if data else [])]
+    attributes = [codec.text(_IFNAME, f"probe{index}"), *([codec.u32(_LINK, lower)] if lower else [])]
+    body = struct.pack("=BxHiII", 0, 0, index, 0, 0) + b"".join(attributes) + codec.nested(_LINKINFO, *info)
+    return Request(_NEW_LINK, body, codec.CREATE, "RTM_NEWLINK", kind)
 
 
 def _link(kind: str, exam: Examination, *, data: bytes = b"", stands: bool = False) -> str:
-    route = _socket(exam, NETLINK_ROUTE)
-    lower = _new_lower(kind, route, exam) if stands else 0
-    ask(route, link(kind, _INDEX[kind], lower=lower, data=data), "RTM_NEWLINK", kind)
+    lower = _new_lower(kind, exam) if stands else 0
+    exam.netlink(ROUTE).ask(_new_link(kind, _INDEX[kind], lower, data))
     return ""
 
 
-def _new_lower(kind: str, route: int, exam: Examination) -> int:
+def _new_lower(kind: str, exam: Examination) -> int:
     """Make a device for another to stand on, of the first kind that could be made: each takes one for itself alone."""
     lower = next((one for one in _LOWERS if exam.found[one]), None)
     if lower is None:
         by = Refusal("the kernel: no device that it could stand on", "a kernel with veth, dummy or bridge")
         raise Refused(f"{kind} was not tried", by)
     index = _INDEX[kind] + 100
-    ask(route, link(lower, index), "RTM_NEWLINK", lower)
+    exam.netlink(ROUTE).ask(_new_link(lower, index))
     return index
 
 
@@ -81,7 +83,9 @@ def _explain_link(error: SyscallError, need: Need, facts: Facts) -> Refusal:
 
 
 def _qdisc(kind: str, options: bytes, exam: Examination) -> str:
-    ask(_socket(exam, NETLINK_ROUTE), qdisc(kind, _LO, options), "RTM_NEWQDISC", kind)
+    """Put a queueing discipline at the root of a device, in place of the one there."""
+    body = struct.pack("=BxxxiIII", 0, _LO, 0, _ROOT, 0) + codec.text(_KIND, kind) + codec.attribute(_OPTIONS, options)
+    exam.netlink(ROUTE).ask(Request(_NEW_QDISC, body, codec.CREATE | codec.REPLACE, "RTM_NEWQDISC", kind))
     return ""
 
 
@@ -100,21 +104,21 @@ def _tbf_options() -> bytes:
     """Return TCA_TBF_PARMS with struct tc_tbf_qopt: 1 MB/s, and a burst that no device's MTU exceeds (else the kernel logs)."""
     rate = struct.pack("=BBHhHI", 0, 0, 0, 0, 0, 1000000)
     peak = bytes(len(rate))
-    return attribute(1, rate + peak + struct.pack("=3I", 10000000, 1 << 24, 0))
+    return codec.attribute(1, rate + peak + struct.pack("=3I", 10000000, 1 << 24, 0))
 
 
 def _htb_options() -> bytes:
     """Return TCA_HTB_INIT with struct tc_htb_glob: version 3, rate2quantum 10, no default class."""
-    return attribute(2, struct.pack("=5I", 3, 10, 0, 0, 0))
+    return codec.attribute(2, struct.pack("=5I", 3, 10, 0, 0, 0))
 
 
 def _nftables(kind: str, exam: Examination) -> str:
-    netfilter = _socket(exam, NETLINK_NETFILTER)
+    scope = Scope(nft.INET, f"isolib-{kind}")
+    requests = [scope.new(owned=kind == "owner")]
     if kind == "masquerade":
-        request, answers = nft_masquerade("isolib-nat")
-    else:
-        request, answers = nft_table(f"isolib-{kind}", flags=_NFT_TABLE_OWNER if kind == "owner" else 0)
-    ask(netfilter, request, "NFT_MSG_NEWTABLE" if kind != "masquerade" else "NFT_MSG_NEWRULE", "family inet", answers)
+        hook = Hook(nft.POSTROUTING, 100, "nat")
+        requests += [scope.new_chain("post", hook), scope.add("post", nft_match.masquerade())]
+    exam.netlink(NETFILTER).batch(nft.SUBSYSTEM, *requests)
     return ""
 
 
@@ -150,8 +154,8 @@ NETWORK: Final = (
     _probe("bridge", "CONFIG_BRIDGE", "bridge"),
     _probe("macvlan", "CONFIG_MACVLAN", "macvlan", stands=True),
     _probe("ipvlan", "CONFIG_IPVLAN", "ipvlan", stands=True),
-    _probe("vxlan", "CONFIG_VXLAN", "vxlan", data=attribute(_VXLAN_ID, struct.pack("=I", 7))),
-    _probe("vlan", "CONFIG_VLAN_8021Q", "8021q", data=attribute(_VLAN_ID, struct.pack("=H", 7)), stands=True),
+    _probe("vxlan", "CONFIG_VXLAN", "vxlan", data=codec.u32(_VXLAN_ID, 7)),
+    _probe("vlan", "CONFIG_VLAN_8021Q", "8021q", data=codec.u16(_VLAN_ID, 7), stands=True),
     Probe("tun", _tun, Need(option="CONFIG_TUN", module="tun"), explain_device),
     Probe("netem", partial(_qdisc, "netem", _netem_options()), Need("", "CONFIG_NET_SCH_NETEM", "sch_netem"), _explain_qdisc),
     Probe("tbf", partial(_qdisc, "tbf", _tbf_options()), Need("", "CONFIG_NET_SCH_TBF", "sch_tbf"), _explain_qdisc),

@@ -22,7 +22,7 @@ from isolib._kernel.plan import HOLD, Builder, Step, exec_step
 from isolib._kernel.request import Request
 from isolib.cgroups.explain import Outline
 from isolib.process import Process
-from isolib.sandbox import _Setting
+from isolib.setting import Setting
 from isolib.spec import SandboxSpec
 from tests.groups import needs
 from tests.seccomp import deny
@@ -230,7 +230,7 @@ def test_default_sandbox(user_namespaces: None) -> None:
     """The whole of a default sandbox, as `run` makes it in one call, from its first system call to its last."""
     spec = SandboxSpec.of(None, {"wall": 60})
     isolib.run(["true"], wall=60)
-    plan = _Setting(spec).request(deadline=60).plan(["true"])
+    plan = Setting(spec).request(deadline=60).plan(["true"])
     check(plan, lambda: isolib.run(["true"], wall=60, check=True))
 
 
@@ -244,7 +244,7 @@ def test_sandbox_with_limits(user_namespaces: None, groups: None) -> None:
         isolib.run(["true"], memory="64M", pids=30, wall=60, check=True)
 
     run()  # what is opened once is open then
-    trace = check(_Setting(spec).request(deadline=60, cgroup=outline).plan(["true"]), run)
+    trace = check(Setting(spec).request(deadline=60, cgroup=outline).plan(["true"]), run)
     made = [name for name in names_of(trace, tid()) if name == "mkdirat"]
     assert len(made) == sum(call.name == "mkdirat" for call in outline.calls())
     text = isolib.Sandbox(spec).explain()
@@ -262,12 +262,12 @@ def test_command_that_is_out_of_memory(user_namespaces: None, groups: None) -> N
         assert isolib.run(argv, memory="48M", wall=60).exit.reason is isolib.Reason.OOM
 
     run()
-    check(_Setting(spec).request(deadline=60, cgroup=Outline({"memory_max": "48M"})).plan(argv), run)
+    check(Setting(spec).request(deadline=60, cgroup=Outline({"memory_max": "48M"})).plan(argv), run)
 
 
 def test_resident_sandbox(user_namespaces: None) -> None:
     """A sandbox that stays, from its beginning to its end; HOLD in place of a command."""
-    plan = _Setting(SandboxSpec()).request(dumpable=True).builder.build(HOLD)
+    plan = Setting(SandboxSpec()).request(dumpable=True).builder.build(HOLD)
 
     def run() -> None:
         with isolib.Sandbox():

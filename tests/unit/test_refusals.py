@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import struct
 from dataclasses import replace
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from isolib._kernel.cgroupfs import controller_state, mode, own_group
 from isolib._kernel.procfs import CgroupEntry, parse_mountinfo
-from isolib.support import netlink, refusals
+from isolib.support import refusals
 from isolib.support.facts import CAPABILITIES, Facts, option_in, version_of
 from isolib.support.probes_host import container_of
 from isolib.support.refusals import FILTER, Need
@@ -329,29 +328,3 @@ def test_state_of_a_controller() -> None:
 def test_container_engines(evidence: dict[str, str], nested: bool, engine: str) -> None:  # noqa: FBT001 - a parameter
     """Each is known by its sign; a sign that came with a disk image counts in a container only."""
     assert container_of(evidence, nested=nested) == engine
-
-
-# ---- netlink ----
-
-
-@given(st.binary(max_size=64))
-def test_answers_of_any_shape_end(answer: bytes) -> None:
-    """A broken answer is read to its end, and no further."""
-    for number in netlink.errors_in(answer):
-        assert isinstance(number, int)
-
-
-def test_acknowledgements_are_read() -> None:
-    """Each has its number, 0 or positive."""
-    one = struct.pack("=IHHIIi", 20, 2, 0, 1, 0, 0)
-    two = struct.pack("=IHHIIi", 20, 2, 0, 2, 0, -errno.EOPNOTSUPP)
-    other = struct.pack("=IHHIII", 20, 16, 0, 3, 0, 7)
-    assert netlink.errors_in(one + other + two) == [0, errno.EOPNOTSUPP]
-
-
-def test_attributes_are_padded_and_nested() -> None:
-    """Lengths are without the padding, nesting is flagged: netlink(7)."""
-    assert netlink.attribute(3, b"abcde") == struct.pack("=HH5s3x", 9, 3, b"abcde")
-    assert netlink.nested(18, netlink.text(1, "veth")) == struct.pack("=HHHH5s3x", 16, 18 | 0x8000, 9, 1, b"veth\0")
-    request = netlink.link("veth", 101)
-    assert struct.unpack_from("=I", request)[0] == len(request)

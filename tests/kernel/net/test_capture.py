@@ -599,7 +599,7 @@ def test_no_descriptors(net: NetNS, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:never closed:ResourceWarning", "ignore:unclosed:ResourceWarning")
 def test_interrupt_at_every_point(rights: str, net: NetNS) -> None:
     """Wherever a KeyboardInterrupt comes, no thread, socket or file is left."""
-    own = {f"/isolib/net/{name}.py" for name in ("capture", "tap", "ring")}
+    own = {f"/isolib/net/{name}.py" for name in ("capture", "packet_socket", "ring")}
 
     def scenario() -> None:
         with capture(net, "lo", io.BytesIO()):

@@ -74,7 +74,8 @@ def test_what_is_inside(network: Network, new_ns: Callable[[], NetNS]) -> None:
     endpoint = network.attach(ns, name="net0", hostname="web")
     found = {link.name: link for link in links(ns)}
     assert set(found) == {"lo", "net0"}
-    assert (found["net0"].kind, found["net0"].mac, found["net0"].state) == ("veth", endpoint.mac, "up")
+    assert (found["net0"].kind, found["net0"].mac) == ("veth", endpoint.mac)
+    assert until(lambda: endpoint.interface.link().state == "up")
     own = {str(address.interface) for address in addresses(ns) if address.index == found["net0"].index}
     assert {f"{endpoint.address}/24", f"{endpoint.ipv6}/64"} <= own
     ways = {str(route.destination): route.gateway for route in routes(ns) if route.gateway}

@@ -1,0 +1,51 @@
+"""Whether a link carries already.
+
+A link that was brought up carries when the kernel has found that out, some time later: until then, what is sent is dropped, and
+asked for again by its sender after a second.  Since Linux 6.8 who asks for a link's state by RTM_GETLINK makes it find out; on
+older kernels it is waited for, by the kernel's notification.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+from isolib._kernel.netlink.socket import open_netlink
+
+if TYPE_CHECKING:
+    from isolib.net.interface import Interface
+
+__all__ = ["settle"]
+
+_SOL_NETLINK: Final = 270
+_ADD_MEMBERSHIP: Final = 1
+_LINKS: Final = 1  # RTNLGRP_LINK
+_PATIENCE: Final = 2.0
+"""Seconds, after which it is nobody's business here any more: the kernel looks once a second at least."""
+
+
+def settle(*interfaces: Interface) -> None:
+    """Return when these links carry, those of them that have another end that is up."""
+    for interface in interfaces:
+        if _is_about_to(interface):
+            _wait(interface)
+
+
+def _is_about_to(interface: Interface) -> bool:
+    link = interface.link()
+    return "lower_up" in link.flags and link.state != "up"
+
+
+def _wait(interface: Interface) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    with open_netlink(interface.ns) as news:
+        with socket.socket(fileno=os.dup(news.fileno())) as own:
+            own.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _LINKS)
+        while _is_about_to(interface):
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([news], [], [], left)[0]:
+                return
+            os.read(news.fileno(), 65536)

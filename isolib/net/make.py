@@ -1,0 +1,141 @@
+"""Making networks: which subnets they have, and what they are made of."""
+
+from __future__ import annotations
+
+import os
+from ipaddress import ip_interface
+from itertools import count
+from threading import RLock
+from typing import TYPE_CHECKING, Final, Literal
+
+from isolib._kernel import seam
+from isolib._kernel.handle import Rollback
+from isolib._kernel.hints import typed
+from isolib.errors import PlanError
+from isolib.net import requests
+from isolib.net.bridge import Bridge, make_bridge, random_mac
+from isolib.net.network import Network, close_all
+from isolib.net.pool import Pool, choose_subnet, choose_ula, parse_subnet
+from isolib.net.queries import addresses, routes
+from isolib.net.uplink import lay_uplink, open_inner_firewall
+from isolib.net.where import Where
+from isolib.types import check_hostname
+
+if TYPE_CHECKING:
+    from isolib._kernel.handle import Handle
+    from isolib.net.values import AnyInterface, AnyNetwork
+
+__all__ = ["new_network"]
+
+_BRIDGE: Final = "br0"
+#: The networks of this process, which must not overlap by choice.
+_chosen: Final[dict[int, tuple[AnyNetwork, ...]]] = {}
+_choosing: Final = RLock()
+_numbers: Final = count(1)
+
+
+@typed("a network")
+def new_network(
+    subnet: str | AnyNetwork | None = "auto",
+    *,
+    ipv6: str | AnyNetwork | Literal[True] | None = None,
+    internet: bool = False,
+    isolate: bool = False,
+    name: str | None = None,
+) -> Network:
+    """Make a network: a bridge in a namespace of its own, with a subnet.
+
+    Parameters
+    ----------
+    subnet
+        "10.77.0.0/24"; "auto": a private one that overlaps no route of the host's and no other network of this program;
+        None: no IPv4.
+    ipv6
+        "fd77::/64"; True: a unique local one; None: no IPv6.
+    internet
+        Whether packets go on from the gateway to where those of the calling thread's namespace go, with its address;
+        `Network.allow` and `Network.deny` say whereto.
+    isolate
+        Whether those who are attached reach the gateway only, and not each other.
+    name
+        A label.
+
+    Returns
+    -------
+    Network
+        Owned.
+
+    Raises
+    ------
+    PlanError
+        A subnet cannot be one; nothing was done.
+    SyscallError
+        The kernel refused, and nothing is left.
+
+    Notes
+    -----
+    Privileges: none; who has no CAP_SYS_ADMIN gets a network that belongs to a user namespace of his own.  With ``internet``:
+    CAP_NET_ADMIN over the calling thread's network namespace, whose ``ip_forward`` is switched on, unless it is, until the last
+    such network of this program is closed.  Kernel: CONFIG_BRIDGE, CONFIG_VETH, CONFIG_NET_NS; with ``internet`` nftables too,
+    and Linux 5.12.
+
+    Examples
+    --------
+    >>> from isolib import new_netns
+    >>> with new_network("10.77.0.0/24") as network, new_netns() as a, new_netns() as b:
+    ...     [str(network.attach(one).address) for one in (a, b)]
+    ['10.77.0.2', '10.77.0.3']
+    """
+    label = f"isolib-{os.getpid()}" if name is None else check_hostname(name, "name")
+    with Rollback() as undo:
+        pools = tuple(map(Pool, _subnets(undo, subnet, ipv6)))
+        made: list[Handle] = []
+        undo.push(close_all, made)  # when the namespace has gone: then nothing is taken down link by link
+        ns = undo.adopt(seam.new_netns())
+        where = Where(ns)
+        bridge_undo = Rollback()
+        interface = make_bridge(where, bridge_undo, _BRIDGE, requests.link_attributes(mac=random_mac()))
+        bridge = Bridge._make(interface, bridge_undo, where)
+        made.append(bridge)
+        where.socket.send(*(requests.add_address(_of_gateway(pool), interface.index, _BRIDGE) for pool in pools))
+        firewall = None
+        if internet:
+            subnets = [pool.subnet for pool in pools]
+            firewall = open_inner_firewall(undo, ns, subnets)
+            lay_uplink(undo, where, firewall, _BRIDGE, subnets)
+        network = Network._make(ns, bridge, undo, pools, name=label, isolate=isolate, firewall=firewall)
+        undo.keep()
+    return network
+
+
+def _of_gateway(pool: Pool) -> AnyInterface:
+    return ip_interface(f"{pool.gateway}/{pool.subnet.prefixlen}")
+
+
+def _subnets(
+    undo: Rollback, subnet: str | AnyNetwork | None, ipv6: str | AnyNetwork | Literal[True] | None
+) -> list[AnyNetwork]:
+    """Return the subnets of a network, IPv4 first; those of other networks are not chosen again until that is closed."""
+    found: list[AnyNetwork] = []
+    with _choosing:
+        taken = [one for some in _chosen.values() for one in some]
+        if subnet == "auto" or ipv6 is True:
+            taken += [route.destination for route in routes(table=None)]
+            taken += [address.interface.network for address in addresses()]
+        if subnet == "auto":
+            found.append(choose_subnet(taken))
+        elif subnet is not None:
+            found.append(parse_subnet(subnet))
+        if ipv6 is True:
+            found.append(choose_ula(taken))
+        elif ipv6:
+            found.append(parse_subnet(ipv6, "ipv6"))
+        key = next(_numbers)
+        undo.push(_chosen.pop, key, None)
+        _chosen[key] = tuple(found)
+    wanted = [*([] if subnet is None else [4]), *([6] if ipv6 else [])]
+    if [one.version for one in found] != wanted:
+        raise PlanError(f"subnet={subnet!r}, ipv6={ipv6!r}: subnet is of IPv4, ipv6 of IPv6")
+    if not found:
+        raise PlanError("subnet=None: a network needs addresses: give it ipv6=True")
+    return found

@@ -1,0 +1,332 @@
+"""The settings of a network namespace: what lies in /proc/sys/net there (sysctl(8)).
+
+Those of a namespace of ours die with it.  Those of a namespace that stays are changed by `hold`, which puts them back.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EINVAL, ENOENT
+from threading import RLock
+from typing import TYPE_CHECKING, Final
+from weakref import WeakValueDictionary
+
+from isolib._kernel import reaper
+from isolib._kernel.handle import Handle, Rollback, home
+from isolib._kernel.hints import typed
+from isolib._kernel.sockets import open_file_in
+from isolib.errors import PlanError, SyscallError, from_errno
+from isolib.net.where import check_namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import TypeAlias
+
+    from isolib._kernel.handle import Fd
+    from isolib.types import HasFileno
+
+    Value: TypeAlias = str | int | bool | Sequence[int]
+
+__all__ = ["HeldSetting", "Sysctls", "check_setting", "hold", "refuse_advertisements"]
+
+_TOP: Final = "/proc/sys"
+_PAGE: Final = 4096
+_LONGEST: Final = 16 * _PAGE
+_NO_SETTING: Final = "this kernel has no such setting here, or the link that it is of does not exist"
+_NO_VALUE: Final = "the setting cannot have this value"
+
+
+def check_setting(name: str) -> str:
+    """Return the path of a setting below /proc/sys.
+
+    Parameters
+    ----------
+    name
+        With dots or slashes, with "net" before it or without: the first of them to come separates, as in sysctl(8), and the
+        other one stands for the first in the name of a link: "net.ipv4.conf.eth0/100.forwarding" is that of eth0.100.
+
+    Raises
+    ------
+    PlanError
+        It is no name, or it leads elsewhere.
+
+    Examples
+    --------
+    >>> check_setting("net.ipv4.ip_forward"), check_setting("ipv4/conf/eth0.100/forwarding")
+    ('net/ipv4/ip_forward', 'net/ipv4/conf/eth0.100/forwarding')
+    """
+    if not isinstance(name, str):
+        raise PlanError(f"name: the name of a setting is a str, such as 'net.ipv4.ip_forward', not {name!r}")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        raise PlanError(f"name: this name cannot be written in bytes: {name!r}") from None
+    dot, slash = name.find("."), name.find("/")
+    if dot >= 0 and (slash < 0 or dot < slash):
+        name = name.translate({ord("."): "/", ord("/"): "."})
+    parts = name.split("/")
+    if parts[0] != "net":
+        parts.insert(0, "net")
+    if len(parts) < 2 or any(part in {"", ".", ".."} or not part.isprintable() for part in parts):  # noqa: PLR2004
+        raise PlanError(f"name: not the name of a setting of a network, such as 'net.ipv4.ip_forward': {name!r}")
+    if len(os.fsencode("/".join((_TOP, *parts)))) >= _PAGE:
+        raise PlanError("name: longer than a path can be")
+    return "/".join(parts)
+
+
+def _check_value(value: Value) -> str:
+    given: object = value
+    if isinstance(given, (tuple, list)):
+        if not given or not all(isinstance(number, int) for number in given):
+            raise PlanError(f"value: several numbers are wanted, not {value!r}")
+        return "\t".join(str(int(number)) for number in given)
+    if isinstance(given, int):
+        return str(int(given))
+    if not isinstance(given, str):
+        raise PlanError(f"value: a text, a number or several are wanted, not {value!r}")
+    try:
+        length = len(given.encode())
+    except UnicodeEncodeError:
+        raise PlanError(f"value: this text cannot be written in bytes: {value!r}") from None
+    if not 0 < length < _PAGE or "\0" in given or "\n" in given:
+        raise PlanError(f"value: a setting is one line of 1 to {_PAGE - 1} bytes, not {value!r}")
+    return given
+
+
+class Sysctls:
+    """The settings of a network namespace, by name: texts, as the kernel writes them.
+
+    Each access opens the file in the namespace: no setting is read or written in another one.
+
+    Parameters
+    ----------
+    ns
+        A handle of the namespace; None: that in which the calling thread is when it asks.
+
+    Raises
+    ------
+    PlanError
+        A name is no setting's, or a value is none.
+    SyscallError, SetupFailed
+        The kernel refused.  ENOENT: there is no such setting; EINVAL: not with this value.
+    ClosedError
+        The handle is closed.
+
+    Notes
+    -----
+    Privileges: CAP_SYS_ADMIN over another namespace to read, CAP_NET_ADMIN over any to write; its owner has both.  What is
+    written stays: `hold` puts it back.  Some settings are the whole host's, and are not there in other namespaces than its
+    first.  Sources: sysctl(8), Documentation/networking/ip-sysctl.rst.
+
+    Examples
+    --------
+    >>> from isolib import new_netns
+    >>> with new_netns() as ns:
+    ...     settings = Sysctls(ns)
+    ...     settings["net.ipv4.ip_forward"] = True
+    ...     settings["net.ipv4.ip_forward"]
+    '1'
+    """
+
+    __slots__ = ("_net",)
+
+    def __init__(self, ns: HasFileno | None = None) -> None:
+        self._net = check_namespace(ns, "ns")
+
+    def __repr__(self) -> str:
+        return f"<Sysctls of {self._net!r}>" if self._net is not None else "<Sysctls here>"
+
+    @typed("a setting")
+    def __getitem__(self, name: str) -> str:
+        path = f"{_TOP}/{check_setting(name)}"
+        with _opened(self._net, path, os.O_RDONLY) as file:
+            return _read(file, path)
+
+    @typed("a setting")
+    def __setitem__(self, name: str, value: Value) -> None:
+        path, text = f"{_TOP}/{check_setting(name)}", _check_value(value)
+        with _opened(self._net, path, os.O_WRONLY) as file:
+            _write(file, path, text)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.get(name) is not None
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        """Return a setting, or something else where there is none of this name."""
+        try:
+            return self[name]
+        except SyscallError as error:
+            if error.errno != ENOENT:
+                raise
+            return default
+
+    def number(self, name: str) -> int:
+        """Return a setting that is one number.
+
+        Raises
+        ------
+        ValueError
+            It is something else.
+        """
+        return int(self[name])
+
+    def numbers(self, name: str) -> tuple[int, ...]:
+        """Return a setting that is several numbers: "net.ipv4.ip_local_port_range".
+
+        Raises
+        ------
+        ValueError
+            It is something else.
+        """
+        return tuple(map(int, self[name].split()))
+
+
+def refuse_advertisements(ns: HasFileno | None, link: str) -> None:
+    """Have a link take no address and no route from who claims to be a router."""
+    try:
+        Sysctls(ns)[f"net/ipv6/conf/{link}/accept_ra"] = 0
+    except SyscallError as error:
+        if error.errno != ENOENT:  # without IPv6 there is none, and no advertisement
+            raise
+
+
+def _opened(net: HasFileno | None, path: str, flags: int) -> Fd:
+    try:
+        return open_file_in(net, path, flags)
+    except SyscallError as error:
+        if error.errno != ENOENT:
+            raise
+        raise from_errno("open", path, ENOENT, _NO_SETTING) from None
+
+
+def _read(file: Fd, path: str) -> str:
+    try:
+        return os.pread(file.fileno(), _LONGEST, 0).decode("utf-8", "surrogateescape").strip()
+    except OSError as error:
+        raise from_errno("read", path, error.errno or 0) from None
+
+
+def _write(file: Fd, path: str, text: str) -> None:
+    try:
+        os.pwrite(file.fileno(), text.encode("utf-8", "surrogateescape"), 0)
+    except OSError as error:
+        errno = error.errno or 0
+        raise from_errno("write", path, errno, _NO_VALUE if errno == EINVAL else None) from None
+
+
+# ---- settings of a namespace that stays ----
+
+
+class _Shared:
+    """A setting that this process has changed, for as long as somebody needs it."""
+
+    def __init__(self) -> None:
+        self._lock = RLock()  # a finalizer may come here in the midst of anything
+        self._users: set[int] = set()
+        self._undo: Rollback | None = None
+        self.value = ""
+
+    def join(self, user: int, net: HasFileno | None, path: str, value: str) -> None:
+        """Change it, unless another user has."""
+        with self._lock:
+            if self._undo is not None and self.value != value:
+                raise PlanError(f"value: {path} is held at {self.value!r} by another user in this program, not {value!r}")
+            self._users.add(user)
+            if self._undo is None:
+                self._change(net, path, value)
+
+    def leave(self, user: int) -> None:
+        """Put it back, unless another user needs it still."""
+        with self._lock:
+            self._users.discard(user)
+            undo = self._undo
+            if self._users or undo is None:
+                return
+            undo.unwind()
+            self._undo = None
+
+    def _change(self, net: HasFileno | None, path: str, value: str) -> None:
+        with Rollback() as undo:
+            file = undo.adopt(_opened(net, path, os.O_RDWR))
+            old = _read(file, path)
+            if old != value:
+                if not getattr(net, "made_here", False):
+                    reaper.entrust_setting(file.fileno(), old, lambda ticket: undo.push(ticket.strike))
+                undo.push(_put_back, file, path, value, old)
+                _write(file, path, value)
+            self.value = value
+            self._undo = undo
+            undo.keep()
+
+
+def _put_back(file: Fd, path: str, ours: str, old: str) -> None:
+    if _read(file, path) == ours:  # else somebody has changed it since, who wanted it so
+        _write(file, path, old)
+
+
+_held: Final[WeakValueDictionary[tuple[object, ...], _Shared]] = WeakValueDictionary()
+
+
+class HeldSetting(Handle, made_by="isolib.net.sysctl.hold()"):
+    """A setting that has a value for as long as somebody in this program needs it."""
+
+    def __init__(self, path: str, value: str, undo: Rollback) -> None:
+        super().__init__()
+        self._path = path
+        self._value = value
+        self._undo = undo
+
+    def _release(self) -> None:
+        self._undo.unwind()
+
+    def _describe(self) -> str:
+        return f"{self._path} = {self._value}"
+
+
+@typed("a setting")
+def hold(name: str, value: Value, *, ns: HasFileno | None = None) -> HeldSetting:
+    """Give a setting of a namespace that stays a value, and put the old one back when nobody needs it any more.
+
+    Several users in this program may hold one setting at one value: the last one to close puts it back, and so does the reaper
+    when this program is killed.  Where it has the value already, nothing is changed and nothing put back.
+
+    Parameters
+    ----------
+    name, ns
+        As in `Sysctls`.
+    value
+        What it is to be, as the kernel writes it.
+
+    Returns
+    -------
+    HeldSetting
+        To be closed.
+
+    Raises
+    ------
+    PlanError
+        It is no setting's name or no value; or somebody in this program holds it at another one.
+    SyscallError, SetupFailed, ClosedError
+        As in `Sysctls`; nothing has changed.
+
+    Notes
+    -----
+    Another program that has begun to need it meanwhile is not known of: the kernel counts no users of a setting.
+
+    Examples
+    --------
+    >>> from isolib import new_netns
+    >>> with new_netns() as ns, hold("net.ipv4.ip_forward", 1, ns=ns):
+    ...     Sysctls(ns)["net.ipv4.ip_forward"]
+    '1'
+    """
+    path, text = f"{_TOP}/{check_setting(name)}", _check_value(value)
+    net = check_namespace(ns, "ns")
+    status = os.stat("/proc/thread-self/ns/net") if net is None else os.fstat(net.fileno())
+    shared = _held.setdefault((home(), status.st_dev, status.st_ino, path), _Shared())
+    with Rollback() as undo:
+        undo.push(shared.leave, id(undo))
+        shared.join(id(undo), net, path, text)
+        held = HeldSetting._make(path, text, undo)
+        undo.keep()
+    return held

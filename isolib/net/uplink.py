@@ -1,0 +1,118 @@
+"""A network's way to where the host's own packets go: one cable to the host, and translation of addresses at both its ends.
+
+In the network's namespace the endpoints get the address of the cable's inner end, so that the host need know nothing of the
+network's subnet, and networks with the same one do not meet.  In the host's namespace that address gets the one by which the
+host goes out.  What is changed there (the cable's end, a table of nftables, two settings) goes with this program, however it
+ends.
+"""
+
+from __future__ import annotations
+
+import os
+from ipaddress import ip_interface, ip_network
+from socket import SOCK_STREAM, getaddrinfo
+from typing import TYPE_CHECKING, Final
+
+from isolib.net import requests, sysctl
+from isolib.net.carrier import settle
+from isolib.net.firewall import BRIDGE_SETTINGS, open_firewall
+from isolib.net.names import check_name as check_host
+from isolib.net.pool import choose_subnet, choose_ula
+from isolib.net.queries import addresses, routes
+from isolib.net.veth import connect
+from isolib.net.where import Where
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from isolib._kernel.handle import Rollback
+    from isolib._kernel.seam import NetNS
+    from isolib.net.firewall import Firewall
+    from isolib.net.values import AnyAddress, AnyInterface, AnyNetwork
+
+__all__ = ["lay_uplink", "open_inner_firewall", "resolve"]
+
+UPLINK: Final = "uplink"
+_FORWARDING: Final = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
+_SMALL: Final = 30
+
+
+def open_inner_firewall(undo: Rollback, ns: NetNS, subnets: Sequence[AnyNetwork]) -> Firewall:
+    """Make the firewall of a network's own namespace; what frames between ports of its bridge are is nobody else's business."""
+    settings = sysctl.Sysctls(ns)
+    for name in BRIDGE_SETTINGS:
+        if settings.get(name, "0") != "0":
+            settings[name] = 0
+    firewall = open_firewall(ns, "network", private=True, subnets=subnets)
+    undo.push(firewall.close)
+    return firewall
+
+
+def lay_uplink(undo: Rollback, where: Where, firewall: Firewall, bridge: str, subnets: Sequence[AnyNetwork]) -> None:
+    """Connect a network with the namespace that the calling thread is in, by which its packets go on.
+
+    Parameters
+    ----------
+    undo
+        Gets the steps that take it all back.
+    where
+        The namespace of the network.
+    firewall
+        The one of that namespace.
+    bridge
+        The name of its bridge.
+    subnets
+        Of the network.
+
+    Raises
+    ------
+    SyscallError
+        The kernel refused.  EPERM: it takes CAP_NET_ADMIN over the caller's own network namespace.
+    Unsupported
+        The kernel has no nftables that go with this program.
+    """
+    here = Where(None)
+    name = f"isolib-{os.urandom(4).hex()}"
+    cables = [_cable(subnet.version, subnets) for subnet in subnets]
+    for subnet in subnets:
+        undo.adopt(sysctl.hold(_FORWARDING[subnet.version], 1))
+        sysctl.Sysctls(where.net)[_FORWARDING[subnet.version]] = 1
+    outer = open_firewall(None, name.removeprefix("isolib-"), subnets=[cable[0].network for cable in cables])
+    undo.push(outer.close)
+    with outer.together():
+        outer.guard_loopback(name)
+        outer.route(name)
+        for cable in cables:
+            outer.masquerade(cable[0].network)
+    with firewall.together():
+        firewall.route(bridge, UPLINK)
+        for subnet in subnets:
+            firewall.masquerade(subnet, UPLINK)
+    ends = connect(here, where, undo, (name, UPLINK))
+    here.socket.send(*(requests.add_address(cable[0], ends[0].index, name) for cable in cables))
+    inner = [requests.add_address(cable[1], ends[1].index, UPLINK) for cable in cables]
+    ways = [requests.default_route(cable[0].ip, ends[1].index) for cable in cables]
+    where.socket.send(*inner, *ways)
+    settle(*ends)
+
+
+def _cable(version: int, subnets: Sequence[AnyNetwork]) -> tuple[AnyInterface, AnyInterface]:
+    """Return the addresses of the cable's ends, of which the first is the host's."""
+    taken = [*subnets, *(route.destination for route in routes(table=None))]
+    taken += [address.interface.network for address in addresses()]
+    if version == 4:  # noqa: PLR2004
+        subnet: AnyNetwork = choose_subnet(taken, prefix=_SMALL)
+    else:
+        subnet = ip_network((choose_ula(taken).network_address, 126))
+    return ip_interface((subnet[1], subnet.prefixlen)), ip_interface((subnet[2], subnet.prefixlen))
+
+
+def resolve(destination: str | AnyAddress | AnyNetwork) -> list[str]:
+    """Return the addresses or the network that a destination is; a name is looked up."""
+    text = str(destination)
+    try:
+        ip_network(text)
+    except ValueError:
+        name = check_host(text, "destination")
+        return sorted({str(found[4][0]) for found in getaddrinfo(name, None, type=SOCK_STREAM)})
+    return [text]

@@ -1,0 +1,116 @@
+"""From what a sandbox shall be to the request for its processes."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final, cast
+
+from isolib._kernel import assembly
+from isolib._kernel.assembly import Identity, Rights
+from isolib._kernel.idmap import IdMapPlan
+from isolib._kernel.request import Request, user_ids
+from isolib.errors import PlanError
+from isolib.mounts import Root, WorkTree
+from isolib.types import IdMap
+
+if TYPE_CHECKING:
+    from isolib._kernel.lodging import Lodging
+    from isolib._kernel.request import MountValue, RootValue
+    from isolib.outlet import Outlet
+    from isolib.spec import SandboxSpec
+
+__all__ = ["Setting"]
+
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_NAMESPACES: Final = frozenset({"pid", "net", "ipc", "mnt", "uts", "user", "cgroup"})
+
+
+class Setting:
+    """What a spec means on this host, for this caller, now."""
+
+    __slots__ = ("cwd", "env", "identity", "kinds", "many_ids", "mounts", "outlet", "root", "spec")
+
+    def __init__(self, spec: SandboxSpec, outlet: Outlet | None = None) -> None:
+        self.spec = spec
+        self.outlet = outlet
+        on_host = spec.root is None
+        self.kinds = _NAMESPACES if spec.network is None else _NAMESPACES - {"net"}
+        self.many_ids = assembly.is_host_root()
+        self.identity = _identity(spec, many_ids=self.many_ids)
+        self.cwd = _working_directory(spec, on_host=on_host)
+        self.root: RootValue = Root.host() if spec.root is None else spec.root
+        self.mounts: tuple[MountValue, ...] = spec.mounts
+        if on_host and self.cwd not in {"/", "/tmp"}:
+            self.mounts = (WorkTree(self.cwd, spec.writable), *spec.mounts)
+        if outlet is not None:
+            self.mounts = (*outlet.mounts, *self.mounts)
+        self.env = _environment(spec, self.identity)
+
+    @property
+    def maps(self) -> tuple[str | list[IdMap] | IdMapPlan, str | list[IdMap] | None]:
+        """Root inside is nobody outside; an ordinary user has but the own ids to map, and maps them to who runs inside."""
+        if self.many_ids:
+            return "auto", "auto"
+        uid, gid = (0, 0) if self.identity is None else (self.identity.uid, self.identity.gid)
+        if self.outlet is not None and self.outlet.owner is not None:  # where the caller's own ids are those of root
+            return IdMapPlan((IdMap(uid, 0),), (IdMap(gid, 0),), setgroups_deny=True, helper=False), None
+        return _own_map(uid, os.geteuid()), _own_map(gid, os.getegid())
+
+    def request(self, *, deadline: float = 0, dumpable: bool = False, cgroup: Lodging | None = None) -> Request:
+        """Return the request for the first process; ``deadline`` is in seconds, and ``dumpable`` as in `assembly.add_birth`."""
+        uid_map, gid_map = self.maps
+        return Request(
+            new=self.kinds,
+            join=() if self.outlet is None else (self.outlet.ns,),
+            under=None if self.outlet is None else self.outlet.owner,
+            cgroup=cgroup,
+            root=self.root,
+            mounts=self.mounts,
+            id_map=uid_map,
+            gid_map=gid_map,
+            hostname=self.spec.hostname,
+            user=None if self.identity is None else (self.identity.uid, self.identity.gid),
+            cwd=self.cwd,
+            env=self.env,
+            rights=Rights(capabilities=0, no_new_privs=True),
+            deadline=deadline,
+            dumpable=dumpable,
+        )
+
+
+def _own_map(inside: int, own: int) -> str | list[IdMap]:
+    return [IdMap(inside, own)] if inside else "root"
+
+
+def _identity(spec: SandboxSpec, *, many_ids: bool) -> Identity | None:
+    if spec.user is None:
+        return None
+    uid, gid = user_ids(spec.user)
+    # An ordinary user maps one id of each kind, with setgroups denied.
+    return Identity(uid, gid, (gid,)) if many_ids else Identity(uid, gid, None)
+
+
+def _working_directory(spec: SandboxSpec, *, on_host: bool) -> str:
+    if spec.cwd is not None:
+        path = cast("str", spec.cwd)
+        if not path.startswith("/"):
+            raise PlanError(f"cwd={path!r}: an absolute path is wanted, for it is one inside the sandbox")
+        return path
+    if not on_host:
+        return "/"
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise PlanError("the working directory has been deleted; give cwd=") from None
+
+
+def _environment(spec: SandboxSpec, identity: Identity | None) -> dict[str, str]:
+    is_root = identity is None or identity.uid == 0
+    programs = [*Root.interpreter_directories(), _PATH] if spec.root is None else [_PATH]
+    fixed = {
+        "PATH": ":".join(programs),
+        "HOME": "/root" if is_root else "/tmp",
+        "USER": "root" if is_root else "user",
+        "LANG": "C.UTF-8",
+    }
+    return {**fixed, **(spec.env or {})}

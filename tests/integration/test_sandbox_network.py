@@ -1,0 +1,179 @@
+"""Sandboxes in networks: whom they reach, by which name, and what leads into them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+import isolib
+from isolib import DEVNULL, PIPE, PlanError, Sandbox, SandboxSpec
+from isolib.mounts import Bind, Root
+from isolib.net import new_network
+from tests.nets import PATIENCE, SOON
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isolib.net import Network
+
+pytestmark = pytest.mark.usefixtures("user_namespaces")
+
+SERVE = """
+import socket
+with socket.create_server(("", 80)) as server:
+    print(flush=True)
+    while True:
+        with server.accept()[0] as client:
+            client.sendall(client.recv(100)[::-1])
+"""
+ASK = f"""
+import socket, sys
+with socket.create_connection((sys.argv[1], 80), {PATIENCE}) as server:
+    server.sendall(b"hello")
+    print(server.recv(100).decode())
+"""
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    """Return a network."""
+    with new_network("10.77.0.0/24") as made:
+        yield made
+
+
+def serve(box: Sandbox) -> isolib.Process:
+    """Start a server in a sandbox, and return when it listens."""
+    process = box.popen([sys.executable, "-c", SERVE], stdout=PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"\n"
+    return process
+
+
+def test_two_sandboxes(network: Network) -> None:
+    """A sandbox reaches another one by its name, on a port for which it needs no privilege."""
+    with Sandbox(network=network, hostname="web") as web, Sandbox(network=network, hostname="client") as client, serve(web):
+        assert client.run([sys.executable, "-c", ASK, "web"], check=True).stdout == b"olleh\n"
+        assert web.endpoint is not None
+        assert client.run([sys.executable, "-c", ASK, str(web.endpoint.address)], check=True).stdout == b"olleh\n"
+        assert [endpoint.hostname for endpoint in network.endpoints()] == ["web", "client"]
+    assert network.endpoints() == []
+
+
+def test_published(network: Network) -> None:
+    """A published port of the host's leads into the sandbox, for as long as that lives."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    with (
+        Sandbox(network=network, publish={port: 80}) as box,
+        serve(box),
+        socket.create_connection(("127.0.0.1", port), PATIENCE) as client,
+    ):
+        client.sendall(b"hello")
+        assert client.recv(100) == b"olleh"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), PATIENCE)
+
+
+def test_one_command(network: Network) -> None:
+    """A command in a sandbox of its own is in the network, and nothing of it is there afterwards."""
+    with Sandbox(network=network, hostname="web") as web, serve(web):
+        assert isolib.run([sys.executable, "-c", ASK, "web"], network=network, check=True).stdout == b"olleh\n"
+        assert len(network.endpoints()) == 1
+
+
+def test_host_is_out_of_reach(network: Network) -> None:
+    """A server of the host's, on loopback, is not reached from a network: not by any address of it."""
+    with socket.create_server(("127.0.0.1", 0)) as server, Sandbox(network=network) as box:
+        port = server.getsockname()[1]
+        code = f"""
+import socket, sys
+for address in ("127.0.0.1", "{network.gateway}"):
+    try:
+        socket.create_connection((address, {port}), {SOON})
+    except OSError as error:
+        print(type(error).__name__)
+"""
+        words = box.run([sys.executable, "-c", code], check=True).stdout.split()
+        assert words[0] == b"ConnectionRefusedError"
+        assert len(words) == 2
+
+
+def test_no_power_over_the_network(network: Network) -> None:
+    """Root of a sandbox can change nothing of its network: no address, no route, no interface."""
+    code = """
+import fcntl, socket, struct
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any:
+    try:
+        fcntl.ioctl(any, 0x8914, struct.pack("16sH14x", b"eth0", 0))  # SIOCSIFFLAGS: down
+    except PermissionError:
+        print("refused")
+"""
+    with Sandbox(network=network) as box:
+        assert box.run([sys.executable, "-c", code], check=True).stdout == b"refused\n"
+
+
+def test_resolver(network: Network) -> None:
+    """A sandbox asks the gateway for names, and nobody else, in a root of its own too."""
+    wanted = network.resolv_conf().encode()
+    with Sandbox(network=network) as box:
+        assert box.run(["cat", "/etc/resolv.conf"], check=True).stdout == wanted
+    busybox = Bind("/bin/busybox", "/bin/busybox")
+    if os.path.exists("/bin/busybox"):
+        argv = ["/bin/busybox", "cat", "/etc/resolv.conf"]
+        done = isolib.run(argv, network=network, root=Root.empty(), mounts=[busybox], check=True)
+        assert done.stdout == wanted
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"network": "bridge"}, "network='bridge'"),
+        ({"network": 5}, "network=5"),
+        ({"publish": {8080: 80}}, "publish"),
+        ({"publish": {8080: 80}, "network": "host"}, "publish"),
+    ],
+)
+def test_bad_networks(fields: dict[str, object], words: str) -> None:
+    """What is no network is refused with the spec."""
+    with pytest.raises(PlanError, match=words):
+        SandboxSpec(**fields)  # type: ignore[arg-type]
+
+
+def test_closed_network(network: Network) -> None:
+    """In a closed network no sandbox can be, and nothing is left of the try."""
+    network.close()
+    with pytest.raises(isolib.ClosedError), Sandbox(network=network):
+        pass
+
+
+def test_port_in_use(network: Network) -> None:
+    """A port that somebody has is an error, and the sandbox leaves the network again."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(isolib.SyscallError, match=str(port)), Sandbox(network=network, publish={port: 80}):
+            pass
+    assert network.endpoints() == []
+
+
+def test_not_pickled(network: Network) -> None:
+    """A spec with a network stays in the program that made the network, and can be compared and hashed there."""
+    spec = SandboxSpec(network=network)
+    assert spec == SandboxSpec(network=network)
+    assert hash(spec) == hash(SandboxSpec(network=network))
+    with pytest.raises(TypeError, match="Network"):
+        pickle.dumps(spec)
+
+
+def test_popen_silent(network: Network) -> None:
+    """Programs that run beside each other in a sandbox share its network."""
+    with (
+        Sandbox(network=network) as box,
+        serve(box),
+        box.popen([sys.executable, "-c", ASK, "127.0.0.1"], stdout=PIPE, stderr=DEVNULL) as client,
+    ):
+        assert client.communicate()[0] == b"olleh\n"

@@ -1,0 +1,315 @@
+"""What other programs say of a network namespace, in isolib's own values: `ip` of iproute2, and pyroute2.
+
+Both run inside the namespace, as programs of their own, and read what the kernel tells them by code of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from isolib import PIPE
+from isolib.net.values import Address, BridgeOptions, Link, LinkStats, Neighbour, PortOptions, Route, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from isolib.namespaces import NetNS
+    from isolib.net.values import AnyNetwork
+
+    Object = dict[str, Any]
+
+PATIENCE = 60
+"""Seconds after which a program has failed."""
+
+FOREVER = 0xFFFFFFFF
+
+
+def run_in(ns: NetNS | None, *argv: str) -> str:
+    """Run a program in a namespace, or where this one is, and return what it writes."""
+    program = shutil.which(argv[0], path="/usr/sbin:/sbin:/usr/bin:/bin") or argv[0]
+    if ns is None:
+        return subprocess.run([program, *argv[1:]], capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
+    with ns.spawn([program, *argv[1:]], stdout=PIPE, stderr=PIPE) as process:
+        out, errors = process.communicate(timeout=PATIENCE)
+        assert process.wait(PATIENCE).code == 0, (argv, errors)
+    return (out or b"").decode()
+
+
+def ip(ns: NetNS | None, *arguments: str) -> list[Object]:
+    """Return what `ip` says in JSON; skip the test where it is not installed."""
+    if shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin") is None:
+        pytest.skip("ip (iproute2) is not installed")
+    found: list[Object] = json.loads(run_in(ns, "ip", "-j", "-d", *arguments) or "[]")
+    return [one for one in found if one]
+
+
+# ---- links ----
+
+
+def links(ns: NetNS) -> list[Link]:
+    """Return the links as `ip` tells them."""
+    found = ip(ns, "-s", "link")
+    numbers = {one["ifname"]: int(one["ifindex"]) for one in found}
+    return [_link(one, numbers) for one in found]
+
+
+def numbers(ns: NetNS | None) -> list[tuple[int, str, int]]:
+    """Return number, name and MTU of the links as `ip` tells them."""
+    return [(one["ifindex"], one["ifname"], one["mtu"]) for one in ip(ns, "link")]
+
+
+def _link(one: Object, numbers: dict[str, int]) -> Link:
+    info = one.get("linkinfo", {})
+    kind = info.get("info_kind", "loopback" if "LOOPBACK" in one["flags"] else "")
+    data = info.get("info_data", {})
+    # It leaves IFF_RUNNING out, and says NO-CARRIER where it is missing.
+    flags = {flag.lower() for flag in one["flags"] if flag not in {"NO-CARRIER", "M-DOWN"}}
+    if "up" in flags and "NO-CARRIER" not in one["flags"]:
+        flags.add("running")
+    return Link(
+        index=one["ifindex"],
+        name=one["ifname"],
+        kind=kind,
+        mac=one.get("address", ""),
+        mtu=one["mtu"],
+        flags=frozenset(flags),
+        state=one["operstate"].lower(),
+        master=numbers[one["master"]] if "master" in one else None,
+        lower=_lower(one, data, kind, numbers),
+        lower_nsid=one.get("link_netnsid"),
+        alias=one.get("ifalias", ""),
+        stats=_stats(one["stats64"]),
+        bridge=_bridge(data) if kind == "bridge" else None,
+        port=_port(info["info_slave_data"]) if info.get("info_slave_kind") == "bridge" else None,
+        vlan=data["id"] if kind == "vlan" else None,
+        vni=data["id"] if kind == "vxlan" else None,
+        mode=data.get("mode") if kind in {"macvlan", "ipvlan"} else None,
+    )
+
+
+def _lower(one: Object, data: Object, kind: str, numbers: dict[str, int]) -> int | None:
+    given = data.get("link_index", data.get("link")) if kind == "vxlan" else one.get("link_index", one.get("link"))
+    if isinstance(given, str):
+        # By number where the name is that of a link in another namespace.
+        return numbers[given] if given in numbers else int(given.removeprefix("if"))
+    return given
+
+
+def _stats(stats: Object) -> LinkStats:
+    rx, tx = stats["rx"], stats["tx"]
+    return LinkStats(
+        rx_packets=rx["packets"],
+        tx_packets=tx["packets"],
+        rx_bytes=rx["bytes"],
+        tx_bytes=tx["bytes"],
+        rx_errors=rx["errors"],
+        tx_errors=tx["errors"],
+        rx_dropped=rx["dropped"],
+        tx_dropped=tx["dropped"],
+        multicast=rx["multicast"],
+        collisions=tx["collisions"],
+    )
+
+
+def _bridge(data: Object) -> BridgeOptions:
+    return BridgeOptions(
+        stp=bool(data["stp_state"]),
+        forward_delay=data["forward_delay"] / 100,
+        hello_time=data["hello_time"] / 100,
+        max_age=data["max_age"] / 100,
+        ageing_time=data["ageing_time"] / 100,
+        priority=data["priority"],
+        vlan_filtering=bool(data.get("vlan_filtering", 0)),
+        default_pvid=data.get("vlan_default_pvid", 0),
+        multicast_snooping=bool(data.get("mcast_snooping", 0)),
+    )
+
+
+def _port(data: Object) -> PortOptions:
+    return PortOptions(
+        state=data["state"],
+        priority=data["priority"],
+        cost=data["cost"],
+        hairpin=data["hairpin"],
+        guard=data["guard"],
+        fast_leave=data.get("fastleave", False),
+        learning=data["learning"],
+        flood=data["flood"],
+        isolated=data["isolated"],
+    )
+
+
+# ---- addresses ----
+
+
+def addresses(ns: NetNS) -> set[Address]:
+    """Return the addresses as `ip` tells them."""
+    return {_address(address, one["ifindex"]) for one in ip(ns, "addr") for address in one["addr_info"]}
+
+
+#: Flags of addresses that `ip` has the same names for.
+_FLAGS = ("secondary", "nodad", "optimistic", "dadfailed", "home", "deprecated", "tentative", "mngtmpaddr", "noprefixroute")
+
+
+def _address(one: Object, index: int) -> Address:
+    flags = {name for name in _FLAGS if one.get(name)} | ({"stable-privacy"} if one.get("stable-privacy") else set())
+    # It says of an address that lasts for ever nothing, and of the other one that it is dynamic.
+    flags |= set() if one.get("dynamic") else {"permanent"}
+    return Address(
+        interface=ip_interface(f"{one['local']}/{one['prefixlen']}"),
+        index=index,
+        scope=one["scope"],
+        flags=frozenset(flags),
+        peer=ip_address(one["address"]) if "address" in one else None,
+        broadcast=ip_address(one["broadcast"]) if "broadcast" in one else None,
+        valid=None if one["valid_life_time"] == FOREVER else one["valid_life_time"],
+        preferred=None if one["preferred_life_time"] == FOREVER else one["preferred_life_time"],
+    )
+
+
+# ---- routes, neighbours, rules ----
+
+
+def routes(ns: NetNS) -> set[Route]:
+    """Return the routes of all tables as `ip` tells them."""
+    numbers = {one["ifname"]: int(one["ifindex"]) for one in ip(ns, "link")}
+    found = {_route(one, numbers, 4) for one in ip(ns, "-4", "route", "show", "table", "all")}
+    return found | {_route(one, numbers, 6) for one in ip(ns, "-6", "route", "show", "table", "all")}
+
+
+def _route(one: Object, numbers: dict[str, int], version: int) -> Route:
+    return Route(
+        destination=_network(one["dst"], version),
+        gateway=_gateway(one),
+        index=numbers[one["dev"]] if "dev" in one else None,
+        source=ip_address(one["prefsrc"]) if "prefsrc" in one else None,
+        metric=one.get("metric", 0),
+        table=_number(one["table"]),
+        protocol=_number(one["protocol"]),
+        scope=_number(one["scope"]),
+        type=one["type"],
+        hops=tuple((_gateway(hop), numbers[hop["dev"]], hop["weight"]) for hop in one.get("nexthops", [])),
+    )
+
+
+def _gateway(one: Object) -> Any:  # noqa: ANN401 - an address, or none
+    text = one.get("gateway") or one.get("via", {}).get("host")
+    return None if text is None else ip_address(text)
+
+
+def _network(text: str, version: int) -> AnyNetwork:
+    if text == "default":
+        text = "0.0.0.0/0" if version == 4 else "::/0"
+    return ip_network(text)
+
+
+def _number(text: str) -> str | int:
+    return int(text) if text.isdigit() else text
+
+
+def neighbours(ns: NetNS) -> set[Neighbour]:
+    """Return the neighbours as `ip` tells them."""
+    numbers = {one["ifname"]: int(one["ifindex"]) for one in ip(ns, "link")}
+    return {
+        Neighbour(
+            address=ip_address(one["dst"]),
+            index=numbers[one["dev"]],
+            mac=one.get("lladdr", ""),
+            state=one["state"][0].lower(),
+            router="router" in one,
+        )
+        for one in ip(ns, "neigh", "show", "nud", "all")
+    }
+
+
+def rules(ns: NetNS) -> list[Rule]:
+    """Return the rules as `ip` tells them."""
+    return [_rule(one, version) for version in (4, 6) for one in ip(ns, f"-{version}", "rule")]
+
+
+def _rule(one: Object, version: int) -> Rule:
+    action = "goto" if "goto" in one else one.get("action", "lookup")
+    mark = int(one.get("fwmark", "0"), 16)
+    return Rule(
+        priority=one["priority"],
+        action=action,
+        table=_number(one.get("table", "unspec")),
+        family={4: 2, 6: 10}[version],
+        source=_part(one, "src"),
+        destination=_part(one, "dst"),
+        incoming=one.get("iif", ""),
+        outgoing=one.get("oif", ""),
+        mark=mark,
+        # It leaves out the mask that has all bits.
+        mask=int(one["fwmask"], 16) if "fwmask" in one else FOREVER if "fwmark" in one else 0,
+    )
+
+
+def _part(one: Object, key: str) -> AnyNetwork | None:
+    text = one.get(key, "all")
+    return None if text == "all" else ip_network(f"{text}/{one[f'{key}len']}" if f"{key}len" in one else text)
+
+
+# ---- pyroute2 ----
+
+PROGRAM = """
+import json, sys
+from pyroute2 import IPRoute
+
+def attributes(message):
+    return dict(message["attrs"])
+
+with IPRoute() as route:
+    found = {
+        "links": [
+            [one["index"], attributes(one)["IFLA_IFNAME"], attributes(one)["IFLA_MTU"], attributes(one).get("IFLA_ADDRESS", ""),
+             dict(attributes(one).get("IFLA_LINKINFO", {"attrs": []})["attrs"]).get("IFLA_INFO_KIND", "loopback"),
+             bool(one["flags"] & 1), attributes(one)["IFLA_OPERSTATE"].lower(), attributes(one).get("IFLA_IFALIAS", ""),
+             attributes(one).get("IFLA_MASTER")]
+            for one in route.get_links()
+        ],
+        "addresses": [
+            [one["index"], attributes(one).get("IFA_LOCAL") or attributes(one)["IFA_ADDRESS"], one["prefixlen"]]
+            for one in route.get_addr()
+        ],
+        "routes": [
+            [one["family"], attributes(one).get("RTA_DST"), one["dst_len"], attributes(one).get("RTA_GATEWAY"),
+             attributes(one).get("RTA_OIF"), attributes(one).get("RTA_PRIORITY", 0), attributes(one)["RTA_TABLE"], one["type"]]
+            for family in (2, 10) for one in route.get_routes(family=family)
+        ],
+        "neighbours": [
+            [one["ifindex"], attributes(one)["NDA_DST"], attributes(one).get("NDA_LLADDR", "")]
+            for family in (2, 10) for one in route.get_neighbours(family=family)
+        ],
+        "rules": [
+            [one["family"], attributes(one).get("FRA_PRIORITY", 0), attributes(one).get("FRA_TABLE", 0), one["action"],
+             attributes(one).get("FRA_SRC"), one["src_len"], attributes(one).get("FRA_FWMARK", 0)]
+            for family in (2, 10) for one in route.get_rules(family=family)
+        ],
+    }
+json.dump(found, sys.stdout)
+"""
+
+
+def pyroute2(ns: NetNS) -> dict[str, list[tuple[object, ...]]]:
+    """Return what pyroute2 sees in a namespace, a row for each object, sorted."""
+    pytest.importorskip("pyroute2")
+    found: dict[str, list[list[object]]] = json.loads(run_in(ns, sys.executable, "-c", PROGRAM))
+    return {key: in_order(map(tuple, rows)) for key, rows in found.items()}
+
+
+def in_order(rows: Any) -> list[tuple[object, ...]]:  # noqa: ANN401 - an iterable of rows
+    """Return rows in an order that does not depend on whose they are."""
+    return sorted(rows, key=repr)
+
+
+def names(found: Sequence[Link]) -> list[str]:
+    """Return the names of links, but for loopback."""
+    return [one.name for one in found if one.kind != "loopback"]
