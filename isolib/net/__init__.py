@@ -9,6 +9,7 @@ from __future__ import annotations
 from isolib.net.bridge import Bridge, new_bridge
 from isolib.net.capture import Capture, capture
 from isolib.net.endpoint import Endpoint
+from isolib.net.events import Change, Changes, changes
 from isolib.net.interface import Interface
 from isolib.net.lab import Topology, topology
 from isolib.net.make import new_network
@@ -22,6 +23,8 @@ __all__ = [
     "Bridge",
     "BridgeOptions",
     "Capture",
+    "Change",
+    "Changes",
     "Endpoint",
     "Interface",
     "Link",
@@ -35,6 +38,7 @@ __all__ = [
     "Veth",
     "addresses",
     "capture",
+    "changes",
     "links",
     "neighbours",
     "new_bridge",
