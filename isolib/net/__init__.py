@@ -10,18 +10,22 @@ from isolib.net.bridge import Bridge, new_bridge
 from isolib.net.capture import Capture, capture
 from isolib.net.endpoint import Endpoint
 from isolib.net.events import Change, Changes, changes
+from isolib.net.forward import Traffic
 from isolib.net.interface import Interface
 from isolib.net.lab import Topology, topology
 from isolib.net.make import new_network
 from isolib.net.network import Network
+from isolib.net.published import Published
 from isolib.net.queries import addresses, links, neighbours, routes, rules
 from isolib.net.values import Address, BridgeOptions, Link, LinkStats, Neighbour, PortOptions, Route, Rule
 from isolib.net.veth import Veth, new_veth
+from isolib.net.wiring import CableEnd, Segment, WiredCable, WiredNode, WiredPort, WiredRoute, Wiring, wire
 
 __all__ = [
     "Address",
     "Bridge",
     "BridgeOptions",
+    "CableEnd",
     "Capture",
     "Change",
     "Changes",
@@ -32,10 +36,18 @@ __all__ = [
     "Neighbour",
     "Network",
     "PortOptions",
+    "Published",
     "Route",
     "Rule",
+    "Segment",
     "Topology",
+    "Traffic",
     "Veth",
+    "WiredCable",
+    "WiredNode",
+    "WiredPort",
+    "WiredRoute",
+    "Wiring",
     "addresses",
     "capture",
     "changes",
@@ -47,6 +59,7 @@ __all__ = [
     "routes",
     "rules",
     "topology",
+    "wire",
 ]
 
 for _name in __all__:

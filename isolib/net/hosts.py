@@ -102,10 +102,10 @@ def hosts(
 
     Examples
     --------
-    >>> print(hosts([("10.0.0.2", ["db", "primary"])], domain="lab"), end="")
-    127.0.0.1	localhost
-    ::1	localhost ip6-localhost ip6-loopback
-    10.0.0.2	db.lab db primary
+    >>> print(hosts([("10.0.0.2", ["db", "primary"])], domain="lab").expandtabs(12), end="")
+    127.0.0.1   localhost
+    ::1         localhost ip6-localhost ip6-loopback
+    10.0.0.2    db.lab db primary
     """
     pairs = entries.items() if hasattr(entries, "items") else entries
     lines = [_LOCAL]

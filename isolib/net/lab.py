@@ -104,7 +104,7 @@ def topology(text: str, *, ipv6: bool = False) -> Topology:
     ----------
     text
         Chains of places and cables, "web - br0 - db, br0 - r1 - br1 - client": what is called "br" and a number is a bridge,
-        everything else a namespace, and who is on several segments is a router.  `isolib.net.wiring.wire` says more: subnets
+        everything else a namespace, and who is on several segments is a router.  `isolib.net.wire` says more: subnets
         and addresses may be given.
     ipv6
         Whether each segment has an IPv6 subnet too.

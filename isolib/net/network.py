@@ -197,13 +197,6 @@ class Network(Handle, made_by="isolib.new_network()"):
             One is none of these, or the network has no way out (``internet=``).
         OSError
             A name cannot be looked up (socket.gaierror).
-
-        Examples
-        --------
-        >>> from isolib import new_network
-        >>> with new_network(internet=True) as network:
-        ...     network.deny("all")
-        ...     network.allow("192.0.2.0/24")
         """
         self._decide(destinations, allowed=True)
 

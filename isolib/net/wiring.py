@@ -174,7 +174,7 @@ def wire(text: str, *, ipv6: bool = False) -> Wiring:
     Each segment has a subnet, the first 10.77.0.0/24, the next 10.77.1.0/24, and its namespaces have addresses in the order
     in which their cables are mentioned. Both can be given: ``web(10.0.0.5) - br0[10.0.0.0/24]``, and for a cable between two
     namespaces ``a -[10.1.0.0/30]- b``. A segment whose subnet is given has no other one of the same IP version; with one of
-    IPv6 alone it has no IPv4. `isolib.net.notation` says it exactly.
+    IPv6 alone it has no IPv4. ``isolib/net/notation.py`` says it exactly.
 
     Parameters
     ----------

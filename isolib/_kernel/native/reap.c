@@ -160,9 +160,11 @@ static void remove_link(int socket, const char *digits) {
         int32_t index;
         uint32_t flag, change;
     } request = {sizeof(request), DELLINK, REQUEST, 0, 0, 0, 0, 0, 0, 0, 0};
-    while (*digits >= '0' && *digits <= '9' && request.index < 100000000)
-        request.index = request.index * 10 + *digits++ - '0';
-    if (request.index > 0 && !*digits)
+    int64_t index = 0;
+    while (*digits >= '0' && *digits <= '9' && index < SECOND)
+        index = index * 10 + *digits++ - '0';
+    request.index = (int32_t)index;
+    if (request.index > 0 && request.index == index && !*digits)
         SYS3(write, socket, &request, sizeof(request));
 }
 
