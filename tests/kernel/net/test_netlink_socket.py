@@ -61,7 +61,8 @@ def route(net: NetNS) -> Iterator[Socket]:
 
 def output(net: NetNS, *argv: str) -> str:
     """Return what a program writes that runs in a namespace."""
-    with net.spawn(list(argv), stdout=PIPE) as process:
+    env = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+    with net.spawn(list(argv), stdout=PIPE, env=env) as process:
         out, _ = process.communicate(timeout=60)
         assert process.wait(60).code == 0
     return (out or b"").decode()
