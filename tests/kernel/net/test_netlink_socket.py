@@ -370,9 +370,12 @@ def filters(net: NetNS) -> Iterator[Socket]:
     """Return a socket for nftables."""
     with open_netlink(net, NETFILTER) as opened:
         try:
-            opened.dump(nft(1, 0, "NFT_MSG_GETTABLE", "tables"))
-        except SyscallError:
-            pytest.skip("the kernel has no nftables")
+            opened.batch(NFTABLES, table("probe"))
+        except SyscallError as error:
+            if error.errno not in {errno.EOPNOTSUPP, errno.EPROTONOSUPPORT}:
+                raise
+            pytest.skip("the kernel has no nftables for IPv4 and IPv6")
+        opened.batch(NFTABLES, nft(2, 0, "NFT_MSG_DELTABLE", "probe", codec.text(1, "probe")))
         yield opened
 
 
