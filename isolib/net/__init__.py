@@ -15,6 +15,7 @@ from isolib.net.interface import Interface
 from isolib.net.lab import Topology, topology
 from isolib.net.make import new_network
 from isolib.net.network import Network
+from isolib.net.picture import Picture
 from isolib.net.published import Published
 from isolib.net.queries import addresses, links, neighbours, routes, rules
 from isolib.net.values import Address, BridgeOptions, Link, LinkStats, Neighbour, PortOptions, Route, Rule
@@ -35,6 +36,7 @@ __all__ = [
     "LinkStats",
     "Neighbour",
     "Network",
+    "Picture",
     "PortOptions",
     "Published",
     "Route",

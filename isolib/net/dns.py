@@ -21,7 +21,7 @@ import enum
 import struct
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import dns.exception
 import dns.flags
@@ -79,9 +79,7 @@ def respond(query: bytes, zone: Zone, *, stream: bool = False) -> bytes | Outcom
     if refused is not None:
         return refused
     try:
-        message = dns.message.from_wire(query, ignore_trailing=True)
-        if message.flags & dns.flags.QR or len(message.question) != 1:
-            return _bare(query, dns.rcode.FORMERR)
+        message = dns.message.from_wire(query)
         answer = _Answer(message, zone)
         return answer.wire(stream=stream) if answer.settle() else Outcome.FORWARD
     except Exception:  # noqa: BLE001 - these bytes are anybody's, and the parser is not ours: whatever it says, they are malformed
@@ -122,7 +120,9 @@ class _Answer:
 
     def wire(self, *, stream: bool) -> bytes:
         """Return the message."""
-        return self._response.to_wire(max_size=_room(self._message, stream=stream), prefer_truncation=True)
+        # Addresses in another order each time, for those who share a name; but an address has one name that comes first.
+        shuffles: Any = {"want_shuffle": self._type != dns.rdatatype.PTR}
+        return self._response.to_wire(max_size=_room(self._message, stream=stream), prefer_truncation=True, **shuffles)
 
     def settle(self) -> bool:
         """Find the answer; False: somebody else is to be asked."""
@@ -239,8 +239,8 @@ def is_reply(query: bytes, reply: bytes) -> bool:
     if len(reply) < _HEADER.size or reply[:2] != query[:2] or not reply[2] & 0x80:
         return False
     try:
-        asked = dns.message.from_wire(query, question_only=True, ignore_trailing=True)
-        told = dns.message.from_wire(reply, question_only=True, ignore_trailing=True)
+        asked = dns.message.from_wire(query, question_only=True)
+        told = dns.message.from_wire(reply, question_only=True)
     except Exception:  # noqa: BLE001 - as above
         return False
     return asked.opcode() == told.opcode() and asked.question == told.question
@@ -254,7 +254,7 @@ def is_failure(reply: bytes) -> bool:
 def failure(query: bytes) -> bytes | Outcome:
     """Return the answer where no resolver gave one: SERVFAIL."""
     try:
-        message = dns.message.from_wire(query, ignore_trailing=True)
+        message = dns.message.from_wire(query)
         response = dns.message.make_response(message, recursion_available=True, our_payload=_PAYLOAD)
         response.set_rcode(dns.rcode.SERVFAIL)
         return response.to_wire()
@@ -264,7 +264,7 @@ def failure(query: bytes) -> bytes | Outcome:
 
 def shortened(query: bytes, reply: bytes, *, stream: bool = False) -> bytes:
     """Return a resolver's answer as the asker takes it: where it is too long for a datagram, only that it is (TC)."""
-    message = dns.message.from_wire(query, ignore_trailing=True)
+    message = dns.message.from_wire(query)
     if len(reply) <= _room(message, stream=stream):
         return reply
     response = dns.message.make_response(message, recursion_available=True, our_payload=_PAYLOAD)

@@ -20,7 +20,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from isolib._kernel.handle import Rollback
-from isolib._kernel.netlink.nft import SUBSYSTEM, parse_elements, parse_rule
+from isolib._kernel.netlink.nft import BRIDGE, INET, NAMES_OF_FAMILIES, SUBSYSTEM, parse_elements, parse_rule
 from isolib._kernel.netlink.nft_expressions import Counter
 from isolib._kernel.netlink.socket import NETFILTER, open_netlink
 from isolib.errors import PlanError, SyscallError, Unsupported
@@ -45,7 +45,7 @@ Subnet: TypeAlias = IPv4Network | IPv6Network
 
 _LONGEST: Final = 200  # nft's names have 255 bytes at the most
 _MISSING: Final = {EOPNOTSUPP, EPROTONOSUPPORT, EAFNOSUPPORT}
-_NFTABLES: Final = "a kernel with CONFIG_NF_TABLES_INET: modprobe nf_tables"
+_NETFILTER: Final = "a kernel with CONFIG_NF_TABLES: modprobe nf_tables"
 _OWNER: Final = "Linux 5.12; or a network that needs nothing of its host: no internet, no ports published there"
 
 
@@ -108,6 +108,16 @@ class Firewall:
     def _changes(self) -> Changes:
         return Changes(self.name, self._state, private=self._private, subnets=self._subnets)
 
+    def _send(self, changes: Changes) -> None:
+        try:
+            self._socket.batch(SUBSYSTEM, *changes.requests)
+        except SyscallError as error:
+            if error.errno in _MISSING:
+                family = NAMES_OF_FAMILIES[BRIDGE if changes.bridge.label in str(error.target) else INET]
+                by, remedy = f"the kernel: no nftables of family {family}", f"a kernel with CONFIG_NF_TABLES_{family.upper()}"
+                raise Unsupported(f"firewalls ({family})", by, remedy) from error
+            raise
+
     @contextmanager
     def _gathering(self) -> Iterator[Changes]:
         with self._lock:
@@ -118,7 +128,7 @@ class Firewall:
             try:
                 yield changes
                 if outer is None:
-                    self._socket.batch(SUBSYSTEM, *changes.requests)
+                    self._send(changes)
                     self._state = changes.state
             except BaseException:
                 del changes.requests[requests:]
@@ -169,7 +179,7 @@ class Firewall:
         with self._gathering() as changes:
             changes.serve(interface, services)
 
-    def route(self, inside: str, outside: str | None = None, *, outward: bool = True) -> None:
+    def route(self, inside: str, outside: str | None = None, *, outward: bool = True, between: bool = True) -> None:
         """Forward between a network's interface and others what is allowed, and nothing else; nothing else is opened by it.
 
         Allowed is: what goes out to where it may (`allow`, `deny`), answers, and what is published. In a private namespace
@@ -183,9 +193,12 @@ class Firewall:
             What goes out does so by this interface only; None: by any.
         outward
             Whether anything may go out that is no answer.
+        between
+            Whether endpoints may reach each other by way of this namespace, which they can have their packets take; by
+            published ports they may in any case. What goes from port to port of a bridge does not come here: see `isolate`.
         """
         with self._gathering() as changes:
-            changes.route(inside, outside, outward=outward)
+            changes.route(inside, outside, outward=outward, between=between)
 
     def allow(self, *destinations: str | Address | Subnet) -> None:
         """Let these addresses and networks be reached, from now on; of several decisions, that on the smallest network counts.
@@ -356,9 +369,10 @@ class Firewall:
 
 def _network(value: str | Address | Subnet) -> Subnet:
     try:
-        return ip_network(value)
+        # Numbers and bytes would be taken as addresses too.
+        return ip_network(str(value))
     except ValueError as error:
-        raise PlanError(f"destination: not an address or a network: {value!r}: {error}") from None
+        raise PlanError(f"destination: an address or a network is wanted: {error}") from None
 
 
 def open_firewall(net: HasFileno | None, name: str, *, private: bool = False, subnets: Iterable[Subnet] = ()) -> Firewall:
@@ -398,7 +412,7 @@ def open_firewall(net: HasFileno | None, name: str, *, private: bool = False, su
             firewall = Firewall(socket, f"isolib-{name}", private=private, subnets=tuple(subnets))
         except SyscallError as error:
             if error.errno in _MISSING:
-                raise Unsupported("firewalls", "the kernel: no nftables of family inet", _NFTABLES) from error
+                raise Unsupported("firewalls", "the kernel: no netlink for netfilter", _NETFILTER) from error
             if error.errno == EINVAL and not private:  # the flag
                 raise Unsupported("a firewall that ends with this program", "a kernel before Linux 5.12", _OWNER) from error
             raise

@@ -22,19 +22,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Handle
-from isolib.errors import PlanError, from_errno
+from isolib.errors import PlanError
 from isolib.net.datagrams import DatagramRelay
-from isolib.net.serving import take_socket
-from isolib.net.streams import StreamRelay
+from isolib.net.serving import disown
+from isolib.net.streams import StreamRelay, take_copy
 
 if TYPE_CHECKING:
-    from isolib.net.serving import Socket
     from isolib.net.streams import Open, Relay, Target
     from isolib.types import HasFileno
 
 __all__ = ["Forwarder", "Traffic", "new_forwarder"]
 
 LIMIT: Final = 4096
+_DATAGRAMS: Final = (socket.AF_INET, socket.AF_INET6)
+_STREAMS: Final = (*_DATAGRAMS, socket.AF_UNIX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,24 +138,25 @@ def new_forwarder(listening: HasFileno, connect: Open, target: Target, *, limit:
     """
     if limit < 1 or not idle > 0:
         raise PlanError(f"limit and idle must be more than nothing, not {limit} and {idle}")
-    sock = _take(listening)
-    kinds = {int(socket.SOCK_STREAM): StreamRelay, int(socket.SOCK_DGRAM): DatagramRelay}
-    kind = kinds.get(sock.type & 0xF)
-    if kind is None or sock.family not in {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}:
+    sock = take_copy(listening, "the socket to forward from")
+    kind = sock.type & 0xF
+    relays = {int(socket.SOCK_STREAM): (StreamRelay, _STREAMS), int(socket.SOCK_DGRAM): (DatagramRelay, _DATAGRAMS)}
+    relay_type, families = relays.get(kind, (StreamRelay, ()))
+    if sock.family not in families:
         sock.close()
-        raise PlanError(f"only TCP, UDP and unix streams can be forwarded, not family {sock.family}, type {sock.type}")
-    relay = kind(sock, connect, target, limit, idle)
-    forwarder = Forwarder._make(relay, f"{sock.getsockname()} to {target!r}")
+        raise PlanError(f"only TCP, UDP and unix streams can be forwarded, not family {sock.family}, type {kind}")
+    relay = relay_type(sock, connect, target, limit, idle)
+    forwarder = Forwarder._make(relay, f"{_show(sock.getsockname())} to {_show(target)}")
     try:
         relay.start()
     except BaseException:
         forwarder.close()
         raise
+    disown(listening)
     return forwarder
 
 
-def _take(listening: HasFileno) -> Socket:
-    try:
-        return take_socket(listening)
-    except OSError as error:
-        raise from_errno("dup", "the socket to forward from", error.errno or 0, os.strerror(error.errno or 0)) from error
+def _show(address: object) -> str:
+    if isinstance(address, tuple):
+        return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+    return os.fsdecode(address) if isinstance(address, bytes) else str(address)

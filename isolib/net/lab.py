@@ -12,6 +12,7 @@ from isolib.net import requests
 from isolib.net.bridge import Bridge, make_bridge, random_mac
 from isolib.net.carrier import settle
 from isolib.net.network import close_all
+from isolib.net.picture import picture_of
 from isolib.net.sysctl import Sysctls
 from isolib.net.veth import connect
 from isolib.net.where import Where
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from isolib._kernel.seam import NetNS
     from isolib.net.interface import Interface
+    from isolib.net.picture import Picture
     from isolib.net.values import AnyAddress
     from isolib.net.wiring import CableEnd, WiredCable, WiredNode, Wiring
 
@@ -79,6 +81,13 @@ class Topology(Handle, made_by="isolib.net.topology()"):
     def hosts(self) -> dict[str, tuple[AnyAddress, ...]]:
         """The addresses of each namespace by its name."""
         return self.wiring.hosts
+
+    def picture(self) -> Picture:
+        """Return what it looks like: printed it is text, in a notebook a drawing; `Picture.to_dot` is for Graphviz."""
+        return picture_of(self.wiring, ", ".join(self._spaces))
+
+    def _repr_html_(self) -> str:
+        return self.picture()._repr_html_()
 
     def interfaces(self) -> list[Interface]:
         """Return all interfaces of namespaces and all ports of bridges."""

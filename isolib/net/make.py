@@ -17,6 +17,7 @@ from isolib.net.bridge import Bridge, make_bridge, random_mac
 from isolib.net.network import Network, close_all
 from isolib.net.pool import Pool, choose_subnet, choose_ula, parse_subnet
 from isolib.net.queries import addresses, routes
+from isolib.net.sysctl import Sysctls
 from isolib.net.uplink import lay_uplink, open_inner_firewall
 from isolib.net.where import Where
 from isolib.types import check_hostname
@@ -99,10 +100,12 @@ def new_network(
         made.append(bridge)
         where.socket.send(*(requests.add_address(_of_gateway(pool), interface.index, _BRIDGE) for pool in pools))
         firewall = None
-        if internet:
+        if not internet:  # a new namespace has of IPv4 what the host's first one has
+            Sysctls(ns)["net.ipv4.ip_forward"] = 0
+        else:
             subnets = [pool.subnet for pool in pools]
             firewall = open_inner_firewall(undo, ns, subnets)
-            lay_uplink(undo, where, firewall, _BRIDGE, subnets)
+            lay_uplink(undo, where, firewall, _BRIDGE, subnets, isolate=isolate)
         network = Network._make(ns, bridge, undo, pools, name=label, isolate=isolate, firewall=firewall)
         undo.keep()
     return network

@@ -40,7 +40,7 @@ def check_name(name: str, what: str = "name") -> str:
     if not isinstance(name, str):
         raise PlanError(f"{what}: a name is a str, not {name!r}")
     folded = name.removesuffix(".").lower()
-    if len(folded) > _LONGEST or not all(map(_LABEL.fullmatch, folded.split("."))):
+    if not name.isascii() or len(folded) > _LONGEST or not all(map(_LABEL.fullmatch, folded.split("."))):
         raise PlanError(
             f"{what}: labels of 1 to 63 letters, digits, hyphens and underscores, {_LONGEST} characters in all, not {name!r}"
         )

@@ -5,6 +5,7 @@ Nothing of it lies in the host's namespace: when this program ends, however it d
 
 from __future__ import annotations
 
+import html
 from contextlib import suppress
 from functools import partial
 from ipaddress import ip_interface
@@ -26,6 +27,7 @@ from isolib.net.names import check_name as check_host
 from isolib.net.plugs import KINDS, bound_socket, new_socket
 from isolib.net.pool import parse_address
 from isolib.net.published import Published
+from isolib.net.seeing import picture_of_network
 from isolib.net.sysctl import refuse_advertisements
 from isolib.net.uplink import open_inner_firewall, resolve
 from isolib.net.veth import connect
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from isolib.net.bridge import Bridge
     from isolib.net.firewall import Firewall
     from isolib.net.interface import Interface
+    from isolib.net.picture import Picture
     from isolib.net.pool import Pool
     from isolib.net.values import AnyAddress, AnyNetwork
     from isolib.types import HasFileno
@@ -250,7 +253,12 @@ class Network(Handle, made_by="isolib.new_network()"):
             strangers = [endpoint for group in groups for endpoint in group if endpoint not in own]
             if strangers:
                 raise PlanError(f"partition: {strangers[0]!r} is none of {self!r}")
-            self._its_firewall().partition(*(Group(tuple(one.port.name for one in group)) for group in groups))
+            # Addresses too: an endpoint can have its packets take the way by the gateway.
+            sides = [
+                Group(tuple(one.port.name for one in group), tuple(address for one in group for address in one.addresses))
+                for group in groups
+            ]
+            self._its_firewall().partition(*sides)
 
     def heal(self) -> None:
         """Let everything pass between endpoints again."""
@@ -274,6 +282,26 @@ class Network(Handle, made_by="isolib.new_network()"):
     def resolv_conf(self) -> str:
         """Return a file /etc/resolv.conf for those who are attached: the gateway answers, by its name or another's."""
         return hosts.resolv_conf([pool.gateway for pool in self._pools])
+
+    def picture(self) -> Picture:
+        """Return what it looks like now: printed it is text, in a notebook a drawing; `Picture.to_dot` is for Graphviz.
+
+        Examples
+        --------
+        >>> from isolib import new_netns, new_network
+        >>> web = new_netns()
+        >>> with new_network("10.77.0.0/24", name="lab") as network:
+        ...     endpoint = network.attach(web, hostname="web")
+        ...     print(network.picture().summary())
+        lab: 1 namespace, 1 bridge, 1 cable
+        >>> web.close()
+        """
+        self._check_open()
+        with self._lock:
+            return picture_of_network(self, list(self._published))
+
+    def _repr_html_(self) -> str:
+        return html.escape(repr(self)) if self.closed else self.picture()._repr_html_()
 
     def endpoints(self) -> list[Endpoint]:
         """Return who is attached, in the order of their coming."""

@@ -6,7 +6,6 @@ and what is asked there is answered from this process's memory.
 
 from __future__ import annotations
 
-import os
 import socket
 from collections import OrderedDict
 from dataclasses import dataclass, replace
@@ -14,10 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Handle
-from isolib.errors import PlanError, from_errno
+from isolib.errors import PlanError
 from isolib.net.datagrams import Mailbox
-from isolib.net.serving import IN, OUT, Served, Socket, take_socket
-from isolib.net.streams import PAUSE, SHORT, accept
+from isolib.net.serving import IN, OUT, Served, Socket, disown
+from isolib.net.streams import PAUSE, SHORT, accept, take_copy
 from isolib.net.upstream import Ask, parse_servers
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ def new_responder(
     try:
         for given, kind in ((datagrams, socket.SOCK_DGRAM), (streams, socket.SOCK_STREAM)):
             for one in given:
-                taken.append(_take(one))
+                taken.append(take_copy(one, "the socket to be asked on"))
                 if taken[-1].type & 0xF != kind or taken[-1].family not in {socket.AF_INET, socket.AF_INET6}:
                     raise PlanError(f"a responder is asked over UDP and TCP, not family {taken[-1].family}")
         service = _Service(taken, replace(zone, forwards=bool(servers)), servers, connect or _open_here)
@@ -145,15 +144,9 @@ def new_responder(
     except BaseException:
         responder.close()
         raise
+    for one in (*datagrams, *streams):
+        disown(one)
     return responder
-
-
-def _take(owner: HasFileno) -> Socket:
-    try:
-        return take_socket(owner)
-    except OSError as error:
-        errno = error.errno or 0
-        raise from_errno("dup", "the socket to be asked on", errno, os.strerror(errno)) from error
 
 
 def _open_here(family: int, kind: int) -> Socket:

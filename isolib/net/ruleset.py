@@ -190,12 +190,13 @@ class Changes:
 
     # ---- forwarding ----
 
-    def route(self, inside: str, outside: str | None, *, outward: bool) -> None:
+    def route(self, inside: str, outside: str | None, *, outward: bool, between: bool = True) -> None:
         """Forward between an interface and others what is allowed, and nothing else."""
         first = self._chain(self.inet, "forward", Hook(nft.FORWARD, _FILTER, accepts=not self._private))
         if first:
             self._parted(self.inet)
-            self._chain(self.inet, "neighbours")
+            if self._chain(self.inet, "neighbours") and not between:
+                self._isolate_neighbours()
             self._add(self.inet, "forward", "partition", nft_match.jump("partition"))
             for of in _FAMILIES:
                 self._set(self.inet, _refused(of), nft.ADDRESS[of], intervals=True)
@@ -305,8 +306,12 @@ class Changes:
             self.requests.append(scope.empty(chain))
         if isolated:
             self._add(self.bridge, "isolation", "isolation", nft_match.count(), (DROP,))
-            self._add(self.inet, "neighbours", "isolation", nft_match.translated(), (ACCEPT,))
-            self._refuse("neighbours", "isolation")
+            self._isolate_neighbours()
+
+    def _isolate_neighbours(self) -> None:
+        """Have what comes from a network and goes back to it, by way of this namespace, be for published ports only."""
+        self._add(self.inet, "neighbours", "isolation", nft_match.translated(), (ACCEPT,))
+        self._refuse("neighbours", "isolation")
 
     def _parted(self, scope: Scope) -> None:
         self._chain(scope, "partition")
@@ -430,6 +435,6 @@ def check_address(value: str | Address, what: str) -> Address:
         It is none.
     """
     try:
-        return ip_address(value)
+        return ip_address(str(value))
     except ValueError:
         raise PlanError(f"{what}: not an address: {value!r}") from None

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from errno import EAGAIN, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOMEM
+from contextlib import suppress
+from errno import EAGAIN, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK
 from struct import Struct
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from isolib.net.serving import IN, OUT, Served, Socket, take_socket
+from isolib.errors import from_errno
+from isolib.net.serving import IN, OUT, Served, Socket, copy_socket, take_socket
 from isolib.types import HasFileno
 
 if TYPE_CHECKING:
     from isolib.net.serving import Timer
 
-__all__ = ["PAUSE", "SHORT", "Open", "Relay", "StreamRelay", "Target", "accept"]
+__all__ = ["PAUSE", "SHORT", "Open", "Relay", "StreamRelay", "Target", "accept", "take_copy"]
 
 Open: TypeAlias = Callable[[], HasFileno]
 Target: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
@@ -32,6 +34,15 @@ _PATIENCE: Final = 30.0
 #: A unix server whose queue is full cannot be waited for either (connect(2), EAGAIN).
 _TRIES: Final = 600
 _LINGER: Final = Struct("ii").pack(1, 0)
+
+
+def take_copy(owner: HasFileno, what: str) -> Socket:
+    """Return a copy of a socket that a user gives; the errors are those that he sees."""
+    try:
+        return copy_socket(owner)
+    except OSError as error:
+        errno = error.errno or 0
+        raise from_errno("getsockname" if errno == ENOTSOCK else "dup", what, errno) from None
 
 
 def accept(listening: Socket) -> Socket | None:
@@ -98,6 +109,9 @@ class StreamRelay(Relay):
 
     def end(self) -> None:
         """Reset all connections: an end would look as if all had been said."""
+        with suppress(OSError):  # where it has been closed, this is done
+            # Not closing alone: a fork may not have closed its copy yet.
+            self.front.shutdown(socket.SHUT_RDWR)
         for pair in self._pairs.copy():
             pair.reset()
 
@@ -225,8 +239,6 @@ class _Pair:
     def _ready(self, side: _Side, mask: int) -> None:
         try:
             self._copy(side, mask)
-        except BlockingIOError:
-            return  # it was ready for somebody else
         except OSError as error:
             self._break(error)
 
@@ -242,7 +254,9 @@ class _Pair:
             side.mask = -1
             return
         if not self._is_connected:
-            self._connected()
+            # An event may be of a socket that had this number before.
+            if _has_peer(side.sock):
+                self._connected()
             return
         peer = self._peer(side)
         if mask & (OUT | _HANGUP) and peer.kept is not None:
@@ -253,16 +267,19 @@ class _Pair:
 
     def _take(self, side: _Side) -> None:
         scratch = self._relay.scratch
-        size = side.sock.recv_into(scratch)
+        try:
+            size = side.sock.recv_into(scratch)
+        except BlockingIOError:
+            return
         if not size:
             side.ended = True
             self._peer(side).sock.shutdown(socket.SHUT_WR)
-        elif side is self._outer:
+            return
+        if side is self._outer:
             self._relay.sent += size
         else:
             self._relay.received += size
-        if size:
-            self._give(side, scratch[:size])
+        self._give(side, scratch[:size])
 
     def _give(self, side: _Side, data: memoryview) -> None:
         """Send what came from a side to the other one, and keep the rest."""
@@ -295,9 +312,9 @@ class _Pair:
 
     def _end(self) -> None:
         self._cancel()
+        self._relay.forget(self)  # first: who hears of the end finds it counted
         self._relay.drop(self._outer.sock)
         self._relay.drop(self._inner.sock)
-        self._relay.forget(self)
 
     def _break(self, error: BaseException) -> None:
         self._relay.fail(error)
@@ -308,6 +325,14 @@ class _Pair:
         _linger(self._outer.sock)
         _linger(self._inner.sock)
         self._end()
+
+
+def _has_peer(sock: Socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def _linger(sock: Socket) -> None:

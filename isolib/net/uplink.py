@@ -45,10 +45,13 @@ def open_inner_firewall(undo: Rollback, ns: NetNS, subnets: Sequence[AnyNetwork]
             settings[name] = 0
     firewall = open_firewall(ns, "network", private=True, subnets=subnets)
     undo.push(firewall.close)
+    firewall.guard_loopback()
     return firewall
 
 
-def lay_uplink(undo: Rollback, where: Where, firewall: Firewall, bridge: str, subnets: Sequence[AnyNetwork]) -> None:
+def lay_uplink(
+    undo: Rollback, where: Where, firewall: Firewall, bridge: str, subnets: Sequence[AnyNetwork], *, isolate: bool
+) -> None:
     """Connect a network with the namespace that the calling thread is in, by which its packets go on.
 
     Parameters
@@ -63,6 +66,8 @@ def lay_uplink(undo: Rollback, where: Where, firewall: Firewall, bridge: str, su
         The name of its bridge.
     subnets
         Of the network.
+    isolate
+        Whether its endpoints do not reach each other by way of the gateway either.
 
     Raises
     ------
@@ -85,7 +90,7 @@ def lay_uplink(undo: Rollback, where: Where, firewall: Firewall, bridge: str, su
         for cable in cables:
             outer.masquerade(cable[0].network)
     with firewall.together():
-        firewall.route(bridge, UPLINK)
+        firewall.route(bridge, UPLINK, between=not isolate)
         for subnet in subnets:
             firewall.masquerade(subnet, UPLINK)
     ends = connect(here, where, undo, (name, UPLINK))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 from errno import EINPROGRESS
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
 from isolib.errors import PlanError
@@ -39,8 +40,9 @@ def parse_servers(servers: Sequence[str | tuple[str, int]]) -> tuple[Server, ...
     """
     found = []
     for server in servers:
-        host, port = (server, _PORT) if isinstance(server, str) else server
         try:
+            host, port = (server, _PORT) if isinstance(server, str) else server
+            ip_address(host)  # getaddrinfo(3) takes "10.1" and numbers too
             family, _, _, _, address = socket.getaddrinfo(
                 host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
             )[0]

@@ -157,10 +157,29 @@ class TestChoose:
         assert taken[0] == IPv4Network("10.77.0.0/24")
         assert taken[299] == IPv4Network("10.78.43.0/24")
 
-    @pytest.mark.parametrize("route", ["0.0.0.0/0", "0.0.0.0/1", "8.0.0.0/7", "::/0", "fd00::/8"])
+    @pytest.mark.parametrize("route", ["0.0.0.0/0", "0.0.0.0/1", "10.0.0.0/7", "::/0", "fd00::/8"])
     def test_default_routes(self, route: str) -> None:
         """A default route, the pieces of one that a VPN sets, and routes of IPv6 take nothing."""
         assert choose_subnet([ip_network(route)]) == IPv4Network("10.77.0.0/24")
+
+    @pytest.mark.parametrize(
+        ("taken", "prefix", "expected"),
+        [
+            (["10.0.0.0/8"], 24, "172.16.0.0/24"),
+            (["10.77.0.0/32"], 24, "10.77.1.0/24"),
+            (["10.77.0.255/32"], 24, "10.77.1.0/24"),
+            (["10.76.255.255/32"], 24, "10.77.0.0/24"),
+            (["10.77.1.0/32"], 24, "10.77.0.0/24"),
+            (["10.77.0.0/32"], 31, "10.77.0.2/31"),
+            (["10.77.0.1/32"], 31, "10.77.0.2/31"),
+            (["10.77.0.0/24", "10.77.1.0/25", "10.77.0.0/25", "10.77.2.4/30"], 24, "10.77.3.0/24"),
+            ([], 9, "10.128.0.0/9"),
+            ([], 16, "10.77.0.0/16"),
+        ],
+    )
+    def test_edges(self, taken: list[str], prefix: int, expected: str) -> None:
+        """One address that is taken at either end of a subnet is enough to pass over it, and one beside it is not."""
+        assert choose_subnet(map(ip_network, taken), prefix=prefix) == IPv4Network(expected)
 
     def test_last_resort(self) -> None:
         """What is left of the private ranges is found wherever it is, and the error comes when nothing is."""
@@ -350,9 +369,11 @@ class TestPool:
         """Of the released addresses a limited number is kept in mind, and those that are forgotten are given out again."""
         monkeypatch.setattr(module, "REMEMBERED", 3)
         pool = Pool("10.77.0.0/28")
+        kept = set()
         for _ in range(1000):
             pool.release(pool.take())
-            assert len(pool._released) <= 3
+            kept.add(len(pool._released))
+        assert kept == {1, 2, 3}
         assert len({pool.take() for _ in range(pool.size)}) == 13
 
     def test_threads(self) -> None:

@@ -176,10 +176,17 @@ class TestNotation:
         with pytest.raises(PlanError, match="it is a text as"):
             wire(value)
 
-    @pytest.mark.parametrize("name", ["a" * 63, "web-1", "redis-0.redis", "_x", "br", "brx", "xbr0", "br0x", "7of9", "eth0"])
+    @pytest.mark.parametrize(
+        "name", ["a" * 63, "web-1", "redis-0.redis", "_x", "br", "brx", "xbr0", "br0x", "7of9", "eth0", "a." + "b" * 62]
+    )
     def test_names(self, name: str) -> None:
         """Every other name of a host is one of a namespace."""
         assert [node.name for node in wire(f"{name} - br0").nodes] == [name]
+
+    def test_longest_bridge(self) -> None:
+        """A bridge's name may be as long as leaves room for the names of its interfaces."""
+        wiring = wire("br12345678901 - web")
+        assert wiring.cables[0].a.port == "br12345678901p0"
 
     @given(st.text("ab01r-.,;[]()\n /#é", max_size=40) | st.text(max_size=40))
     def test_any_text(self, text: str) -> None:
@@ -263,6 +270,14 @@ class TestAddresses:
         assert [str(address) for address in wiring["r"].addresses] == ["10.77.0.2", "fd77::2", "10.77.1.1", "fd77:0:0:1::1"]
         assert [str(route.destination) for route in wiring["a"].routes] == ["10.77.1.0/24", "fd77:0:0:1::/64"]
         assert str(wiring["a"].routes[1].gateway) == "fd77::2"
+
+    def test_given_ipv6(self) -> None:
+        """With ipv6=True a segment whose subnet of IPv6 is given has no other one."""
+        wiring = wire("a -[fd99::/64 10.9.0.0/24]- b -[10.8.0.0/24]- c", ipv6=True)
+        assert [tuple(map(str, segment.subnets)) for segment in wiring.segments] == [
+            ("10.9.0.0/24", "fd99::/64"),
+            ("10.8.0.0/24", "fd77::/64"),
+        ]
 
     def test_only_ipv6(self) -> None:
         """A segment with one given subnet has no other one, and a way of IPv4 does not lead over it."""

@@ -12,7 +12,7 @@ import struct
 import sys
 from bisect import bisect_right
 from dataclasses import dataclass
-from errno import EEXIST, EPERM
+from errno import EEXIST, ENOENT, EPERM
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from isolib._kernel.netlink import codec
@@ -104,9 +104,16 @@ _NETWORK_ORDER: Final = 2
 _WORD: Final = 4
 _LONGEST_COMMENT: Final = 127  # what nft(8) takes
 _HEAD: Final = struct.Struct(">BBH")
-_TAKEN: Final = {
-    EEXIST: "there is a table of this name",
-    EPERM: "it takes CAP_NET_ADMIN over the network namespace; or a table of this name belongs to another socket",
+#: What the kernel means, by the message.
+_HINTS: Final[Mapping[int, Mapping[int, str]]] = {
+    NEW_TABLE: {
+        EEXIST: "there is a table of this name",
+        EPERM: "it takes CAP_NET_ADMIN over the network namespace; or a table of this name belongs to another socket",
+    },
+    NEW_CHAIN: {ENOENT: "the kernel has no chains of this type here (CONFIG_NF_NAT: modprobe nft_chain_nat), or not the table"},
+    NEW_RULE: {ENOENT: "there is no such chain or set; or the kernel lacks what the rule does (CONFIG_NFT_*, or its module)"},
+    NEW_ELEMENTS: {EEXIST: "it is in the set already, or overlaps with what is", ENOENT: "there is no such set"},
+    DELETE_ELEMENTS: {ENOENT: "it is not in the set, or there is no such set"},
 }
 #: The elements of one message are one attribute, which holds 65,531 bytes; each takes at most 130.
 _TOGETHER: Final = 400
@@ -209,15 +216,19 @@ class Scope:
     family: int
     name: str
 
+    @property
+    def label(self) -> str:
+        """What it is called in errors."""
+        return f"table {NAMES_OF_FAMILIES[self.family]} {self.name}"
+
     def _request(self, kind: int, *attributes: bytes, flags: int = 0, what: str = "") -> Request:
-        target = f"table {NAMES_OF_FAMILIES[self.family]} {self.name}{what and f': {what}'}"
         body = _HEAD.pack(self.family, 0, 0) + codec.text(1, self.name) + b"".join(attributes)
-        return Request(SUBSYSTEM << 8 | kind, body, flags, _NAMES[kind], target)
+        target = f"{self.label}: {what}" if what else self.label
+        return Request(SUBSYSTEM << 8 | kind, body, flags, _NAMES[kind], target, _HINTS.get(kind, {}))
 
     def new(self, *, owned: bool) -> Request:
         """Make it; when owned (Linux 5.12), nobody else can change it, and it goes with the socket that it was made by."""
-        request = self._request(NEW_TABLE, codec.be32(2, _OWNER if owned else 0), flags=codec.CREATE | codec.EXCL)
-        return request._replace(hints=_TAKEN)
+        return self._request(NEW_TABLE, codec.be32(2, _OWNER if owned else 0), flags=codec.CREATE | codec.EXCL)
 
     def delete(self) -> Request:
         """Remove it with all that is in it."""

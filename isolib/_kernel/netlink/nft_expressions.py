@@ -10,6 +10,7 @@ Source: linux/netfilter/nf_tables.h.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, cast
 
 from isolib._kernel.netlink import codec
@@ -425,10 +426,12 @@ _CLASSES: Final[Mapping[str, type[Expression]]] = {
 
 def encode(*expressions: Expression) -> bytes:
     """Return expressions as the kernel takes and shows them: a list of attributes."""
-    return b"".join(
-        codec.nested(1, codec.text(_EXPRESSION_NAME, one.word), codec.nested(_EXPRESSION_DATA, one.data()))
-        for one in expressions
-    )
+    return b"".join(map(_encoded, expressions))
+
+
+@lru_cache(maxsize=512)  # firewalls are made of the same few again and again
+def _encoded(one: Expression) -> bytes:
+    return codec.nested(1, codec.text(_EXPRESSION_NAME, one.word), codec.nested(_EXPRESSION_DATA, one.data()))
 
 
 def decode(data: bytes) -> tuple[Expression, ...]:

@@ -12,6 +12,7 @@ from isolib import PlanError
 from isolib.net import links, new_network, new_veth
 from isolib.net.sysctl import Sysctls
 from tests.nets import SOON, reaches, server_in, socket_in, until
+from tests.wires import route
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -180,3 +181,20 @@ def test_bad_partitions(five: tuple[Network, list[NetNS], list[Endpoint]]) -> No
         stranger = other.attach(spaces[0], name="eth1", default_route=False)
         with pytest.raises(PlanError, match="is none of"):
             network.partition(ends[:2], [stranger])
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_no_way_by_the_gateway(world: World, new_ns: Callable[[], NetNS], *, isolate: bool) -> None:
+    """Isolated or parted endpoints that have their packets take the way by the gateway do not reach each other either."""
+    a, b = new_ns(), new_ns()
+    with new_network("10.77.0.0/24", internet=True, isolate=isolate) as network:
+        ends = network.attach(a), network.attach(b)
+        if not isolate:
+            network.partition(*([one] for one in ends))
+        for ns, other in ((a, ends[1]), (b, ends[0])):
+            route(ns, f"{other.address}/32", str(network.gateway))
+        assert not reaches(a, b, str(ends[1].address), patience=SOON)
+        assert reaches(a, world.outside, "198.51.100.2")
+        if not isolate:
+            network.heal()
+            assert reaches(a, b, str(ends[1].address))
