@@ -29,7 +29,7 @@ from isolib.net.pool import parse_address
 from isolib.net.published import Published
 from isolib.net.seeing import picture_of_network
 from isolib.net.sysctl import refuse_advertisements
-from isolib.net.uplink import open_inner_firewall, resolve
+from isolib.net.uplink import host_resolvers, open_inner_firewall, resolve
 from isolib.net.veth import connect
 from isolib.net.where import Where, check_namespace
 
@@ -178,7 +178,11 @@ class Network(Handle, made_by="isolib.new_network()"):
             front = bound_socket(None, outside, host_port, proto)
             own_port = front.getsockname()[1]
             connect = partial(new_socket, self.ns, inside, KINDS[proto])
-            forwarder = new_forwarder(front, connect, (str(inside), port))
+            try:
+                forwarder = new_forwarder(front, connect, (str(inside), port))
+            except BaseException:
+                front.close()
+                raise
             published = Published._make(
                 forwarder, outside, own_port, endpoint, inner_port=port, proto=proto, left=self._published.discard
             )
@@ -365,7 +369,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         host = None if hostname is None else check_host(hostname, "hostname")
         there = Where(check_namespace(ns, "ns"))
         with self._lock, Rollback() as undo:
-            if host is not None:
+            if host is not None or self.internet:
                 self._answer()
             taken = [self._take(undo, pool, address if pool.subnet.version == _IPV4 else ipv6) for pool in self._pools]
             self._check_wanted(address, ipv6)
@@ -432,7 +436,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         """Begin to answer questions about names at the gateway's addresses."""
         if self._responder is not None:
             return
-        from isolib.net.responder import new_responder  # noqa: PLC0415 - the library for its messages is dear to import
+        from isolib.net.responder import new_responder  # noqa: PLC0415 - who has no names needs none of it
 
         zone = Zone(self._names, subnets=tuple(pool.subnet for pool in self._pools))
         sockets: dict[str, list[socket]] = {"udp": [], "tcp": []}
@@ -441,7 +445,9 @@ class Network(Handle, made_by="isolib.new_network()"):
                 for pool in self._pools:
                     made.append(bound_socket(self.ns, pool.gateway, _DNS_PORT, proto))
                     undo.push(made[-1].close)
-            self._responder = self._undo.adopt(new_responder(sockets["udp"], sockets["tcp"], zone=zone))
+            upstream = host_resolvers() if self.internet else ()
+            responder = new_responder(sockets["udp"], sockets["tcp"], zone=zone, upstream=upstream)
+            self._responder = self._undo.adopt(responder)
             undo.dismiss()
 
 

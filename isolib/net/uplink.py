@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from isolib.net import requests, sysctl
 from isolib.net.carrier import settle
 from isolib.net.firewall import BRIDGE_SETTINGS, open_firewall
+from isolib.net.hosts import nameservers
 from isolib.net.names import check_name as check_host
 from isolib.net.pool import choose_subnet, choose_ula
 from isolib.net.queries import addresses, routes
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from isolib.net.firewall import Firewall
     from isolib.net.values import AnyAddress, AnyInterface, AnyNetwork
 
-__all__ = ["lay_uplink", "open_inner_firewall", "resolve"]
+__all__ = ["host_resolvers", "lay_uplink", "open_inner_firewall", "resolve"]
 
 UPLINK: Final = "uplink"
 _FORWARDING: Final = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
@@ -121,3 +122,12 @@ def resolve(destination: str | AnyAddress | AnyNetwork) -> list[str]:
         name = check_host(text, "destination")
         return sorted({str(found[4][0]) for found in getaddrinfo(name, None, type=SOCK_STREAM)})
     return [text]
+
+
+def host_resolvers() -> tuple[str, ...]:
+    """Return whom the host asks for names, by its /etc/resolv.conf; nobody where that says nothing."""
+    try:
+        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+            return nameservers(file.read())
+    except OSError:
+        return ()
