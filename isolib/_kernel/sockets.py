@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd
-from isolib._kernel.hints import hint
+from isolib._kernel.hints import hint, typed
 from isolib._kernel.launch import launch
 from isolib._kernel.plan import HOLD, HOST, INSIDE, Builder, Step
 from isolib.errors import SyscallError, from_errno
@@ -51,7 +51,13 @@ def open_socket(net: HasFileno | None, family: int, kind: int, protocol: int = 0
     if net is None:
         return calls.new_socket(family, kind, protocol, label)
     step = Step("SOCKET", flags=family, value=kind << 32 | protocol, what=label)
-    return _opened(net, step, label, lambda fd: calls.socket_in(fd, family, kind, protocol, label))
+    return _opened(
+        net,
+        step,
+        label,
+        here=lambda: calls.new_socket(family, kind, protocol, label),
+        there=lambda fd: calls.socket_in(fd, family, kind, protocol, label),
+    )
 
 
 def open_file_in(net: HasFileno | None, path: str, flags: int) -> Fd:
@@ -72,24 +78,30 @@ def open_file_in(net: HasFileno | None, path: str, flags: int) -> Fd:
         As in `open_socket`; with ENOENT, there is no such setting.
     """
     if net is None:
-        try:
-            fd = Fd.take(os.open, path, flags | os.O_CLOEXEC)
-        except OSError as error:
-            errno = error.errno or 0
-            raise from_errno("open", path, errno, hint("open", errno, path)) from None
-        assert fd is not None  # noqa: S101 - os.open raises
-        return fd
+        return _open(path, flags)
     step = Step("OPEN", text=path.encode(), flags=flags | os.O_CLOEXEC, what=path)
-    return _opened(net, step, path, lambda fd: calls.open_in(fd, path, flags, path))
+    return _opened(net, step, path, here=lambda: _open(path, flags), there=lambda fd: calls.open_in(fd, path, flags, path))
 
 
-def _opened(net: HasFileno, step: Step, label: str, go: Callable[[int], Fd]) -> Fd:
+def _open(path: str, flags: int) -> Fd:
     try:
-        return go(net.fileno())
+        fd = Fd.take(os.open, path, flags | os.O_CLOEXEC)
+    except OSError as error:
+        errno = error.errno or 0
+        raise from_errno("open", path, errno, hint("open", errno, path)) from None
+    assert fd is not None  # noqa: S101 - os.open raises
+    return fd
+
+
+def _opened(net: HasFileno, step: Step, label: str, *, here: Callable[[], Fd], there: Callable[[int], Fd]) -> Fd:
+    try:
+        return there(net.fileno())
     except SyscallError as error:
         if error.op != "setns" or error.errno != EPERM:
             raise from_errno(error.op, error.target, error.errno, hint(error.op, error.errno, label)) from None
-    with calls.namespace_owner(net.fileno()) as owner:
+    if os.path.samestat(os.fstat(net.fileno()), os.stat("/proc/thread-self/ns/net")):
+        return here()
+    with calls.namespace_owner(net.fileno()) as owner, typed(label):
         builder = Builder()
         for fd, kind in ((owner.fileno(), "user"), (net.fileno(), "net")):
             flags = calls.NAMESPACE_FLAGS[kind]

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Epoll, Fd, home
 from isolib._kernel.hints import typed
+from isolib._kernel.waiting import Alarm, Deadline, poll, readable
 from isolib.cgroups.controllers.pids import counts_refusals
 from isolib.cgroups.files import parse_flat
 from isolib.cgroups.removal import is_populated
 from isolib.cgroups.sources import MEMORY, PIDS, Counts, Event, EventKind, KillCount, LegacyOom, Removal, States
 from isolib.cgroups.tree import pids_in
-from isolib.cgroups.waiting import Alarm, Deadline, poll, readable
 from isolib.errors import ClosedError, GoneError, Unsupported
 
 if TYPE_CHECKING:

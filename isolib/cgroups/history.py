@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import home
 from isolib._kernel.hints import typed
+from isolib._kernel.waiting import Alarm, poll
 from isolib.cgroups.controllers.io import DeviceIo
 from isolib.cgroups.pressure import PressureLine, PressureValues
 from isolib.cgroups.stats import CpuStats, MemoryStats, PidsStats, show_size
 from isolib.cgroups.values import parse_count
-from isolib.cgroups.waiting import Alarm, poll
 from isolib.errors import GoneError, PlanError
 from isolib.types import parse_duration
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Epoll
 from isolib._kernel.hints import typed
+from isolib._kernel.waiting import Deadline, poll, readable
 from isolib.cgroups.values import parse_flag
-from isolib.cgroups.waiting import Deadline, poll, readable
 from isolib.errors import GoneError, PlanError, SyscallError, Unsupported
 from isolib.types import parse_duration
 

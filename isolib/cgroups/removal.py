@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Final
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
+from isolib._kernel.waiting import poll
 from isolib.cgroups import freezing
 from isolib.cgroups.tree import ABSENT, each_group, listed, names_in, open_at, pids_in
-from isolib.cgroups.waiting import poll
 from isolib.errors import GoneError, IsolibError
 
 if TYPE_CHECKING:

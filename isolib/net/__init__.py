@@ -7,7 +7,9 @@ is entrusted to the reaper.  No tool is run: the kernel is spoken to by netlink,
 from __future__ import annotations
 
 from isolib.net.bridge import Bridge, new_bridge
+from isolib.net.capture import Capture, capture
 from isolib.net.endpoint import Endpoint
+from isolib.net.events import Change, Changes, changes
 from isolib.net.forward import Traffic
 from isolib.net.interface import Interface
 from isolib.net.kinds import (
@@ -42,6 +44,9 @@ __all__ = [
     "BridgeOptions",
     "Cable",
     "CableEnd",
+    "Capture",
+    "Change",
+    "Changes",
     "Dummy",
     "Endpoint",
     "HeldSetting",
@@ -75,6 +80,8 @@ __all__ = [
     "add_barrier",
     "add_rule",
     "addresses",
+    "capture",
+    "changes",
     "hold",
     "links",
     "neighbours",

@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from isolib._kernel.handle import Handle
+from isolib.net.capture import capture
 from isolib.net.carrier import settle
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
     from ipaddress import IPv4Address, IPv6Address
+    from typing import BinaryIO
 
     from isolib._kernel.handle import Rollback
+    from isolib.net.capture import Capture
     from isolib.net.interface import Interface
     from isolib.net.values import LinkStats
     from isolib.types import HasFileno
@@ -101,6 +105,28 @@ class Endpoint(Handle, made_by="Network.attach()"):
         """
         self._check_open()
         return self.interface.stats()
+
+    def capture(self, path: str | os.PathLike[str] | BinaryIO, *, snaplen: int = 262144, promiscuous: bool = True) -> Capture:
+        """Write the packets of its interface to a file, in both directions, until that is closed; as `isolib.net.capture`.
+
+        Parameters
+        ----------
+        path
+            A file, which is overwritten, or an object that takes bytes: pcapng, which tshark and Wireshark read.
+        snaplen
+            How many bytes of each packet are kept.
+        promiscuous
+            Whether packets for others are captured too, that come by.
+
+        Raises
+        ------
+        SyscallError
+            The kernel refused; CAP_NET_RAW over the namespace is missing, which its owner has.
+        ClosedError
+            It is detached.
+        """
+        self._check_open()
+        return capture(self.ns, self.name, path, snaplen=snaplen, promiscuous=promiscuous)
 
     def detach(self) -> None:
         """Take the namespace off the network: its interface is gone, and its address free; the same as `close`."""

@@ -84,15 +84,15 @@ def _back(made: Fd | None, stage: int, target: str, where: str) -> Fd:
     if made is not None:
         return made
     errno = ffi.errno
-    # Not by a name: the frame would hold the exception, and that the frame with all that called it, until it is collected.
+    # No name for the exception: it would be in a circle with this frame, which keeps alive all that its callers have.
     if stage == lib.ISOLIB_AWAY_RETURN:
         raise ThreadStranded(f"the thread stays in {where}") from from_errno(_STAGES[stage], target, errno)
     raise from_errno(_STAGES[stage], target, errno)
 
 
 def netlink_prepare(fd: int, target: str) -> None:
-    """Give a netlink socket its address, room for many answers, and explanations of refusals where the kernel has them."""
-    checked("bind", target, lib.isolib_netlink_prepare(fd))
+    """Connect a netlink socket to the kernel, with room for many answers, and explanations of refusals where there are any."""
+    checked("connect", target, lib.isolib_netlink_prepare(fd))
 
 
 def new_stay(kind: str) -> Stay:

@@ -346,7 +346,7 @@ int isolib_namespace_new(int kind, const char *file, int lo, const char *hostnam
 int isolib_socket(int family, int type, int protocol);
 int isolib_socket_in(int net, const char *file, int family, int type, int protocol, int32_t *stage);
 int isolib_open_in(int net, const char *file, const char *path, int flags, int32_t *stage);
-/* gives a netlink socket its address, room for the answers to many requests, and explanations where the kernel has them */
+/* connects a netlink socket to the kernel, with room for many requests and answers, and explanations where there are any */
 int isolib_netlink_prepare(int fd);
 /* a thread's stay in a namespace; a descriptor of where it came from is here before it goes */
 struct isolib_stay {

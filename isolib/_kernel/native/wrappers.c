@@ -60,14 +60,19 @@ int isolib_link_up(const char *name) {
 }
 
 int isolib_netlink_prepare(int fd) {
-    enum { SOL_NETLINK_LEVEL = 270, CAP_ACK = 10, EXT_ACK = 11, STRICT_CHECK = 12, BUFFER = 1 << 20 };
-    struct sockaddr_nl own = {.nl_family = AF_NETLINK};
-    const int on = 1, size = BUFFER;
-    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size)); /* net.core.rmem_max bounds it */
+    enum { SOL_NETLINK_LEVEL = 270, CAP_ACK = 10, EXT_ACK = 11, STRICT_CHECK = 12, BUFFER = 1 << 20, ROOM = 1 << 23 };
+    struct sockaddr_nl kernel = {.nl_family = AF_NETLINK};
+    const int on = 1, size = BUFFER, room = ROOM;
+    /* Root's may be as large as he likes; for others net.core.rmem_max and wmem_max bound them. */
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof(size)) < 0)
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
+    if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof(room)) < 0) /* a batch goes in one piece */
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &room, sizeof(room));
     setsockopt(fd, SOL_NETLINK_LEVEL, CAP_ACK, &on, sizeof(on));
     setsockopt(fd, SOL_NETLINK_LEVEL, EXT_ACK, &on, sizeof(on));
     setsockopt(fd, SOL_NETLINK_LEVEL, STRICT_CHECK, &on, sizeof(on)); /* dumps of one device, of one family */
-    return bind(fd, (const struct sockaddr *)&own, sizeof(own));
+    /* It gets a number, and answers of nobody but the kernel: root of the namespace could send it some of his own making. */
+    return connect(fd, (const struct sockaddr *)&kernel, sizeof(kernel));
 }
 
 /* A number that no other thread of this process has, had or will have; what Python knows of threads may be gevent's. */

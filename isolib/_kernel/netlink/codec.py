@@ -65,7 +65,7 @@ _NESTED: Final = 0x8000
 _KIND: Final = 0x3FFF
 _LONGEST: Final = 0xFFFF
 _ACK_TEXT: Final = 1
-_ACK_OFFSET: Final = 2
+_HIGHEST_ERRNO: Final = 4095
 
 HEADER: Final = struct.Struct("=IHHII")
 _ATTRIBUTE: Final = struct.Struct("=HH")
@@ -126,8 +126,8 @@ def flag(kind: int) -> bytes:
 
 
 def text(kind: int, value: str) -> bytes:
-    """Return an attribute that holds a text, with its NUL."""
-    return attribute(kind, value.encode() + b"\0")
+    """Return an attribute that holds a text, with its NUL; what `word` gave goes back as it came."""
+    return attribute(kind, value.encode("utf-8", "surrogateescape") + b"\0")
 
 
 def u8(kind: int, value: int) -> bytes:
@@ -257,7 +257,7 @@ def parse_ack(message: Message) -> Ack:
     Raises
     ------
     MalformedError
-        It is too short.
+        It is too short, or its error is none.
     """
     body = message.body
     if len(body) < _ERRNO.size:
@@ -265,6 +265,8 @@ def parse_ack(message: Message) -> Ack:
             return Ack(0, "")
         raise MalformedError(f"a netlink acknowledgement of {len(body)} bytes")
     errno = -_ERRNO.unpack_from(body)[0]
+    if not 0 <= errno <= _HIGHEST_ERRNO:
+        raise MalformedError(f"a netlink acknowledgement with error {errno}")
     if not message.flags & _ACK_TLVS:
         return Ack(errno, "")
     offset = _ERRNO.size

@@ -3,15 +3,18 @@
 Several requests go in one send, and the kernel carries them out one after the other: **a refused one does not keep those after
 it from being tried**.  So what is sent together is undone together by who sends it, or is a batch of nftables, which the kernel
 does all of or nothing.
+
+What the kernel has to say is there when a send returns, so nobody waits for it.  Signal handlers and finalizers may use a
+socket that the thread is in the midst of using: whoever reads hands to the others what is theirs.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from errno import EINTR
+from errno import EBUSY, EINTR, EMSGSIZE, ENOBUFS
 from itertools import count
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from isolib._kernel import calls
@@ -19,7 +22,8 @@ from isolib._kernel.handle import home
 from isolib._kernel.hints import hint
 from isolib._kernel.netlink import codec
 from isolib._kernel.sockets import open_socket
-from isolib.errors import ClosedError, from_errno
+from isolib._kernel.waiting import poll
+from isolib.errors import ClosedError, SyscallError, from_errno
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +32,6 @@ if TYPE_CHECKING:
 
     from isolib._kernel.handle import Fd
     from isolib._kernel.netlink.codec import Ack, Message
-    from isolib.errors import SyscallError
     from isolib.types import HasFileno
 
 __all__ = ["GENERIC", "NETFILTER", "ROUTE", "Request", "Socket", "open_netlink"]
@@ -50,7 +53,17 @@ _MARK: Final = struct.Struct(">BBH")
 _PART: Final = 65536
 #: Bytes sent at once: the kernel wants them in one piece of its memory, and the answers must have room in the socket.
 _TOGETHER: Final = 32768
+#: Requests sent at once: each that is refused takes 1 KiB of what an ordinary user's socket has room for, 208 KiB or more.
+_MOST: Final = 100
 _TRIES: Final = 20
+_LAST_NUMBER: Final = 0xFFFFFFFF
+#: Milliseconds.
+_LOOK_AGAIN: Final = 1
+
+_HINTS: Final = {
+    EMSGSIZE: "it is more than can be sent at once: sysctl net.core.wmem_max",
+    ENOBUFS: "there was no room for the answers, so nobody knows what was done: sysctl net.core.rmem_max",
+}
 
 
 class Request(NamedTuple):
@@ -83,15 +96,19 @@ class Request(NamedTuple):
 class Socket:
     """A netlink socket and the requests that go through it; threads take turns."""
 
-    __slots__ = ("__weakref__", "_fd", "_home", "_label", "_lock", "_numbers")
+    __slots__ = ("__weakref__", "_closed", "_fd", "_hearers", "_home", "_label", "_lock", "_numbers", "_unsettled")
 
     def __init__(self, fd: Fd, label: str) -> None:
         calls.netlink_prepare(fd.fileno(), label)
+        os.set_blocking(fd.fileno(), False)
         self._fd = fd
         self._label = label
         self._home = home()
-        self._lock = Lock()
-        self._numbers = count(1)
+        self._lock = RLock()  # of what follows
+        self._hearers: tuple[_Heard, ...] = ()  # those further back were interrupted by those further on
+        self._unsettled = False
+        self._closed = False
+        self._numbers = count()
 
     def __enter__(self) -> Self:
         return self
@@ -100,7 +117,7 @@ class Socket:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Socket {self._label}{' closed' if self._fd.closed else ''}>"
+        return f"<Socket {self._label}{' closed' if self._closed else ''}>"
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -108,7 +125,13 @@ class Socket:
 
     def close(self) -> None:
         """Close it; again is nothing.  Tables of nftables that it owns go with it."""
-        self._fd.close()
+        if self._home != home():  # a copy; and nobody may be left to release the lock
+            self._fd.close()
+            return
+        with self._lock:
+            self._closed = True
+            if not self._hearers:  # else they do it: a number that somebody is using must not get another meaning
+                self._fd.close()
 
     def send(self, *requests: Request) -> list[list[Message]]:
         """Have requests carried out, in their order, and return what each was answered beside its acknowledgement.
@@ -120,15 +143,18 @@ class Socket:
             words, where there are any.
         """
         answers: list[list[Message]] = []
+        refused: SyscallError | None = None
         for part in _parts(requests):
-            first = next(self._numbers)
-            numbers = [first, *(next(self._numbers) for _ in part[1:])]
-            last = len(part) - 1
-            sent = b"".join(
-                codec.request(one.type, one.body, flags=one.flags | (codec.ACK if index == last else 0), sequence=number)
-                for index, (number, one) in enumerate(zip(numbers, part, strict=True))
-            )
-            answers += self._talk(sent, part, numbers)
+            numbers = [self._number() for _ in part]
+            try:
+                answers += self._talk(_joined(part, numbers), part, numbers)
+            except SyscallError as error:
+                refused = refused or error
+        try:
+            if refused is not None:
+                raise refused
+        finally:
+            del refused  # else it and this frame would hold each other
         return answers
 
     def ask(self, request: Request) -> list[Message]:
@@ -143,14 +169,20 @@ class Socket:
         SyscallError
             The kernel refused.
         """
-        for left in reversed(range(_TRIES)):
-            number = next(self._numbers)
+        for _ in range(_TRIES):
+            number = self._number()
             sent = codec.request(request.type, request.body, flags=request.flags | codec.DUMP, sequence=number)
-            found = self._talk(sent, (request,), [number])[0]
+            try:
+                found = self._talk(sent, (request,), [number])[0]
+            except SyscallError as error:
+                if error.errno != EBUSY:
+                    raise
+                # One at a time: whom this thread has interrupted gets the rest of his.
+                with self._lock:
+                    self._settle()
+                continue
             if not any(message.flags & codec.DUMP_INTERRUPTED for message in found):
                 return found
-            if not left:
-                break
         raise from_errno(request.op, request.target, EINTR, "it changes all the time: no consistent list can be had")
 
     def batch(self, subsystem: int, *requests: Request) -> list[list[Message]]:
@@ -163,42 +195,92 @@ class Socket:
         """
         if not requests:
             return []
-        begin, *numbers, end = (next(self._numbers) for _ in range(len(requests) + 2))
+        begin, *numbers, end = (self._number() for _ in range(len(requests) + 2))
         mark = _MARK.pack(0, 0, subsystem)
-        last = len(requests) - 1
         sent = b"".join(
             (
                 codec.request(_BATCH_BEGIN, mark, sequence=begin),
-                *(
-                    codec.request(one.type, one.body, flags=one.flags | (codec.ACK if index == last else 0), sequence=number)
-                    for index, (number, one) in enumerate(zip(numbers, requests, strict=True))
-                ),
+                _joined(requests, numbers),
                 codec.request(_BATCH_END, mark, sequence=end),
             )
         )
         # What is wrong with the whole of it is said of the mark.
         return self._talk(sent, (requests[0], *requests), [begin, *numbers], fatal=begin)[1:]
 
+    def _number(self) -> int:
+        return 1 + next(self._numbers) % _LAST_NUMBER  # 0 is that of news
+
     def _talk(
         self, sent: bytes, requests: Sequence[Request], numbers: list[int], *, fatal: int | None = None
     ) -> list[list[Message]]:
         if self._home != home():
             raise ClosedError(f"{self!r} belongs to the process that made it")
-        fd = self._fd.fileno()
         heard = _Heard(numbers, fatal)
         try:
             with self._lock:
-                os.write(fd, sent)
-                while not heard.all:
-                    for message in codec.messages(os.read(fd, _PART)):
-                        heard.take(message)
+                self._exchange(sent, heard)
         except OSError as error:
             errno = error.errno or 0
-            raise from_errno(requests[0].op, requests[0].target, errno, hint("netlink", errno)) from None
+            raise from_errno(requests[0].op, requests[0].target, errno, _HINTS.get(errno) or hint("netlink", errno)) from None
         if heard.refused:
             first = min(heard.refused)
             raise refusal(requests[first], heard.refused[first])
         return heard.answers
+
+    def _exchange(self, sent: bytes, heard: _Heard) -> None:
+        if self._closed:
+            raise ClosedError(f"{self!r} cannot be used any more")
+        outer = self._hearers
+        if self._unsettled and not outer:  # by who was interrupted, and has no use for it any more
+            self._settle()
+        try:
+            self._hearers = (*outer, heard)
+            self._unsettled = True
+            os.write(self._fd.fileno(), sent)
+            self._listen(heard)
+            self._unsettled = bool(outer)
+        finally:
+            self._hearers = outer  # before any call: there an interrupt could come
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._closed and not self._hearers:
+            self._fd.close()
+
+    def _listen(self, heard: _Heard) -> None:
+        try:
+            while not heard.all:
+                # Nothing there: somebody came between the last line and this, and has handed over what this one waits for.
+                if not self._hear():
+                    poll(self._fd, _LOOK_AGAIN)
+        except OSError as error:
+            if error.errno != ENOBUFS:
+                raise
+            # What came first is there, and nothing comes after what was lost.
+            self._settle()
+            if not heard.all and not heard.refused:
+                raise
+
+    def _hear(self) -> bool:
+        """Hand one part of what the kernel has answered to whoever it is for; return whether there was any."""
+        try:
+            part = os.read(self._fd.fileno(), _PART)
+        except BlockingIOError:
+            return False
+        for message in codec.messages(part):
+            for one in self._hearers:
+                one.take(message)
+        return True
+
+    def _settle(self) -> None:
+        """Hear all that there is, but what was lost."""
+        while True:
+            try:
+                if not self._hear():
+                    return
+            except OSError as error:
+                if error.errno != ENOBUFS:
+                    raise
 
 
 class _Heard:
@@ -213,7 +295,7 @@ class _Heard:
 
     def take(self, message: Message) -> None:
         at = self._index.get(message.sequence)
-        if at is None:  # an answer to somebody who was interrupted
+        if at is None:  # an answer to somebody else
             return
         if message.type not in {codec.ERROR, codec.DONE}:
             self.answers[at].append(message)
@@ -234,13 +316,22 @@ def refusal(request: Request, ack: Ack) -> SyscallError:
     return from_errno(request.op, request.target, ack.errno, "; ".join(filter(None, (known, words))) or None)
 
 
+def _joined(requests: Sequence[Request], numbers: Sequence[int]) -> bytes:
+    """Return requests as they are sent: only the last is acknowledged, but each is that is refused."""
+    last = len(requests) - 1
+    return b"".join(
+        codec.request(one.type, one.body, flags=one.flags | (codec.ACK if at == last else 0), sequence=number)
+        for at, (number, one) in enumerate(zip(numbers, requests, strict=True))
+    )
+
+
 def _parts(requests: Sequence[Request]) -> list[Sequence[Request]]:
     """Return them in parts that can be sent at once."""
     found: list[Sequence[Request]] = []
     start = size = 0
     for at, one in enumerate(requests):
         length = codec.HEADER.size + len(one.body) + 3
-        if at > start and size + length > _TOGETHER:
+        if at > start and (size + length > _TOGETHER or at - start == _MOST):
             found.append(requests[start:at])
             start, size = at, 0
         size += length
