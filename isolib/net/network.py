@@ -297,7 +297,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         >>> with new_network("10.77.0.0/24", name="lab") as network:
         ...     endpoint = network.attach(web, hostname="web")
         ...     print(network.picture().summary())
-        lab: 1 namespace, 1 bridge, 1 cable
+        1 namespace, 1 bridge, 1 cable
         >>> web.close()
         """
         self._check_open()
