@@ -12,7 +12,7 @@ Which a kernel has is known when it is asked to do it.
 from __future__ import annotations
 
 from contextlib import suppress
-from errno import ENOENT, EOPNOTSUPP
+from errno import EAFNOSUPPORT, ENOENT, EOPNOTSUPP
 from threading import RLock
 from typing import TYPE_CHECKING, Final
 
@@ -34,7 +34,7 @@ __all__ = ["Shaping"]
 #: The numbers of our queueing disciplines, so that each can be changed in place.
 _NETEM: Final = tc.handle(0x1501)
 _TBF: Final = tc.handle(0x1502)
-_MISSING: Final = frozenset({ENOENT, EOPNOTSUPP})
+_MISSING: Final = frozenset({ENOENT, EOPNOTSUPP, EAFNOSUPPORT})
 
 #: So high a rate, in bytes a second, that it takes no time: with a rate, netem lets no packet overtake another.
 _IN_ORDER: Final = 1 << 40
@@ -184,16 +184,14 @@ class Shaping:
         each = max(1, round(rate / _BITS))
         bucket = Tbf(each, max(each // _BURSTS, 2 * longest), min(queue * longest, 2**32 - 1))
         try:
-            self._where.socket.send(
-                tc.add_qdisc(self._index, bucket, self._name, number=_TBF),
-                # Its own queue counts bytes.
-                tc.add_qdisc(self._index, Pfifo(queue), self._name, parent=_TBF + 1),
-            )
+            self._where.socket.ask(tc.add_qdisc(self._index, bucket, self._name, number=_TBF))
+            self._root = bucket
+            # The queue that it has by itself counts bytes.
+            self._where.socket.ask(tc.add_qdisc(self._index, Pfifo(queue), self._name, parent=_TBF + 1))
         except SyscallError as error:
             if error.errno not in _MISSING:
                 raise
             return None
-        self._root = bucket
         return bucket
 
     def _lose(self, probability: float) -> bool:
@@ -202,7 +200,7 @@ class Shaping:
             self._loss.change(probability)
             return True
         try:
-            self._loss = Loss(self._where.net, self._index, self._name, probability)
+            self._loss = Loss(self._where.net, self._index, self._link().name, probability)
         except SyscallError as error:
             if error.errno not in LACKING:
                 raise

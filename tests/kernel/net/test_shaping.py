@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -403,6 +404,27 @@ def test_fork(relayed: Line) -> None:
         flow.send(20)
         flow.take_until(20)
     assert {one.kind for one in relayed.shaping.queues()} >= {"clsact"}
+
+
+def test_renamed_interface(near: Line) -> None:
+    """An interface that has got another name has the weather that is asked for afterwards, by the same backends."""
+    asked = parse_impairment(loss=1), parse_impairment(rate=10**6), parse_impairment(delay=1)
+    before = [near.shaping.apply(one).backends for one in asked]
+    near.shaping.clear()
+    near.cable.a.change(name="other")
+    assert [near.shaping.apply(one).backends for one in asked] == before
+
+
+def test_many_interfaces() -> None:
+    """Each of many interfaces has its own weather, and leaves the others alone."""
+    with ExitStack() as stack:
+        lines = [stack.enter_context(line(without_netem=True)) for _ in range(10)]
+        for number, one in enumerate(lines):
+            one.shaping.apply(parse_impairment(delay=f"{number + 1}ms", duplicate=number % 2))
+        for number, one in enumerate(lines):
+            with Flow(one) as flow:
+                flow.send(10)
+                flow.take_until(10 * (1 + number % 2))
 
 
 def test_interface_that_is_gone(near: Line) -> None:
