@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import socket
 import struct
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isolib import new_netns
+import pytest
+
+from isolib import PIPE, new_netns
 from isolib._kernel.sockets import open_socket
 from isolib.net.shaping import Shaping
 from isolib.net.veth import new_veth
 from isolib.net.where import Where
+from tests.examined import SYSTEM_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +57,16 @@ def opened(ns: NetNS, kind: int, address: str) -> socket.socket:
     made.bind((address, 0))
     made.settimeout(PATIENCE)
     return made
+
+
+def tool(ns: NetNS, *argv: str) -> str:
+    """Return what an administrator's program prints in a namespace; without it, skip the test."""
+    if shutil.which(argv[0], path=SYSTEM_PATH) is None:
+        pytest.skip(f"{argv[0]} is not installed")
+    with ns.spawn(list(argv), stdout=PIPE, env={"PATH": SYSTEM_PATH}) as process:
+        out, _ = process.communicate(timeout=60)
+        assert process.wait(60).code == 0
+    return (out or b"").decode()
 
 
 @contextmanager
