@@ -20,11 +20,11 @@ from isolib._kernel.plan import HOLD, HOST, INSIDE, Builder, Step
 from isolib.errors import SyscallError, from_errno
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from isolib.types import HasFileno
 
-__all__ = ["open_file_in", "open_socket"]
+__all__ = ["new_namespace_beside", "open_file_in", "open_socket"]
 
 _SILENT: Final = (calls.STDIO_NULL,) * 3
 
@@ -101,12 +101,44 @@ def _opened(net: HasFileno, step: Step, label: str, *, here: Callable[[], Fd], t
             raise from_errno(error.op, error.target, error.errno, hint(error.op, error.errno, label)) from None
     if os.path.samestat(os.fstat(net.fileno()), os.stat("/proc/thread-self/ns/net")):
         return here()
+    return _by_launcher(net, (step,), label)
+
+
+def new_namespace_beside(net: HasFileno | None) -> Fd:
+    """Return a new network namespace, without an interface that is up, for who may act in another one.
+
+    Parameters
+    ----------
+    net
+        The other one; None: that of the calling thread.  Where the caller has no privileges himself, the new one belongs to the
+        same user namespace.
+
+    Raises
+    ------
+    SyscallError, SetupFailed
+        As in `open_socket`.
+    """
+    try:
+        return calls.new_namespace("net")
+    except SyscallError as error:
+        if net is None or error.op not in {"setns", "unshare"} or error.errno != EPERM:
+            raise from_errno(error.op, error.target, error.errno, hint(error.op, error.errno, error.target)) from None
+    label = "network namespace"
+    unshare = Step("UNSHARE", flags=calls.NAMESPACE_FLAGS["net"], what=label)
+    file = Step("OPEN", text=b"/proc/self/ns/net", flags=os.O_RDONLY | os.O_CLOEXEC, what=label)
+    return _by_launcher(net, (unshare, file), label)
+
+
+def _by_launcher(net: HasFileno, steps: Sequence[Step], label: str) -> Fd:
+    """Send a process there, as the owner; return what the last of the steps yields."""
     with calls.namespace_owner(net.fileno()) as owner, typed(label):
         builder = Builder()
         for fd, kind in ((owner.fileno(), "user"), (net.fileno(), "net")):
             flags = calls.NAMESPACE_FLAGS[kind]
             builder.add(HOST, Step("SETNS", fd=builder.declare(fd, f"{kind} namespace"), flags=flags, what=f"{kind} namespace"))
-        builder.pty = builder.produce(INSIDE, step, label)
+        for step in steps[:-1]:
+            builder.add(INSIDE, step)
+        builder.pty = builder.produce(INSIDE, steps[-1], label)
         launched = launch(builder.build(HOLD), builder.fds, stdio=_SILENT)
         try:
             handed = Fd.take(fcntl.fcntl, launched.pty, fcntl.F_DUPFD_CLOEXEC, 0)

@@ -35,6 +35,7 @@ from isolib.net.sysctl import HeldSetting, Sysctls, hold
 from isolib.net.tap import Tap, Tun, new_tap, new_tun
 from isolib.net.values import Address, BridgeOptions, Link, LinkStats, Neighbour, PortOptions, Route, Rule
 from isolib.net.veth import Veth, new_veth
+from isolib.net.weather import Effect, Impairment, InForce
 from isolib.net.wiring import CableEnd, Segment, WiredCable, WiredNode, WiredPort, WiredRoute, Wiring, wire
 
 __all__ = [
@@ -48,8 +49,11 @@ __all__ = [
     "Change",
     "Changes",
     "Dummy",
+    "Effect",
     "Endpoint",
     "HeldSetting",
+    "Impairment",
+    "InForce",
     "Interface",
     "Ipvlan",
     "Link",

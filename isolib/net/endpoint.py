@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from isolib._kernel.handle import Handle
+from isolib.errors import PlanError
 from isolib.net.capture import capture
 from isolib.net.carrier import settle
+from isolib.net.shaping import Shaping
+from isolib.net.weather import parse_impairment
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
+    from datetime import timedelta
     from ipaddress import IPv4Address, IPv6Address
     from typing import BinaryIO
 
@@ -18,9 +22,12 @@ if TYPE_CHECKING:
     from isolib.net.capture import Capture
     from isolib.net.interface import Interface
     from isolib.net.values import LinkStats
+    from isolib.net.weather import InForce
     from isolib.types import HasFileno
 
 __all__ = ["Endpoint"]
+
+_DIRECTIONS = ("out", "in")
 
 
 class Endpoint(Handle, made_by="Network.attach()"):
@@ -61,8 +68,11 @@ class Endpoint(Handle, made_by="Network.attach()"):
         self.hostname = hostname
         self._undo = undo
         self._left = left
+        self._weather: dict[str, Shaping] = {}
 
     def _release(self) -> None:
+        for shaping in self._weather.values():
+            shaping.close()
         self._undo.unwind()
         self._left(self)
 
@@ -105,6 +115,86 @@ class Endpoint(Handle, made_by="Network.attach()"):
         """
         self._check_open()
         return self.interface.stats()
+
+    def impair(
+        self,
+        *,
+        direction: str = "out",
+        delay: str | float | timedelta | None = None,
+        jitter: str | float | timedelta | None = None,
+        loss: str | float | None = None,
+        rate: str | int | None = None,
+        duplicate: str | float | None = None,
+        corrupt: str | float | None = None,
+        reorder: str | float | None = None,
+        limit: int | None = None,
+    ) -> InForce:
+        """Give it bad weather, from now on; what was asked for before in this direction is forgotten, and nothing clears it.
+
+        Parameters
+        ----------
+        direction
+            "out": what it sends; "in": what it gets.
+        delay, jitter
+            How late packets come, and by how much that varies: "20ms", seconds, a timedelta.
+        loss, duplicate, corrupt, reorder
+            With which probability: 0.01, or "1%".
+        rate
+            Bits per second: 10_000_000, or "10mbit".
+        limit
+            How many packets may wait; those that come then are dropped.
+
+        Returns
+        -------
+        InForce
+            What is in force, by which backend and how exactly: netem where the kernel has it, else what it has, else a relay, a
+            thread of this program.
+
+        Raises
+        ------
+        PlanError
+            A value cannot be one; nothing has changed.
+        SyscallError
+            The kernel refused.
+        ClosedError
+            It is detached.
+
+        Notes
+        -----
+        Kernel: CONFIG_NET_SCH_NETEM, or CONFIG_NET_SCH_TBF, nftables, CONFIG_NET_CLS_U32 and CONFIG_NET_ACT_MIRRED.
+
+        Examples
+        --------
+        >>> from isolib import new_netns, new_network
+        >>> web = new_netns()
+        >>> with new_network() as network:
+        ...     endpoint = network.attach(web)
+        ...     round(endpoint.impair(delay="20ms")["delay"].value, 3)
+        0.02
+        >>> web.close()
+        """
+        self._check_open()
+        if direction not in _DIRECTIONS:
+            raise PlanError(f"direction: 'out' (what it sends) or 'in' (what it gets) is wanted, not {direction!r}")
+        asked = parse_impairment(
+            delay=delay,
+            jitter=jitter,
+            loss=loss,
+            rate=rate,
+            duplicate=duplicate,
+            corrupt=corrupt,
+            reorder=reorder,
+            limit=limit,
+        )
+        shaping = self._weather.get(direction)
+        if shaping is None:
+            end = self.interface if direction == "out" else self.port
+            shaping = self._weather.setdefault(direction, Shaping(end.where, end.index, end.name))
+        return shaping.apply(asked)
+
+    def weather(self) -> dict[str, InForce]:
+        """Return what is in force, by direction."""
+        return {direction: shaping.in_force for direction, shaping in self._weather.items() if shaping.in_force}
 
     def capture(self, path: str | os.PathLike[str] | BinaryIO, *, snaplen: int = 262144, promiscuous: bool = True) -> Capture:
         """Write the packets of its interface to a file, in both directions, until that is closed; as `isolib.net.capture`.

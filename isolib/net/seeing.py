@@ -44,5 +44,6 @@ def _box(number: int, endpoint: Endpoint, network: Network, up: set[int]) -> Box
     for address in endpoint.addresses:
         subnet = lengths[address.version]
         addresses.append(f"{address}/{subnet.prefixlen}" if subnet is not None else str(address))
-    plug = Plug(endpoint.name, tuple(addresses), up=endpoint.port.index in up)
+    notes = [f"{direction}: {one.name} {one.value:g}" for direction, found in endpoint.weather().items() for one in found]
+    plug = Plug(endpoint.name, tuple(addresses), notes=tuple(notes), up=endpoint.port.index in up)
     return Box(f"endpoint {number}", "namespace", plugs=(plug,), label=_name(endpoint))

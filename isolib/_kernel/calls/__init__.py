@@ -12,4 +12,5 @@ from isolib._kernel.calls.away import *  # noqa: F403
 from isolib._kernel.calls.bpf import *  # noqa: F403
 from isolib._kernel.calls.launching import *  # noqa: F403
 from isolib._kernel.calls.reaping import *  # noqa: F403
+from isolib._kernel.calls.relaying import *  # noqa: F403
 from isolib._kernel.calls.system import *  # noqa: F403

@@ -396,3 +396,50 @@ int isolib_bpf_detach(int group, int program);
 int isolib_bpf_attached(int group, uint32_t flags, uint32_t *ids, uint32_t *count);
 int isolib_bpf_program_by_id(uint32_t id);
 int isolib_bpf_program_info(int fd, struct isolib_bpf_program *program);
+
+/* ---- relay.c: bad weather in user space --------------------------------------------------------------------------------- */
+
+/* Probabilities are in parts of 2^32. */
+struct isolib_weather {
+    int64_t delay_ns;
+    int64_t jitter_ns; /* the delay is anywhere from so much less to so much more */
+    uint64_t rate;     /* bits in a second; 0: as many as there are */
+    uint64_t loss;
+    uint64_t duplicate;
+    uint64_t corrupt;
+    uint64_t reorder; /* goes at once, before those that wait */
+    uint32_t limit;   /* packets that may wait */
+};
+/* Packets, all but `waiting` since the start. */
+struct isolib_relay_counts {
+    uint64_t taken;
+    uint64_t sent;
+    uint64_t lost;
+    uint64_t duplicated;
+    uint64_t corrupted;
+    uint64_t reordered;
+    uint64_t dropped; /* too many waited, or the interface did not take it */
+    uint64_t waiting;
+};
+/* Two packet sockets, of which the relay keeps copies, and the interfaces: `in` has no protocol yet. */
+struct isolib_ends {
+    int32_t in;
+    int32_t in_index;
+    int32_t out;
+    int32_t out_index;
+    uint32_t mtu;
+    uint16_t protocol; /* what the packets that are put back are marked with, in the network's order */
+};
+struct isolib_relay {
+    struct isolib_relay_state *state; /* NULL: it does not run */
+    int32_t in;
+    int32_t out;
+    int32_t wake;
+};
+int isolib_relay_start(struct isolib_relay *relay, const struct isolib_ends *ends, const struct isolib_weather *weather);
+void isolib_relay_change(struct isolib_relay *relay, const struct isolib_weather *weather);
+void isolib_relay_count(struct isolib_relay *relay, struct isolib_relay_counts *counts);
+/* sends what waits, ends the thread and closes everything; in a fork of the host, closes only */
+void isolib_relay_end(struct isolib_relay *relay);
+/* the same, but does not wait: the thread closes everything when it has sent all */
+void isolib_relay_leave(struct isolib_relay *relay);

@@ -308,3 +308,21 @@ def test_forked(network: Network) -> None:
             os._exit(0)
     os.waitpid(pid, 0)
     assert [link.name for link in links(network.ns)] == ["lo", "br0"]
+
+
+def test_bad_weather(network: Network, new_ns: Callable[[], NetNS]) -> None:
+    """What an endpoint sends, and what it gets, comes late or not at all as asked, until the weather is good again."""
+    a, b = new_ns(), new_ns()
+    endpoint, other = network.attach(a), network.attach(b)
+    assert other.address is not None
+    assert endpoint.impair(loss=1.0)["loss"].value == 1
+    assert endpoint.impair(direction="in", delay="5ms").impairment.delay == pytest.approx(0.005)
+    assert set(endpoint.weather()) == {"out", "in"}
+    assert "out: loss 1" in str(network.picture())
+    assert not reaches(a, b, other.address, patience=SOON)
+    assert not endpoint.impair()
+    assert reaches(a, b, other.address)
+    with pytest.raises(PlanError, match="direction"):
+        endpoint.impair(direction="up")
+    with pytest.raises(PlanError, match="loss"):
+        endpoint.impair(loss=2)

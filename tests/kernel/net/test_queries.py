@@ -14,6 +14,7 @@ from isolib.net.parsing import TYPES
 from isolib.net.values import BridgeOptions
 from isolib.net.veth import new_veth
 from tests import oracles
+from tests.nets import until
 from tests.oracles import run_in
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ def test_links_are_those_of_ip(lab: NetNS) -> None:
     bridge = by_name["br0"].bridge
     assert isinstance(bridge, BridgeOptions)
     assert (bridge.stp, bridge.forward_delay, bridge.ageing_time, bridge.priority) == (True, 7.0, 123.0, 4096)
-    assert any(one.stats is not None and one.stats.tx_packets for one in found)
+    # Something has passed, for the kernel itself asks for its neighbours.
+    assert until(lambda: any(one.stats is not None and one.stats.tx_packets for one in queries.links(lab)))
 
 
 def test_addresses_are_those_of_ip(lab: NetNS) -> None:
