@@ -13,13 +13,13 @@ from contextlib import suppress
 from threading import RLock
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel.handle import Fd, home
+from isolib._kernel.handle import home
 from isolib._kernel.lodging import Account, Shape
 from isolib.cgroups import removal
 from isolib.cgroups.controllers.cpuset import inherit
 from isolib.cgroups.controllers.io import load_stat, total
+from isolib.cgroups.errands import Errands, contents
 from isolib.cgroups.files import Directory, distinct, parse_flat
-from isolib.cgroups.tree import ABSENT
 from isolib.errors import SyscallError
 
 if TYPE_CHECKING:
@@ -39,6 +39,17 @@ LEGACY: Final = LEGACY_COUNTING | {"freezer"}
 #: there are no groups below (device_cgroup.c, devcgroup_update_access).
 SHARED: Final = frozenset({"io", "devices"})
 _EVENTFD: Final = struct.Struct("=Q")
+#: What says what a process used: what that is, the controller, and the files of v2 and of v1.  In v1 the I/O of all is counted
+#: together, and the launcher knows better.
+_FILES: Final = (
+    ("cpu user", "cpuacct", "", "cpuacct.usage_user"),
+    ("cpu system", "cpuacct", "", "cpuacct.usage_sys"),
+    ("memory peak", "memory", "memory.peak", "memory.max_usage_in_bytes"),
+    ("memory events", "memory", "memory.events.local", "memory.oom_control"),
+    ("pids peak", "pids", "pids.peak", "pids.peak"),
+    ("pids events", "pids", "pids.events", "pids.events"),
+    ("io", "io", "io.stat", ""),
+)
 
 
 def apart(legacy: Mapping[str, Directory]) -> list[Directory]:
@@ -116,7 +127,8 @@ class Lodge:
         self._account: Account | None = None
         self._settled = False
         self._unified: Directory | None = None
-        self._owned: list[Fd] = []
+        #: What its descriptors were opened by, and are closed by.
+        self._making = Errands()
         self._hits_before = 0
         #: The supervisor of a command, who reaps and reports; 0: not known, or not of a command.
         self.supervisor = 0
@@ -128,42 +140,59 @@ class Lodge:
             raise
 
     def _make(self, *, clone: bool) -> None:
-        quarters = self._quarters
-        if quarters.unified is not None:
-            if not quarters.flat:
-                quarters.unified.make(self.name)
-            self._unified = quarters.unified if quarters.flat else Directory.open(self.name, 2, parent=quarters.unified)
-            if quarters.oom_alone and "memory" in quarters.counting:
-                self._unified.write("memory.oom.group", "1")
-            if clone:
-                self.directory = self._unified.fileno()
-            else:
-                self.procs = self._open(self._unified, "cgroup.procs", os.O_WRONLY)
+        quarters, making, unified = self._quarters, self._making, self._quarters.unified
+        memory = quarters.legacy["memory"] if quarters.tell_oom else None
+        own = None if unified is None else self._plan_unified(unified)
+        procs = None if unified is None or clone else making.open_file(unified, self._here("cgroup.procs"), os.O_WRONLY)
+        tasks = self._plan_legacy()
+        told = None if memory is None else self._plan_oom(memory)
+        making.run()
+        self._unified = unified if own is None else making.directory(own)
+        self.tasks = tuple(making.fd(number).fileno() for number in tasks)
+        if procs is not None:
+            self.procs = making.fd(procs).fileno()
+        elif self._unified is not None:
+            self.directory = self._unified.fileno()
         for one in quarters.counted:
-            one.make(self.name)
             if quarters.has_cpuset(one):
                 with Directory.open(self.name, 1, parent=one) as mine:
                     inherit(one, mine)
-        tasks = [self._open(one, f"{self.name}/tasks", os.O_WRONLY) for one in quarters.counted]
-        self.tasks = (*tasks, *(self._open(one, "tasks", os.O_WRONLY) for one in quarters.shared))
-        if quarters.tell_oom:
-            self.oom = self._tell_oom(quarters.legacy["memory"])
-            if quarters.oom_alone:
-                self.oom_kills = self._open(quarters.legacy["memory"], f"{self.name}/memory.oom_control", os.O_RDONLY)
+        if memory is not None and told is not None:
+            self._tell_oom(memory, *(making.fd(number).fileno() for number in told))
 
-    def _open(self, directory: Directory, name: str, flags: int) -> int:
-        fd = directory.open_file(name, flags)
-        self._owned.append(fd)
-        return fd.fileno()
+    def _here(self, file: str) -> str:
+        """Return the name of a file of v2, from the group above; where that is flat, processes live in it themselves."""
+        return file if self._quarters.flat else f"{self.name}/{file}"
 
-    def _tell_oom(self, memory: Directory) -> int:
-        """Return an eventfd that the kernel writes to when the group is out of memory (cgroup-v1/memory.rst, 10)."""
-        told = Fd.take(os.eventfd, 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        assert told is not None  # noqa: S101 - os.eventfd raises
-        self._owned.append(told)
-        with memory.open_file(f"{self.name}/memory.oom_control", os.O_RDONLY) as control:
-            memory.write(f"{self.name}/cgroup.event_control", f"{told.fileno()} {control.fileno()}")
-        return told.fileno()
+    def _plan_unified(self, unified: Directory) -> int | None:
+        """Have a group of v2 made; returns the number of its opening, None: it is the one above itself."""
+        quarters, making = self._quarters, self._making
+        if quarters.flat:
+            return None
+        making.make(unified, self.name)
+        if quarters.oom_alone and "memory" in quarters.counting:
+            making.write(unified, self._here("memory.oom.group"), "1")
+        return making.open_group(unified, self.name)
+
+    def _plan_legacy(self) -> list[int]:
+        """Have the groups of v1 made; returns the numbers of the openings of the tasks files."""
+        quarters, making = self._quarters, self._making
+        for one in quarters.counted:
+            making.make(one, self.name)
+        files = [*((one, f"{self.name}/tasks") for one in quarters.counted), *((one, "tasks") for one in quarters.shared)]
+        return [making.open_file(one, name, os.O_WRONLY) for one, name in files]
+
+    def _plan_oom(self, memory: Directory) -> tuple[int, int]:
+        """Have an eventfd opened, and the file that it is for."""
+        file = f"{self.name}/memory.oom_control"
+        return self._making.eventfd(memory, file), self._making.open_file(memory, file, os.O_RDONLY)
+
+    def _tell_oom(self, memory: Directory, told: int, control: int) -> None:
+        """Have the kernel write to an eventfd when the group is out of memory (cgroup-v1/memory.rst, 10)."""
+        memory.write(f"{self.name}/cgroup.event_control", f"{told} {control}")
+        self.oom = told
+        if self._quarters.oom_alone:
+            self.oom_kills = control
 
     def last(self, left: Callable[[], object]) -> Self:
         """Return this place, the only one of its group: that is closed when the process is gone."""
@@ -238,15 +267,11 @@ class Lodge:
 
     def _leave(self) -> None:
         quarters = self._quarters
+        self._making.close()
         if self._unified is not None and not quarters.flat:
-            self._unified.close()
-        for fd in self._owned:
-            fd.close()
-        with suppress(ProcessLookupError):
-            if quarters.unified is not None and not quarters.flat:
-                removal.remove(quarters.unified, self.name)
-            for one in quarters.counted:
-                removal.remove(one, self.name)
+            self._unified.close()  # with the counters that it keeps open
+        unified = None if quarters.flat else quarters.unified
+        removal.remove_all(distinct([unified, *quarters.counted]), self.name)
 
     def _legacy(self) -> list[Directory]:
         found = []
@@ -266,59 +291,47 @@ class Lodge:
             return Account(), error
 
     def _read(self) -> Account:
-        user = system = None
-        if self._unified is not None and not self._quarters.flat:
-            cpu = parse_flat(self._unified.read("cpu.stat").encode())
-            user, system = cpu["user_usec"] / 1e6, cpu["system_usec"] / 1e6
-        elif "cpuacct" in self._quarters.legacy:
-            user, system = (self._number("cpuacct", "", f"cpuacct.usage_{one}") for one in ("user", "sys"))
-            user, system = (None if one is None else one / 1e9 for one in (user, system))
-        read, written = self._io()
-        peak = self._pids_peak()
+        found = contents(self._files())
+        user, system = self._cpu(found)
+        read, written = self._io(found)
+        # A new process that a limit above refuses has been counted here already, but not there.
+        peaks = [_number(found, what) for what in ("pids peak", "pids peak above")]
+        peak = min((one for one in peaks if one is not None), default=None)
         return Account(
             cpu_user=user,
             cpu_system=system,
-            memory_peak=self._number("memory", "memory.peak", "memory.max_usage_in_bytes"),
+            memory_peak=_number(found, "memory peak"),
             io_read=read,
             io_written=written,
             pids_peak=None if peak is None else max(peak - 1, 1),  # its supervisor is no process of the caller's
-            oom_kills=self._oom_kills(),
-            pids_hits=self._hits_here() + max(0, self._hits_above() - self._hits_before),
+            oom_kills=_count(found, "memory events", "oom_kill"),
+            pids_hits=_count(found, "pids events", "max") + max(0, self._hits_above() - self._hits_before),
         )
 
-    def _file(self, controller: str, v2: str, v1: str) -> str | None:
-        """Return what a file of this process's group holds; None where the host counts no such thing for it."""
+    def _files(self) -> dict[str, tuple[Directory, str]]:
+        """Return the files that say what the process used, as far as the host counts that for it."""
         quarters = self._quarters
-        legacy = quarters.legacy.get(controller)
-        try:
-            if legacy is not None:
-                return legacy.read(f"{self.name}/{v1}")
-            if self._unified is not None and controller in quarters.counting:
-                return self._unified.read(v2)
-        except SyscallError as error:
-            if isinstance(error, ProcessLookupError) or error.errno not in ABSENT:
-                raise
-        return None  # a kernel that is too old for it
+        found = {}
+        for what, controller, v2, v1 in _FILES:
+            legacy = quarters.legacy.get(controller)
+            if legacy is not None and v1:
+                found[what] = legacy, f"{self.name}/{v1}"
+            elif legacy is None and self._unified is not None and controller in quarters.counting and v2:
+                found[what] = self._unified, v2
+        if self._unified is not None and not quarters.flat:
+            found["cpu"] = self._unified, "cpu.stat"
+        above = quarters.legacy.get("pids", quarters.unified)
+        if "pids peak" in found and above is not None:
+            found["pids peak above"] = above, "pids.peak"
+        return found
 
-    def _number(self, controller: str, v2: str, v1: str) -> int | None:
-        text = self._file(controller, v2, v1)
-        return None if text is None else int(text)
-
-    def _pids_peak(self) -> int | None:
-        """Return the peak; a new process that a limit above refuses has been counted here already, but not there."""
-        here = self._number("pids", "pids.peak", "pids.peak")
-        above = self._quarters.legacy.get("pids", self._quarters.unified)
-        if here is None or above is None:
-            return here
-        return min(here, int(above.sample("pids.peak")))
-
-    def _oom_kills(self) -> int:
-        text = self._file("memory", "memory.events.local", "memory.oom_control")
-        return 0 if text is None else parse_flat(text.encode()).get("oom_kill", 0)
-
-    def _hits_here(self) -> int:
-        text = self._file("pids", "pids.events", "pids.events")
-        return 0 if text is None else parse_flat(text.encode()).get("max", 0)
+    @staticmethod
+    def _cpu(found: Mapping[str, str]) -> tuple[float | None, float | None]:
+        if "cpu" in found:
+            cpu = parse_flat(found["cpu"].encode())
+            return cpu["user_usec"] / 1e6, cpu["system_usec"] / 1e6
+        user, system = _number(found, "cpu user"), _number(found, "cpu system")
+        return None if user is None else user / 1e9, None if system is None else system / 1e9
 
     def _hits_above(self) -> int:
         """Since Linux 6.11 v2 counts a refusal where the limit is, no more where the process is."""
@@ -327,8 +340,14 @@ class Lodge:
             return 0
         return parse_flat(quarters.unified.sample_if_there("pids.events") or b"").get("max", 0)
 
-    def _io(self) -> tuple[int | None, int | None]:
-        if "io" in self._quarters.legacy:  # there all are together, and the launcher knows better
-            return None, None
-        text = self._file("io", "io.stat", "")
-        return (None, None) if text is None else total(load_stat(text.encode()))
+    @staticmethod
+    def _io(found: Mapping[str, str]) -> tuple[int | None, int | None]:
+        return total(load_stat(found["io"].encode())) if "io" in found else (None, None)
+
+
+def _number(found: Mapping[str, str], what: str) -> int | None:
+    return int(found[what]) if what in found else None
+
+
+def _count(found: Mapping[str, str], what: str, line: str) -> int:
+    return parse_flat(found.get(what, "").encode()).get(line, 0)

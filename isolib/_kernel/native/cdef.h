@@ -322,6 +322,40 @@ void *isolib_table_map(int fd);
 void isolib_table_unmap(void *table);
 int isolib_table_send_base(int status, uint32_t index, int fd);
 
+/* batch.c: operations in directories, in order, in one call */
+enum isolib_errand_kind {
+    ISOLIB_ERRAND_ABSENT = 1, /* nothing is of this name; otherwise it fails as a mkdir would */
+    ISOLIB_ERRAND_MKDIR,
+    ISOLIB_ERRAND_RMDIR,
+    ISOLIB_ERRAND_OPEN,
+    ISOLIB_ERRAND_READ,  /* as much as there is, and room for */
+    ISOLIB_ERRAND_WRITE, /* by one write */
+    ISOLIB_ERRAND_EVENTFD
+};
+
+struct isolib_errand {
+    int32_t kind;
+    int32_t base; /* the directory that it is about */
+    const char *name;
+    int32_t flags; /* of OPEN, READ and WRITE: O_*, O_CLOEXEC and O_NOFOLLOW are added; of EVENTFD: EFD_* */
+    int32_t fd;    /* out, of OPEN and EVENTFD; before, and when it is closed again: -1 */
+    char *data;    /* what is written, or where what is read goes */
+    uint64_t size; /* of data */
+    uint64_t read; /* out: how much was read */
+};
+
+struct isolib_batch {
+    uint32_t count;
+    uint32_t done;    /* how many have been done: where one has failed, its number */
+    const char *call; /* which call of it has failed */
+    struct isolib_errand errands[];
+};
+/* 0, or -1 and errno when one has failed: called again, it goes on with that one */
+int isolib_batch_run(struct isolib_batch *batch);
+/* closes all that was opened, or one */
+void isolib_batch_close(struct isolib_batch *batch);
+void isolib_errand_close(struct isolib_errand *errand);
+
 /* how far isolib_namespace_new came */
 enum isolib_new {
     ISOLIB_NEW_OPEN = 1,
