@@ -8,7 +8,6 @@ is in a hierarchy of v1; and *hybrid*, where both are mounted and a controller i
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -31,7 +30,7 @@ V1_NAMES: Final = frozenset(
 )
 
 _ENTRIES: Final = "/proc/thread-self/cgroup"
-_ROOM: Final = 8192
+_ROOM: Final = 4096
 _ANYWHERE: Final = -1  # the path is absolute
 
 
@@ -125,8 +124,8 @@ def controller_state(content: str, name: str) -> str:
 
 def read_entries() -> bytes:
     """Return the calling thread's /proc/PID/cgroup."""
-    batch = calls.Batch((calls.Errand(calls.ERRAND_READ, _ANYWHERE, _ENTRIES, os.O_RDONLY, room=_ROOM),))
-    if batch.run() is None and len(data := batch.data(0)) < _ROOM:
+    data = calls.read_file(_ANYWHERE, _ENTRIES, _ROOM, to_end=True)
+    if isinstance(data, bytes) and len(data) < _ROOM:
         return data
     with open(_ENTRIES, "rb", buffering=0) as file:  # longer, or the exception
         return file.readall()

@@ -11,7 +11,7 @@ from errno import EACCES, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPE
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel.calls import ERRAND_READ, ERRAND_WRITE, Batch, Errand
+from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib._kernel.hints import hint, typed
 from isolib.errors import GoneError, PlanError, SyscallError, from_errno
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Directory", "distinct", "not_opened", "parse_flat", "parse_nested"]
 
 DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+#: As much as is read of a file at first; nearly all are far shorter.
+SHORT: Final = 4096
 #: As much as one read of a counter yields; the longest, memory.stat, has some 1,500 bytes.
 _COUNTER: Final = 16384
 
@@ -49,14 +51,17 @@ class Directory:
         Where it was opened: a label for messages.
     version
         2 or 1: of which cgroup interface it is.
+    is_new
+        Whether this program has just made it, and has written nothing in it: what can be set has its first value.
     """
 
-    __slots__ = ("_absent", "_fd", "_kept", "path", "version")
+    __slots__ = ("_absent", "_fd", "_kept", "is_new", "path", "version")
 
     def __init__(self, fd: Fd, path: str, version: int) -> None:
         self._fd = fd
         self.path = path
         self.version = version
+        self.is_new = False
         self._kept: dict[str, Fd] = {}
         self._absent: set[str] = set()
 
@@ -141,15 +146,14 @@ class Directory:
         SyscallError
             It cannot be read; `GoneError` when the group is gone.
         """
-        return self._content(name).decode("ascii", "replace")
+        return self._content(name, to_end=True).decode("ascii", "replace")
 
-    def _content(self, name: str) -> bytes:
-        """Return what is in a file, in one call where it is no longer than a counter."""
-        batch = Batch((Errand(ERRAND_READ, self.fileno(), name, os.O_RDONLY, room=_COUNTER),))
-        if (refused := batch.run()) is not None:
-            raise self.refused(refused.call, name, refused.errno)
-        data = batch.data(0)
-        if len(data) < _COUNTER:
+    def _content(self, name: str, *, to_end: bool) -> bytes:
+        """Return what is in a file, in one call where that is short."""
+        data = calls.read_file(self.fileno(), name, SHORT, to_end=to_end)
+        if isinstance(data, calls.Refused):
+            raise self.refused(data.call, name, data.errno)
+        if len(data) < SHORT:
             return data
         parts = []
         with self.open_file(name, os.O_RDONLY) as fd:
@@ -178,8 +182,8 @@ class Directory:
         return data
 
     def glance(self, name: str) -> bytes:
-        """Return what is in a short file that is asked seldom: nothing more stays open, and one call will do."""
-        return self.sample(name) if name in self._kept else self._content(name)
+        """Return what is in a file of one record that is asked seldom: nothing more stays open, and one call will do."""
+        return self.sample(name) if name in self._kept else self._content(name, to_end=False)
 
     def sample_if_there(self, name: str, *, comes_and_goes: bool = False) -> bytes | None:
         """As `sample`; None where the kernel gives the group no such file, which is remembered unless it may come back."""
@@ -213,7 +217,8 @@ class Directory:
             data = value.encode("ascii")
         except (AttributeError, UnicodeEncodeError):
             raise PlanError(f"{name}: {value!r}: a control file takes a text of ASCII") from None
-        refused = Batch((Errand(ERRAND_WRITE, self.fileno(), name, os.O_WRONLY, data),)).run()
+        self.is_new = False
+        refused = calls.write_file(self.fileno(), name, data)
         if refused is not None:
             raise self.refused(refused.call, name, refused.errno, value)
 

@@ -473,7 +473,8 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         # Those of v1 first: who lives in v2 alone is found there afterwards.
         where = controls.place
         parents = distinct([*map(where.legacy.get, controls.legacy), None if controls.unified is None else where.unified])
-        if self._births == 0 and removal.remove_empty(parents, self.name):
+        is_left = self._spare is None and all(lodge.is_gone for lodge in self._lodges)
+        if is_left and removal.remove_empty(parents, self.name):
             return
         with suppress(GoneError):
             removal.kill(controls.unified, controls.distinct)

@@ -125,7 +125,7 @@ class Lodge:
         self._left = left
         self._lock = RLock()
         self._account: Account | None = None
-        self._settled = False
+        self._settled = self._gone = False
         self._unified: Directory | None = None
         #: What its descriptors were opened by, and are closed by.
         self._making = Errands()
@@ -141,11 +141,10 @@ class Lodge:
 
     def _make(self, *, clone: bool) -> None:
         quarters, making, unified = self._quarters, self._making, self._quarters.unified
-        memory = quarters.legacy["memory"] if quarters.tell_oom else None
         own = None if unified is None else self._plan_unified(unified)
         procs = None if unified is None or clone else making.open_file(unified, self._here("cgroup.procs"), os.O_WRONLY)
         tasks = self._plan_legacy()
-        told = None if memory is None else self._plan_oom(memory)
+        told = self._plan_oom() if quarters.tell_oom else []
         making.run()
         self._unified = unified if own is None else making.directory(own)
         self.tasks = tuple(making.fd(number).fileno() for number in tasks)
@@ -157,8 +156,9 @@ class Lodge:
             if quarters.has_cpuset(one):
                 with Directory.open(self.name, 1, parent=one) as mine:
                     inherit(one, mine)
-        if memory is not None and told is not None:
-            self._tell_oom(memory, *(making.fd(number).fileno() for number in told))
+        if told:
+            self.oom = making.fd(told[0]).fileno()
+            self.oom_kills = making.fd(told[1]).fileno() if quarters.oom_alone else -1
 
     def _here(self, file: str) -> str:
         """Return the name of a file of v2, from the group above; where that is flat, processes live in it themselves."""
@@ -182,17 +182,11 @@ class Lodge:
         files = [*((one, f"{self.name}/tasks") for one in quarters.counted), *((one, "tasks") for one in quarters.shared)]
         return [making.open_file(one, name, os.O_WRONLY) for one, name in files]
 
-    def _plan_oom(self, memory: Directory) -> tuple[int, int]:
-        """Have an eventfd opened, and the file that it is for."""
-        file = f"{self.name}/memory.oom_control"
-        return self._making.eventfd(memory, file), self._making.open_file(memory, file, os.O_RDONLY)
-
-    def _tell_oom(self, memory: Directory, told: int, control: int) -> None:
-        """Have the kernel write to an eventfd when the group is out of memory (cgroup-v1/memory.rst, 10)."""
-        memory.write(f"{self.name}/cgroup.event_control", f"{told} {control}")
-        self.oom = told
-        if self._quarters.oom_alone:
-            self.oom_kills = control
+    def _plan_oom(self) -> list[int]:
+        """Have an eventfd told when the group is out of memory (cgroup-v1/memory.rst, 10), and what counts the kills opened."""
+        making, memory, file = self._making, self._quarters.legacy["memory"], f"{self.name}/memory.oom_control"
+        told = making.notify(memory, file, f"{self.name}/cgroup.event_control")
+        return [told, making.open_file(memory, file, os.O_RDONLY)] if self._quarters.oom_alone else [told]
 
     def last(self, left: Callable[[], object]) -> Self:
         """Return this place, the only one of its group: that is closed when the process is gone."""
@@ -255,9 +249,8 @@ class Lodge:
         with self._lock:
             unread = None
             if not self._settled and self._home == home():  # interrupted anywhere here, it goes on when it is asked again
-                self.kill()
                 if self._account is None:
-                    self._account, unread = self._look()
+                    self._account, unread = self._end()
                 self._leave()
                 self._left(self._account)
                 self._settled = True
@@ -265,13 +258,33 @@ class Lodge:
                 raise unread
             return self._account or Account()
 
+    def _end(self) -> tuple[Account, SyscallError | None]:
+        """Kill who is left, and read what it says; where v2 tells that nobody is left, one look is enough."""
+        if self._unified is not None and not self._quarters.flat:
+            account, unread, is_over = self._look()
+            if is_over:
+                return account, unread
+        self.kill()
+        account, unread, _ = self._look()
+        return account, unread
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was taken down."""
+        return self._gone
+
     def _leave(self) -> None:
         quarters = self._quarters
-        self._making.close()
-        if self._unified is not None and not quarters.flat:
-            self._unified.close()  # with the counters that it keeps open
+        if self._gone:
+            return
         unified = None if quarters.flat else quarters.unified
-        removal.remove_all(distinct([unified, *quarters.counted]), self.name)
+        try:
+            removal.remove_all(distinct([unified, *quarters.counted]), self.name, self._making)
+        finally:
+            self._making.close()
+            if self._unified is not None and not quarters.flat:
+                self._unified.close()  # with the counters that it keeps open
+        self._gone = True
 
     def _legacy(self) -> list[Directory]:
         found = []
@@ -282,16 +295,17 @@ class Lodge:
 
     # ---- what it says ----
 
-    def _look(self) -> tuple[Account, SyscallError | None]:
+    def _look(self) -> tuple[Account, SyscallError | None, bool]:
+        """Return what it says, or why that could not be read, and whether v2 has told before that nobody is left."""
         try:
-            return self._read(), None
+            found = contents(self._files())
+            return self._read(found), None, "populated 0" in found.get("events", "")
         except ProcessLookupError:  # the whole group has been removed by somebody else
-            return Account(), None
+            return Account(), None, False
         except SyscallError as error:
-            return Account(), error
+            return Account(), error, False
 
-    def _read(self) -> Account:
-        found = contents(self._files())
+    def _read(self, found: Mapping[str, str]) -> Account:
         user, system = self._cpu(found)
         read, written = self._io(found)
         # A new process that a limit above refuses has been counted here already, but not there.
@@ -309,17 +323,17 @@ class Lodge:
         )
 
     def _files(self) -> dict[str, tuple[Directory, str]]:
-        """Return the files that say what the process used, as far as the host counts that for it."""
+        """Return the files that say what the process used, as far as the host counts that; first, whether it lives."""
         quarters = self._quarters
         found = {}
+        if self._unified is not None and not quarters.flat:
+            found = {"events": (self._unified, "cgroup.events"), "cpu": (self._unified, "cpu.stat")}
         for what, controller, v2, v1 in _FILES:
             legacy = quarters.legacy.get(controller)
             if legacy is not None and v1:
                 found[what] = legacy, f"{self.name}/{v1}"
             elif legacy is None and self._unified is not None and controller in quarters.counting and v2:
                 found[what] = self._unified, v2
-        if self._unified is not None and not quarters.flat:
-            found["cpu"] = self._unified, "cpu.stat"
         above = quarters.legacy.get("pids", quarters.unified)
         if "pids peak" in found and above is not None:
             found["pids peak above"] = above, "pids.peak"

@@ -231,6 +231,8 @@ def _make(where: Place, name: str, limits: Limits, allowed: frozenset[str], *, c
         undo.push(_unmake, making, steps, name)
         making.run()
         made = {id(parent): making.directory(opened) for parent, _, opened in steps}
+        for directory in made.values():
+            directory.is_new = True
         mine = {one: made[id(directory)] for one, directory in legacy.items()}
         controls = Controls(name, where, made.get(id(where.unified)), mine, owned=True)
         controls.tickets.append(ticket)

@@ -205,14 +205,16 @@ def reap_adopted(unified: Directory) -> None:
 # ---- taking down ----
 
 
-def remove_empty(parents: Iterable[Directory], name: str) -> bool:
+def remove_empty(parents: Iterable[Directory], name: str, opened: Errands | None = None) -> bool:
     """Remove a group from one hierarchy after the other while nobody lives in it there, and nothing is below it.
 
-    Returns whether it is gone from all.  It takes one call, and no descriptor.
+    Returns whether it is gone from all, and then what was ``opened`` in it is closed.  It takes one call, and no descriptor.
     """
     errands = Errands()
     for parent in parents:
         errands.remove(parent, name)
+    if opened is not None:
+        errands.close_those_of(opened)
     while (refused := errands.attempt()) is not None:
         if refused.errno != ENOENT:
             return False
@@ -220,9 +222,9 @@ def remove_empty(parents: Iterable[Directory], name: str) -> bool:
     return True
 
 
-def remove_all(parents: Sequence[Directory], name: str) -> None:
+def remove_all(parents: Sequence[Directory], name: str, opened: Errands | None = None) -> None:
     """As `remove`, from several hierarchies: from each, whatever becomes of another; a group that is gone is no error."""
-    if not remove_empty(parents, name):
+    if not remove_empty(parents, name, opened):
         with Rollback() as undo:
             for parent in parents:
                 undo.push(_remove_from, parent, name)

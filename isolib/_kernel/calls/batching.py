@@ -1,16 +1,13 @@
-"""Small operations in directories, in a row: one call, which gives the GIL away once."""
+"""Small operations on files and directories: one call for each, or for many, which gives the GIL away once."""
 
 from __future__ import annotations
 
 import os
 from errno import EINTR
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from isolib._kernel._ext import ffi, lib
 from isolib._kernel.handle import Fd
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 ERRAND_ABSENT: Final[int] = lib.ISOLIB_ERRAND_ABSENT
 ERRAND_MKDIR: Final[int] = lib.ISOLIB_ERRAND_MKDIR
@@ -18,47 +15,52 @@ ERRAND_RMDIR: Final[int] = lib.ISOLIB_ERRAND_RMDIR
 ERRAND_OPEN: Final[int] = lib.ISOLIB_ERRAND_OPEN
 ERRAND_READ: Final[int] = lib.ISOLIB_ERRAND_READ
 ERRAND_WRITE: Final[int] = lib.ISOLIB_ERRAND_WRITE
-ERRAND_EVENTFD: Final[int] = lib.ISOLIB_ERRAND_EVENTFD
+ERRAND_NOTIFY: Final[int] = lib.ISOLIB_ERRAND_NOTIFY
+ERRAND_CLOSE: Final[int] = lib.ISOLIB_ERRAND_CLOSE
 
-_OPENING: Final = frozenset({ERRAND_OPEN, ERRAND_EVENTFD})
-# Looked up by name they would cost as much as the rest.
+_OPENING: Final = frozenset({ERRAND_OPEN, ERRAND_NOTIFY})
+_NULL: Final = ffi.NULL
+# Looked up by name they would cost more than what they are for.
 _BATCH: Final = ffi.typeof("struct isolib_batch *")
 _CHARS: Final = ffi.typeof("char[]")
 
 
-class Errand(NamedTuple):
-    """One operation of a `Batch`.
-
-    Attributes
-    ----------
-    kind
-        ``ERRAND_*``: what is done; cdef.h says it.
-    base
-        A descriptor of the directory that it is about.
-    name
-        Of what is in it.
-    flags
-        ``os.O_*`` of what is opened; O_CLOEXEC and O_NOFOLLOW are added.
-    data
-        What is written.
-    room
-        How many bytes are read at the most.
-    """
-
-    kind: int
-    base: int
-    name: str
-    flags: int = 0
-    data: bytes = b""
-    room: int = 0
-
-
 class Refused(NamedTuple):
-    """That an errand has failed: its number, the system call and the error number."""
+    """That something has failed: the system call, and the error number."""
 
-    errand: int
     call: str
     errno: int
+
+
+def _refused(result: int, call: str) -> Refused:
+    return Refused("open" if result == -1 else call, ffi.errno)
+
+
+def _name(name: str) -> bytes:
+    if "\0" in name:
+        raise ValueError(f"a NUL in the name of a file: {name!r}")
+    return os.fsencode(name)
+
+
+def read_file(base: int, name: str, room: int, *, to_end: bool) -> bytes | Refused:
+    """Return what is in a file of a directory, or what one read yields, or what was refused.
+
+    As many bytes as there is room for may not be all.
+    """
+    encoded, data = _name(name), ffi.new(_CHARS, room)
+    while (size := lib.isolib_file_read(base, encoded, data, room, to_end)) < 0:
+        if ffi.errno != EINTR:  # between two calls Python runs its signal handlers
+            return _refused(size, "read")
+    return bytes(ffi.buffer(data, size))
+
+
+def write_file(base: int, name: str, data: bytes) -> Refused | None:
+    """Write into a file of a directory, by one write; returns what was refused."""
+    encoded = _name(name)
+    while (result := lib.isolib_file_write(base, encoded, data, len(data))) < 0:
+        if ffi.errno != EINTR:
+            return _refused(result, "write")
+    return None
 
 
 class _Opened:
@@ -86,56 +88,89 @@ class _Opened:
 
 
 class Batch:
-    """Operations that are done in order, up to the first that fails.
+    """Operations that are done in order, up to the first that fails; from the first `run` on no more are added.
 
-    What they open is the batch's from the first moment on, and is closed with it, in one call.
-
-    Parameters
-    ----------
-    errands
-        What is to be done.  The directories must stay open until it is done.
-
-    Raises
-    ------
-    ValueError
-        There is a NUL in a name.
+    What they open is the batch's from the first moment on, and is closed with it, in one call.  The directories that they are
+    about must stay open until they are done.
 
     Examples
     --------
-    >>> root = os.open("/", os.O_PATH)
-    >>> batch = Batch([Errand(ERRAND_OPEN, root, "etc", os.O_PATH), Errand(ERRAND_OPEN, root, "no such file", os.O_PATH)])
-    >>> batch.run()
-    Refused(errand=1, call='open', errno=2)
+    >>> root, batch = os.open("/", os.O_PATH), Batch()
+    >>> batch.add(ERRAND_OPEN, root, "etc", flags=os.O_PATH), batch.add(ERRAND_OPEN, root, "no such file", flags=os.O_PATH)
+    (0, 1)
+    >>> batch.run(), batch.done
+    (Refused(call='open', errno=2), 1)
     >>> os.readlink(f"/proc/self/fd/{batch.fd(0).fileno()}")
     '/etc'
     >>> batch.close()
     >>> os.close(root)
     """
 
-    __slots__ = ("_batch", "_opens", "_texts")
+    __slots__ = ("_alive", "_batch", "_opened", "_rows", "_texts")
 
-    def __init__(self, errands: Sequence[Errand]) -> None:
-        self._texts: list[object] = []
-        rows = [self._row(errand) for errand in errands]
-        batch = ffi.new(_BATCH, (len(rows), 0, ffi.NULL, rows))
-        self._opens = any(errand.kind in _OPENING for errand in errands)
-        self._batch = ffi.gc(batch, lib.isolib_batch_close) if self._opens else batch
+    def __init__(self) -> None:
+        self._rows: list[tuple[object, ...]] = []
+        self._texts: list[str] = []
+        self._alive: list[object] = []
+        self._opened: list[int] = []
+        self._batch: Any = None
 
-    def _row(self, errand: Errand) -> tuple[object, ...]:
-        kind, base, name, flags, data, room = errand
-        if "\0" in name:
-            raise ValueError(f"a NUL in the name of a file: {name!r}")
-        where = ffi.new(_CHARS, os.fsencode(name))
-        what = ffi.new(_CHARS, data or room) if data or room else ffi.NULL
-        self._texts += (where, what)
-        return kind, base, where, flags, -1, what, len(data) or room, 0
+    def add(self, kind: int, base: int, name: str, text: str = "", *, flags: int = 0) -> int:
+        """Add an errand; returns its number.
+
+        Parameters
+        ----------
+        kind
+            ``ERRAND_*``: what is done; cdef.h says it.
+        base
+            A descriptor of the directory that it is about.
+        name
+            Of what is in it.
+        text
+            What is written.
+        flags
+            ``os.O_*`` of what is opened; O_CLOEXEC and O_NOFOLLOW are added.
+        """
+        number = len(self._rows)
+        self._rows.append((kind, base, flags, -1, _NULL, 0, 0))
+        self._texts += (name, text)
+        if kind in _OPENING:
+            self._opened.append(number)
+        return number
+
+    def add_read(self, base: int, name: str, room: int) -> int:
+        """Add the reading of a file, of so many bytes at the most and by one read."""
+        data = ffi.new(_CHARS, room)
+        self._alive.append(data)
+        self._rows.append((ERRAND_READ, base, 0, -1, data, room, 0))
+        self._texts += (name, "")
+        return len(self._rows) - 1
+
+    def add_close(self, other: Batch) -> int:
+        """Add the closing of what another one has opened."""
+        data = _NULL if other._batch is None else other._batch
+        self._alive.append(data)
+        self._rows.append((ERRAND_CLOSE, -1, 0, -1, data, 0, 0))
+        self._texts += ("", "")
+        return len(self._rows) - 1
+
+    def _begin(self) -> None:
+        texts = "\0".join(self._texts)
+        if texts.count("\0") >= len(self._texts):
+            raise ValueError(f"a NUL in a name or a text: {self._texts}")
+        encoded = ffi.new(_CHARS, os.fsencode(texts))
+        self._alive.append(encoded)
+        batch = ffi.new(_BATCH, (len(self._rows), 0, _NULL, encoded, self._rows))
+        self._batch = ffi.gc(batch, lib.isolib_batch_close) if self._opened else batch
 
     def run(self) -> Refused | None:
-        """Do what is left to be done; returns what was refused: called again, it begins with that one."""
+        """Do what is left to be done; returns what was refused: called again, it begins with that one, number `done`."""
+        if self._batch is None:
+            self._begin()
         batch = self._batch
         while lib.isolib_batch_run(batch) < 0:
-            if ffi.errno != EINTR:  # between two calls Python runs its signal handlers
-                return Refused(batch.done, ffi.string(batch.call).decode(), ffi.errno)
+            if ffi.errno != EINTR:
+                return Refused(ffi.string(batch.call).decode(), ffi.errno)
         return None
 
     def skip(self) -> None:
@@ -145,7 +180,7 @@ class Batch:
     @property
     def done(self) -> int:
         """How many have been done, or left out."""
-        return int(self._batch.done)
+        return 0 if self._batch is None else int(self._batch.done)
 
     def fd(self, errand: int) -> Fd:
         """Return the descriptor that an errand has opened, which stays the batch's, and closes with it."""
@@ -158,7 +193,10 @@ class Batch:
 
     def close(self) -> None:
         """Close what is open of it; again is nothing."""
-        if self._opens:
-            lib.isolib_batch_close(self._batch)
-            ffi.gc(self._batch, None)  # else its end would give the GIL away once more
-            self._opens = False
+        batch = self._batch
+        if batch is None or not self._opened:
+            return
+        if any(batch.errands[number].fd >= 0 for number in self._opened):
+            lib.isolib_batch_close(batch)
+        ffi.gc(batch, None)  # its end would give the GIL away once more
+        self._opened = []

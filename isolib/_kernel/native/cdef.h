@@ -322,32 +322,41 @@ void *isolib_table_map(int fd);
 void isolib_table_unmap(void *table);
 int isolib_table_send_base(int status, uint32_t index, int fd);
 
-/* batch.c: operations in directories, in order, in one call */
+/* batch.c: files and directories.  What is opened gets O_CLOEXEC and O_NOFOLLOW. */
+
+/* The number of bytes read, as many as there are, or as one read yields, and as there is room for; -1: it cannot be opened; -2:
+ * it cannot be read. */
+int64_t isolib_file_read(int base, const char *name, char *data, uint64_t size, int to_end);
+/* 0: written, by one write; -1, -2: as above */
+int isolib_file_write(int base, const char *name, const char *data, uint64_t size);
+
+/* what is done in order, in one call */
 enum isolib_errand_kind {
     ISOLIB_ERRAND_ABSENT = 1, /* nothing is of this name; otherwise it fails as a mkdir would */
     ISOLIB_ERRAND_MKDIR,
     ISOLIB_ERRAND_RMDIR,
     ISOLIB_ERRAND_OPEN,
-    ISOLIB_ERRAND_READ,  /* as much as there is, and room for */
-    ISOLIB_ERRAND_WRITE, /* by one write */
-    ISOLIB_ERRAND_EVENTFD
+    ISOLIB_ERRAND_READ,   /* as isolib_file_read, by one read */
+    ISOLIB_ERRAND_WRITE,  /* its text, as isolib_file_write */
+    ISOLIB_ERRAND_NOTIFY, /* an eventfd for a file of cgroup v1; the text: its cgroup.event_control */
+    ISOLIB_ERRAND_CLOSE   /* data: a batch */
 };
 
 struct isolib_errand {
     int32_t kind;
-    int32_t base; /* the directory that it is about */
-    const char *name;
-    int32_t flags; /* of OPEN, READ and WRITE: O_*, O_CLOEXEC and O_NOFOLLOW are added; of EVENTFD: EFD_* */
-    int32_t fd;    /* out, of OPEN and EVENTFD; before, and when it is closed again: -1 */
-    char *data;    /* what is written, or where what is read goes */
+    int32_t base;  /* the directory that it is about */
+    int32_t flags; /* of OPEN: O_* */
+    int32_t fd;    /* out, of OPEN and NOTIFY; before, and when it is closed again: -1 */
+    void *data;    /* of READ: where to */
     uint64_t size; /* of data */
     uint64_t read; /* out: how much was read */
 };
 
 struct isolib_batch {
     uint32_t count;
-    uint32_t done;    /* how many have been done: where one has failed, its number */
-    const char *call; /* which call of it has failed */
+    uint32_t done;     /* how many have been done: where one has failed, its number */
+    const char *call;  /* which call of it has failed */
+    const char *texts; /* two for each errand, one after the other: the name of what is in its directory, and its text */
     struct isolib_errand errands[];
 };
 /* 0, or -1 and errno when one has failed: called again, it goes on with that one */

@@ -28,6 +28,8 @@ def _legacy_swap(directory: Directory, both: int | None) -> int | None:
 
 def _legacy_both(directory: Directory) -> int | None:
     """Return the limit on memory and swap together; None, too, where swap is not counted and there is no such file."""
+    if directory.is_new:
+        return None
     data = directory.glance_if_there(_BOTH)
     return None if data is None else load_limit(data.decode("ascii").strip())
 
