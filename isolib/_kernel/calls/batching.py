@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import weakref
 from errno import EINTR
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from isolib._kernel._ext import ffi, lib
@@ -61,6 +63,12 @@ def write_file(base: int, name: str, data: bytes) -> Refused | None:
         if ffi.errno != EINTR:
             return _refused(result, "write")
     return None
+
+
+#: What closes what a batch has opened, until it is closed or gone.  A finalizer of the batch itself would not do: where a cycle
+#: is collected, it may come before that of the handle that still needs the descriptors.  What is here is not collected, and the
+#: memory of a batch belongs to no cycle: it goes when all finalizers have run, and takes its entry with it, all in C.
+_owners: Final[dict[int, tuple[object, ...]]] = {}
 
 
 class _Opened:
@@ -161,7 +169,12 @@ class Batch:
         encoded = ffi.new(_CHARS, os.fsencode(texts))
         self._alive.append(encoded)
         batch = ffi.new(_BATCH, (len(self._rows), 0, _NULL, encoded, self._rows))
-        self._batch = ffi.gc(batch, lib.isolib_batch_close) if self._opened else batch
+        if self._opened:
+            key, memory = id(batch), batch[0]
+            owner = ffi.gc(ffi.addressof(memory), lib.isolib_batch_close)
+            # Called with the reference, which thus is the default of pop.  The last of a tuple goes first.
+            _owners[key] = weakref.ref(batch, partial(_owners.pop, key)), memory, owner
+        self._batch = batch
 
     def run(self) -> Refused | None:
         """Do what is left to be done; returns what was refused: called again, it begins with that one, number `done`."""
@@ -198,5 +211,7 @@ class Batch:
             return
         if any(batch.errands[number].fd >= 0 for number in self._opened):
             lib.isolib_batch_close(batch)
-        ffi.gc(batch, None)  # its end would give the GIL away once more
+        found = _owners.pop(id(batch), None)
+        if found is not None:
+            ffi.gc(found[-1], None)  # it would close once more, and give the GIL away for nothing
         self._opened = []
