@@ -154,17 +154,17 @@ class Batch:
         self._texts += (name, "")
         return len(self._rows) - 1
 
-    def add_close(self, other: Batch) -> int:
-        """Add the closing of what another one has opened."""
-        data = _NULL if other._batch is None else other._batch
-        self._alive.append(data)
-        self._rows.append((ERRAND_CLOSE, -1, 0, -1, data, 0, 0))
+    def add_close(self, other: Batch) -> None:
+        """Add the closing of what another one has opened, if it was run."""
+        if other._batch is None:
+            return
+        self._alive.append(other._batch)
+        self._rows.append((ERRAND_CLOSE, -1, 0, -1, other._batch, 0, 0))
         self._texts += ("", "")
-        return len(self._rows) - 1
 
     def _begin(self) -> None:
         texts = "\0".join(self._texts)
-        if texts.count("\0") >= len(self._texts):
+        if texts.count("\0") > max(0, len(self._texts) - 1):
             raise ValueError(f"a NUL in a name or a text: {self._texts}")
         encoded = ffi.new(_CHARS, os.fsencode(texts))
         self._alive.append(encoded)
