@@ -5,7 +5,7 @@ Each call gives the GIL away, and beside busy threads it may take some milliseco
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from isolib._kernel import calls
 from isolib.cgroups.files import DIRECTORY, SHORT, Directory, not_opened
@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from isolib._kernel.handle import Fd
     from isolib.errors import SyscallError
 
-__all__ = ["Errands", "contents"]
+__all__ = ["Errands", "contents", "do_reading"]
 
 K = TypeVar("K")
+
+#: Files with a line for each disk that was used, and room for some hundred.
+_LONGER: Final = frozenset({"io.stat"})
+_LONG: Final = 65536
 
 
 class Errands:
@@ -65,9 +69,14 @@ class Errands:
         return self._batch.add(calls.ERRAND_OPEN, directory.fileno(), name, flags=flags)
 
     def read(self, directory: Directory, name: str) -> int:
-        """Have a file read; see `content`."""
+        """Have a file of one record read; see `content`."""
         self._about.append((directory, name, None))
-        return self._batch.add_read(directory.fileno(), name, SHORT)
+        return self._batch.add_read(directory.fileno(), name, _LONG if name in _LONGER else SHORT)
+
+    def hold(self, directory: Directory, name: str, text: str) -> int:
+        """Have it refused with EBUSY that there is no such text in a file."""
+        self._about.append((directory, name, None))
+        return self._batch.add(calls.ERRAND_HOLDS, directory.fileno(), name, text)
 
     def write(self, directory: Directory, name: str, value: str) -> int:
         """Have a value written into a file."""
@@ -84,6 +93,11 @@ class Errands:
         self._batch.add_close(other._batch)
 
     # ---- doing it ----
+
+    @property
+    def batch(self) -> calls.Batch:
+        """The operations, for a call that does them as well."""
+        return self._batch
 
     def attempt(self) -> SyscallError | None:
         """Do what is left to be done; returns the exception for what was refused, which can be passed over."""
@@ -130,11 +144,7 @@ class Errands:
 
     def content(self, number: int) -> str:
         """Return what was read."""
-        data = self._batch.data(number)
-        if len(data) < SHORT:
-            return data.decode("ascii", "replace")
-        directory, name, _ = self._about[number]
-        return directory.read(name)
+        return self._batch.data(number).decode("ascii", "replace")
 
     def close(self) -> None:
         """Close all that was opened; again is nothing."""
@@ -151,9 +161,21 @@ def contents(files: Mapping[K, tuple[Directory, str]]) -> dict[K, str]:
     """
     errands = Errands()
     numbers = {key: errands.read(directory, name) for key, (directory, name) in files.items()}
+    found, refused = do_reading(errands, numbers)
+    if refused is not None:
+        raise refused
+    return found
+
+
+def do_reading(errands: Errands, numbers: Mapping[K, int]) -> tuple[dict[K, str], SyscallError | None]:
+    """Do errands that read files, and leave those out that the kernel does not give to a group, or that are gone.
+
+    Returns what was read, by what is called how here, and what was refused: nothing behind that was done.
+    """
     absent = set()
     while (refused := errands.attempt()) is not None:
         if isinstance(refused, GoneError) or refused.errno not in ABSENT:
-            raise refused
+            break
         absent.add(errands.pass_over())
-    return {key: errands.content(number) for key, number in numbers.items() if number not in absent}
+    read = {key: number for key, number in numbers.items() if number not in absent and errands.is_done(number)}
+    return {key: errands.content(number) for key, number in read.items()}, refused

@@ -18,13 +18,15 @@ from isolib._kernel.lodging import Account, Shape
 from isolib.cgroups import removal
 from isolib.cgroups.controllers.cpuset import inherit
 from isolib.cgroups.controllers.io import load_stat, total
-from isolib.cgroups.errands import Errands, contents
+from isolib.cgroups.errands import Errands, contents, do_reading
 from isolib.cgroups.files import Directory, distinct, parse_flat
 from isolib.errors import SyscallError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Self
+
+    from isolib._kernel.calls import Batch
 
 __all__ = ["COUNTING", "LEGACY", "Lodge", "Quarters", "apart"]
 
@@ -129,6 +131,8 @@ class Lodge:
         self._unified: Directory | None = None
         #: What its descriptors were opened by, and are closed by.
         self._making = Errands()
+        #: What is done at its end, and the numbers of what is read.
+        self._parting: tuple[Errands, dict[str, int]] | None = None
         self._hits_before = 0
         #: The supervisor of a command, who reaps and reports; 0: not known, or not of a command.
         self.supervisor = 0
@@ -258,15 +262,33 @@ class Lodge:
                 raise unread
             return self._account or Account()
 
+    def parting(self) -> Batch | None:
+        """Return what is done when v2 tells that everybody is gone: what it says is read, and it is taken down, in one call."""
+        if self._unified is None or self._quarters.flat:
+            return None
+        if self._parting is None:
+            errands = Errands()
+            errands.hold(self._unified, "cgroup.events", "populated 0")
+            numbers = {what: errands.read(*file) for what, file in self._files().items()}
+            for parent in self._parents:
+                errands.remove(parent, self.name)
+            errands.close_those_of(self._making)
+            self._parting = errands, numbers
+        return self._parting[0].batch
+
     def _end(self) -> tuple[Account, SyscallError | None]:
-        """Kill who is left, and read what it says; where v2 tells that nobody is left, one look is enough."""
-        if self._unified is not None and not self._quarters.flat:
-            account, unread, is_over = self._look()
-            if is_over:
-                return account, unread
+        """Kill who is left, and read what it says."""
+        if self.parting() is not None and self._parting is not None:
+            errands, numbers = self._parting
+            found, refused = do_reading(errands, numbers)
+            if not errands.is_done(0):
+                self.kill()
+                found, refused = do_reading(errands, numbers)
+            if errands.is_done(len(numbers)):
+                self._gone = refused is None
+                return self._read(found), None
         self.kill()
-        account, unread, _ = self._look()
-        return account, unread
+        return self._look()
 
     @property
     def is_gone(self) -> bool:
@@ -274,15 +296,12 @@ class Lodge:
         return self._gone
 
     def _leave(self) -> None:
-        quarters = self._quarters
-        if self._gone:
-            return
-        unified = None if quarters.flat else quarters.unified
         try:
-            removal.remove_all(distinct([unified, *quarters.counted]), self.name, self._making)
+            if not self._gone:
+                removal.remove_all(self._parents, self.name, self._making)
         finally:
             self._making.close()
-            if self._unified is not None and not quarters.flat:
+            if self._unified is not None and not self._quarters.flat:
                 self._unified.close()  # with the counters that it keeps open
         self._gone = True
 
@@ -295,15 +314,19 @@ class Lodge:
 
     # ---- what it says ----
 
-    def _look(self) -> tuple[Account, SyscallError | None, bool]:
-        """Return what it says, or why that could not be read, and whether v2 has told before that nobody is left."""
+    @property
+    def _parents(self) -> list[Directory]:
+        """The directories below which it is."""
+        quarters = self._quarters
+        return distinct([None if quarters.flat else quarters.unified, *quarters.counted])
+
+    def _look(self) -> tuple[Account, SyscallError | None]:
         try:
-            found = contents(self._files())
-            return self._read(found), None, "populated 0" in found.get("events", "")
+            return self._read(contents(self._files())), None
         except ProcessLookupError:  # the whole group has been removed by somebody else
-            return Account(), None, False
+            return Account(), None
         except SyscallError as error:
-            return Account(), error, False
+            return Account(), error
 
     def _read(self, found: Mapping[str, str]) -> Account:
         user, system = self._cpu(found)
@@ -323,11 +346,11 @@ class Lodge:
         )
 
     def _files(self) -> dict[str, tuple[Directory, str]]:
-        """Return the files that say what the process used, as far as the host counts that; first, whether it lives."""
+        """Return the files that say what the process used, as far as the host counts that for it."""
         quarters = self._quarters
         found = {}
         if self._unified is not None and not quarters.flat:
-            found = {"events": (self._unified, "cgroup.events"), "cpu": (self._unified, "cpu.stat")}
+            found["cpu"] = self._unified, "cpu.stat"
         for what, controller, v2, v1 in _FILES:
             legacy = quarters.legacy.get(controller)
             if legacy is not None and v1:

@@ -17,6 +17,7 @@ ERRAND_RMDIR: Final[int] = lib.ISOLIB_ERRAND_RMDIR
 ERRAND_OPEN: Final[int] = lib.ISOLIB_ERRAND_OPEN
 ERRAND_READ: Final[int] = lib.ISOLIB_ERRAND_READ
 ERRAND_WRITE: Final[int] = lib.ISOLIB_ERRAND_WRITE
+ERRAND_HOLDS: Final[int] = lib.ISOLIB_ERRAND_HOLDS
 ERRAND_NOTIFY: Final[int] = lib.ISOLIB_ERRAND_NOTIFY
 ERRAND_CLOSE: Final[int] = lib.ISOLIB_ERRAND_CLOSE
 
@@ -135,7 +136,7 @@ class Batch:
         name
             Of what is in it.
         text
-            What is written.
+            What is written, or looked for.
         flags
             ``os.O_*`` of what is opened; O_CLOEXEC and O_NOFOLLOW are added.
         """
@@ -162,6 +163,12 @@ class Batch:
         self._rows.append((ERRAND_CLOSE, -1, 0, -1, other._batch, 0, 0))
         self._texts += ("", "")
 
+    def begun(self) -> Any:
+        """Return the C structure, for a call that does it too; no more errands are added then."""
+        if self._batch is None:
+            self._begin()
+        return self._batch
+
     def _begin(self) -> None:
         texts = "\0".join(self._texts)
         if texts.count("\0") > max(0, len(self._texts) - 1):
@@ -178,9 +185,9 @@ class Batch:
 
     def run(self) -> Refused | None:
         """Do what is left to be done; returns what was refused: called again, it begins with that one, number `done`."""
-        if self._batch is None:
-            self._begin()
-        batch = self._batch
+        batch = self.begun()
+        if batch.done == batch.count:  # the call would give the GIL away for nothing
+            return None
         while lib.isolib_batch_run(batch) < 0:
             if ffi.errno != EINTR:
                 return Refused(ffi.string(batch.call).decode(), ffi.errno)

@@ -59,6 +59,18 @@ static int be_absent(int base, const char *name) {
     return -1;
 }
 
+static int64_t hold(int base, const char *name, const char *text) {
+    char content[512];
+    int64_t result = isolib_file_read(base, name, content, sizeof(content) - 1, 0);
+    if (result < 0)
+        return result;
+    content[result] = '\0';
+    if (strstr(content, text))
+        return 0;
+    errno = EBUSY;
+    return NOT_DONE;
+}
+
 /* cgroup-v1/cgroups.rst, 2.4: from this write on, what the file tells of is told to the eventfd. */
 static int notify(struct isolib_errand *errand, const char *name, const char *control, const char **call) {
     char text[32];
@@ -105,6 +117,10 @@ static int run_one(struct isolib_errand *errand, const char *name, const char *t
     case ISOLIB_ERRAND_WRITE:
         result = isolib_file_write(errand->base, name, text, strlen(text));
         *call = result == NOT_OPENED ? "open" : "write";
+        return result < 0 ? -1 : 0;
+    case ISOLIB_ERRAND_HOLDS:
+        result = hold(errand->base, name, text);
+        *call = result == NOT_OPENED ? "open" : "read";
         return result < 0 ? -1 : 0;
     case ISOLIB_ERRAND_NOTIFY:
         return notify(errand, name, text, call);

@@ -233,6 +233,7 @@ struct isolib_launch {
     int64_t premise_root_ns; /* when "/" was last changed */
     int32_t quiet;           /* see struct isolib_boot; set by isolib_run */
     int32_t careful;         /* isolib_run is not quiet, and ends when the supervisor is gone, not when it tells of the end */
+    struct isolib_batch *after; /* isolib_run does this when the process is gone; what becomes of it, it says itself; or NULL */
     /* out; -1 where there is none */
     int32_t status;
     int32_t pidfd;   /* of the supervisor */
@@ -338,6 +339,7 @@ enum isolib_errand_kind {
     ISOLIB_ERRAND_OPEN,
     ISOLIB_ERRAND_READ,   /* as isolib_file_read, by one read */
     ISOLIB_ERRAND_WRITE,  /* its text, as isolib_file_write */
+    ISOLIB_ERRAND_HOLDS,  /* its text is in the file, which is short; otherwise it fails: EBUSY */
     ISOLIB_ERRAND_NOTIFY, /* an eventfd for a file of cgroup v1; the text: its cgroup.event_control */
     ISOLIB_ERRAND_CLOSE   /* data: a batch */
 };
