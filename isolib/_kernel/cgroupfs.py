@@ -124,8 +124,8 @@ def controller_state(content: str, name: str) -> str:
 
 def read_entries() -> bytes:
     """Return the calling thread's /proc/PID/cgroup."""
-    data = calls.read_file(_ANYWHERE, _ENTRIES, _ROOM, to_end=True)
-    if isinstance(data, bytes) and len(data) < _ROOM:
+    data = calls.read_file(_ANYWHERE, _ENTRIES, _ROOM, to_end=False)
+    if isinstance(data, bytes) and len(data) < _ROOM:  # the kernel hands it out as one record
         return data
     with open(_ENTRIES, "rb", buffering=0) as file:  # longer, or the exception
         return file.readall()

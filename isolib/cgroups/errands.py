@@ -133,6 +133,11 @@ class Errands:
         """Return whether an errand was done."""
         return number < self._batch.done
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all were done, or passed over."""
+        return self._batch.is_complete
+
     def directory(self, number: int) -> Directory:
         """Return a group that was opened; another object each time."""
         parent, name, _ = self._about[number]

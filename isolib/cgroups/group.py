@@ -297,7 +297,7 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
             found = spare or Lodge(quarters, clone=home() not in _clone_kills, left=self._left)
             self._lodges.add(found)
             self._births += 1
-        found.ready()
+        found.ready(was_spare=spare is not None)
         return found
 
     def prepare(self) -> None:

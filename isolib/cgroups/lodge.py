@@ -197,9 +197,9 @@ class Lodge:
         self._left = lambda _: left()
         return self
 
-    def ready(self) -> None:
-        """Forget what happened before a process came."""
-        if self.oom >= 0:
+    def ready(self, *, was_spare: bool) -> None:
+        """Forget what happened before a process came; to a place that was just made nothing has."""
+        if was_spare and self.oom >= 0:
             with suppress(BlockingIOError):
                 os.read(self.oom, _EVENTFD.size)
         self._hits_before = self._hits_above()
@@ -208,7 +208,7 @@ class Lodge:
 
     def kill(self) -> None:
         """Kill everybody in it, the supervisor too, and wait for their ends."""
-        if self._home == home() and not self._quarters.flat and self._account is None:
+        if self._home == home() and not self._quarters.flat and self._account is None and not self.is_gone:
             with suppress(ProcessLookupError):  # it has been removed
                 if self._unified is not None:
                     removal.kill(self._unified, [])
@@ -232,7 +232,7 @@ class Lodge:
 
     def is_frozen(self) -> bool:
         """Return whether those in it stand still."""
-        if self._account is not None:
+        if self._account is not None or self.is_gone:
             return False
         if self._unified is None:
             freezer = self._quarters.legacy.get("freezer")
@@ -292,8 +292,8 @@ class Lodge:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it was taken down."""
-        return self._gone
+        """Whether it was taken down; perhaps in the very call that was interrupted."""
+        return self._gone or (self._parting is not None and self._parting[0].is_complete)
 
     def _leave(self) -> None:
         try:

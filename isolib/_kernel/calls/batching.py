@@ -186,7 +186,7 @@ class Batch:
     def run(self) -> Refused | None:
         """Do what is left to be done; returns what was refused: called again, it begins with that one, number `done`."""
         batch = self.begun()
-        if batch.done == batch.count:  # the call would give the GIL away for nothing
+        if self.is_complete:  # the call would give the GIL away for nothing
             return None
         while lib.isolib_batch_run(batch) < 0:
             if ffi.errno != EINTR:
@@ -201,6 +201,11 @@ class Batch:
     def done(self) -> int:
         """How many have been done, or left out."""
         return 0 if self._batch is None else int(self._batch.done)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all have been done, or left out."""
+        return self.done == len(self._rows) and self._batch is not None
 
     def fd(self, errand: int) -> Fd:
         """Return the descriptor that an errand has opened, which stays the batch's, and closes with it."""
