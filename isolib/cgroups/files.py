@@ -181,6 +181,10 @@ class Directory:
             return self.sample(name)
         return data
 
+    def keep(self, name: str, fd: Fd) -> None:
+        """Take a file of it that is open already for `sample`."""
+        self._kept[name] = fd
+
     def glance(self, name: str) -> bytes:
         """Return what is in a file of one record that is asked seldom: nothing more stays open, and one call will do."""
         return self.sample(name) if name in self._kept else self._content(name, to_end=False)

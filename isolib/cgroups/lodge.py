@@ -150,7 +150,10 @@ class Lodge:
         tasks = self._plan_legacy()
         told = self._plan_oom() if quarters.tell_oom else []
         making.run()
-        self._unified = unified if own is None else making.directory(own)
+        self._unified = unified
+        if own is not None:
+            self._unified = making.directory(own[0])
+            self._unified.keep("cgroup.events", making.fd(own[1]))
         self.tasks = tuple(making.fd(number).fileno() for number in tasks)
         if procs is not None:
             self.procs = making.fd(procs).fileno()
@@ -168,15 +171,15 @@ class Lodge:
         """Return the name of a file of v2, from the group above; where that is flat, processes live in it themselves."""
         return file if self._quarters.flat else f"{self.name}/{file}"
 
-    def _plan_unified(self, unified: Directory) -> int | None:
-        """Have a group of v2 made; returns the number of its opening, None: it is the one above itself."""
+    def _plan_unified(self, unified: Directory) -> tuple[int, int] | None:
+        """Have a group of v2 made; returns the numbers of its opening and its events, None: it is the one above itself."""
         quarters, making = self._quarters, self._making
         if quarters.flat:
             return None
         making.make(unified, self.name)
         if quarters.oom_alone and "memory" in quarters.counting:
             making.write(unified, self._here("memory.oom.group"), "1")
-        return making.open_group(unified, self.name)
+        return making.open_group(unified, self.name), making.open_file(unified, self._here("cgroup.events"), os.O_RDONLY)
 
     def _plan_legacy(self) -> list[int]:
         """Have the groups of v1 made; returns the numbers of the openings of the tasks files."""

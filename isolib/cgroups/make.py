@@ -228,6 +228,8 @@ def _make(where: Place, name: str, limits: Limits, allowed: frozenset[str], *, c
         look.run()
         ticket = where.entrust(parents, name, lambda made: undo.push(made.strike))
         steps = [(parent, making.make(parent, name), making.open_group(parent, name)) for parent in parents]
+        # Open from the first, that the end of a group takes no more descriptors, of which there may be none.
+        events = None if where.unified is None else making.open_file(where.unified, f"{name}/cgroup.events", os.O_RDONLY)
         undo.push(_unmake, making, steps, name)
         making.run()
         made = {id(parent): making.directory(opened) for parent, _, opened in steps}
@@ -237,6 +239,8 @@ def _make(where: Place, name: str, limits: Limits, allowed: frozenset[str], *, c
         controls = Controls(name, where, made.get(id(where.unified)), mine, owned=True)
         controls.tickets.append(ticket)
         controls.together = making
+        if controls.unified is not None and events is not None:
+            controls.unified.keep("cgroup.events", making.fd(events))
         if not counting and controls.unified is not None:
             controls.unified.write("cgroup.type", "threaded")
         if "cpuset" in legacy:
