@@ -150,10 +150,7 @@ class Lodge:
         tasks = self._plan_legacy()
         told = self._plan_oom() if quarters.tell_oom else []
         making.run()
-        self._unified = unified
-        if own is not None:
-            self._unified = making.directory(own[0])
-            self._unified.keep("cgroup.events", making.fd(own[1]))
+        self._unified = unified if own is None else self._opened(*own)
         self.tasks = tuple(making.fd(number).fileno() for number in tasks)
         if procs is not None:
             self.procs = making.fd(procs).fileno()
@@ -166,6 +163,12 @@ class Lodge:
         if told:
             self.oom = making.fd(told[0]).fileno()
             self.oom_kills = making.fd(told[1]).fileno() if quarters.oom_alone else -1
+
+    def _opened(self, own: int, events: int) -> Directory:
+        """Return the group of v2 that was made."""
+        directory = self._making.directory(own)
+        directory.keep("cgroup.events", self._making.fd(events))
+        return directory
 
     def _here(self, file: str) -> str:
         """Return the name of a file of v2, from the group above; where that is flat, processes live in it themselves."""
