@@ -160,6 +160,9 @@ class BareLodging:
         """Return that it is not."""
         return False
 
+    def parting(self) -> None:
+        """Leave nothing to be done by others."""
+
     def settle(self) -> Account:
         """Take the place down."""
         from isolib._kernel.lodging import Account  # noqa: PLC0415

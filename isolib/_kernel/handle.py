@@ -35,7 +35,18 @@ from isolib.errors import ClosedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
-    from typing import Self
+    from typing import Protocol, Self
+
+    class _Owner(Protocol):
+        """What owns a descriptor, as `select.epoll` does; its ``fileno`` raises ValueError when it is closed."""
+
+        @property
+        def closed(self) -> bool: ...
+
+        def fileno(self) -> int: ...
+
+        def close(self) -> None: ...
+
 
 __all__ = ["Epoll", "Fd", "Handle", "Rollback", "live"]
 
@@ -136,7 +147,7 @@ class Fd:
         # fromfd(-1) would make a new epoll descriptor.
         if not _is_number(fd):
             raise ValueError(f"not a descriptor: {fd}")
-        self._owner = _own(fd)
+        self._owner: _Owner = _own(fd)
 
     @classmethod
     def take(cls, call: Callable[..., int], /, *args: object) -> Self | None:
@@ -162,15 +173,16 @@ class Fd:
         True
         """
         owner = next(map(_own, filter(_is_number, starmap(call, (args,)))), None)
-        return None if owner is None else cls._of(owner)
+        return None if owner is None else cls.held(owner)
 
     @classmethod
     def take_all(cls, call: Callable[..., Iterable[int]], /, *args: object) -> tuple[Self, ...]:
         """As `take`, for a C function that returns several: `os.pipe2`, `os.openpty`."""
-        return tuple(map(cls._of, list(map(_own, chain.from_iterable(starmap(call, (args,)))))))
+        return tuple(map(cls.held, list(map(_own, chain.from_iterable(starmap(call, (args,)))))))
 
     @classmethod
-    def _of(cls, owner: select.epoll) -> Self:
+    def held(cls, owner: _Owner) -> Self:
+        """Return the descriptor of an owner that has it already, and closes it in one call of a C function, or when it goes."""
         self = cls.__new__(cls)
         self._owner = owner
         return self

@@ -213,7 +213,9 @@ def run(
     """
     request = calls.new_launch()
     try:
-        wanted = _wanted(plan, fds, stdio, (), premises)._replace(careful=lodge is not None)
+        wanted = _wanted(plan, fds, stdio, (), premises)
+        if lodge is not None:
+            wanted = wanted._replace(careful=True, after=lodge.parting())
         pumped = calls.run(request, pump, wanted, timeout_ns)
     except calls.LaunchRefused as refused:
         if refused.errno == ESTALE and refused.stage == "host":

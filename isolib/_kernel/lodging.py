@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from isolib._kernel.calls import Batch
+
 __all__ = ["Account", "Lodge", "Lodging", "Shape"]
 
 
@@ -88,6 +90,9 @@ class Lodge(Protocol):
 
     def is_frozen(self) -> bool:
         """Return whether those in it stand still, and so cannot be asked for anything."""
+
+    def parting(self) -> Batch | None:
+        """Return what can be done of `settle` as soon as everybody is gone, for `run` to do in its one call; or None."""
 
     def settle(self) -> Account:
         """Kill who is left, wait for their ends, take the place down, and return what it says; again is the same value."""

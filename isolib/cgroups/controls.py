@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from isolib._kernel.reaper import Ticket
     from isolib.cgroups.controllers.knobs import Controller
+    from isolib.cgroups.errands import Errands
     from isolib.cgroups.place import Place
 
 __all__ = ["Controls"]
@@ -63,6 +64,8 @@ class Controls:
         self.unified = unified
         self.legacy = dict(legacy)
         self.owned = owned
+        #: What its directories were opened by, all in one call, and are closed by; None: each by itself.
+        self.together: Errands | None = None
         #: What the reaper knows it by.
         self.tickets: list[Ticket] = []
         self._lock = RLock()
@@ -102,6 +105,8 @@ class Controls:
 
     def close(self) -> None:
         """Close the directories."""
+        if self.together is not None:
+            self.together.close()
         for directory in self.directories:
             directory.close()
 

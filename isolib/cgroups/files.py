@@ -9,21 +9,23 @@ from __future__ import annotations
 import os
 from errno import EACCES, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM, ERANGE, EROFS
 from functools import partial
-from itertools import starmap
 from typing import TYPE_CHECKING, Final
 
+from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib._kernel.hints import hint, typed
 from isolib.errors import GoneError, PlanError, SyscallError, from_errno
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Directory", "distinct", "parse_flat", "parse_nested"]
+__all__ = ["Directory", "distinct", "not_opened", "parse_flat", "parse_nested"]
 
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+#: As much as is read of a file at first; nearly all are far shorter.
+SHORT: Final = 4096
 #: As much as one read of a counter yields; the longest, memory.stat, has some 1,500 bytes.
 _COUNTER: Final = 16384
 
@@ -49,14 +51,17 @@ class Directory:
         Where it was opened: a label for messages.
     version
         2 or 1: of which cgroup interface it is.
+    is_new
+        Whether this program has just made it, and has written nothing in it: what can be set has its first value.
     """
 
-    __slots__ = ("_absent", "_fd", "_kept", "path", "version")
+    __slots__ = ("_absent", "_fd", "_kept", "is_new", "path", "version")
 
     def __init__(self, fd: Fd, path: str, version: int) -> None:
         self._fd = fd
         self.path = path
         self.version = version
+        self.is_new = False
         self._kept: dict[str, Fd] = {}
         self._absent: set[str] = set()
 
@@ -72,13 +77,11 @@ class Directory:
         label = path if parent is None else f"{parent.path}/{path}"
         try:
             if parent is None:
-                fd = Fd.take(os.open, path, _DIRECTORY)
+                fd = Fd.take(os.open, path, DIRECTORY)
             else:
-                fd = Fd.take(partial(os.open, dir_fd=parent.fileno()), path, _DIRECTORY)
+                fd = Fd.take(partial(os.open, dir_fd=parent.fileno()), path, DIRECTORY)
         except OSError as error:
-            if error.errno == ENOENT:
-                raise GoneError("open", label, ENOENT, "there is no such control group") from None
-            raise _refused("open", label, error.errno or 0) from None
+            raise not_opened(label, error.errno or 0) from None
         assert fd is not None  # noqa: S101 - os.open raises
         return cls(fd, label, version)
 
@@ -143,14 +146,23 @@ class Directory:
         SyscallError
             It cannot be read; `GoneError` when the group is gone.
         """
+        return self._content(name, to_end=True).decode("ascii", "replace")
+
+    def _content(self, name: str, *, to_end: bool) -> bytes:
+        """Return what is in a file, in one call where that is short."""
+        data = calls.read_file(self.fileno(), name, SHORT, to_end=to_end)
+        if isinstance(data, calls.Refused):
+            raise self.refused(data.call, name, data.errno)
+        if len(data) < SHORT:
+            return data
+        parts = []
         with self.open_file(name, os.O_RDONLY) as fd:
             try:
-                parts = []
                 while part := os.read(fd.fileno(), _COUNTER):
                     parts.append(part)
             except OSError as error:
                 raise self.refused("read", name, error.errno or 0) from None
-        return b"".join(parts).decode("ascii", "replace")
+        return b"".join(parts)
 
     def sample(self, name: str) -> bytes:
         """Return what is in a short file that is asked again and again: it stays open, which is ten times faster."""
@@ -169,12 +181,27 @@ class Directory:
             return self.sample(name)
         return data
 
+    def keep(self, name: str, fd: Fd) -> None:
+        """Take a file of it that is open already for `sample`."""
+        self._kept[name] = fd
+
+    def glance(self, name: str) -> bytes:
+        """Return what is in a file of one record that is asked seldom: nothing more stays open, and one call will do."""
+        return self.sample(name) if name in self._kept else self._content(name, to_end=False)
+
     def sample_if_there(self, name: str, *, comes_and_goes: bool = False) -> bytes | None:
         """As `sample`; None where the kernel gives the group no such file, which is remembered unless it may come back."""
+        return self._if_there(self.sample, name, comes_and_goes=comes_and_goes)
+
+    def glance_if_there(self, name: str) -> bytes | None:
+        """As `glance`; None where the kernel gives the group no such file, which is remembered."""
+        return self._if_there(self.glance, name)
+
+    def _if_there(self, ask: Callable[[str], bytes], name: str, *, comes_and_goes: bool = False) -> bytes | None:
         if name in self._absent:
             return None
         try:
-            return self.sample(name)
+            return ask(name)
         except SyscallError as error:
             if isinstance(error, GoneError) or error.errno not in {ENOENT, EOPNOTSUPP}:
                 raise
@@ -194,11 +221,10 @@ class Directory:
             data = value.encode("ascii")
         except (AttributeError, UnicodeEncodeError):
             raise PlanError(f"{name}: {value!r}: a control file takes a text of ASCII") from None
-        with self.open_file(name, os.O_WRONLY, value) as fd:
-            try:
-                os.write(fd.fileno(), data)
-            except OSError as error:
-                raise self.refused("write", name, error.errno or 0, value) from None
+        self.is_new = False
+        refused = calls.write_file(self.fileno(), name, data)
+        if refused is not None:
+            raise self.refused(refused.call, name, refused.errno, value)
 
     def refused(self, op: str, name: str, errno: int, value: str | None = None) -> SyscallError:
         """Return the exception for a call that failed on one of its files."""
@@ -219,11 +245,11 @@ class Directory:
 
     def _anew(self) -> Fd:
         """Return a descriptor with a position of its own: listings through one go on where another thread's is."""
-        return self.open_file(".", _DIRECTORY)
+        return self.open_file(".", DIRECTORY)
 
     # ---- directories ----
 
-    def make(self, name: str, *, anew: bool = True, made: list[None] | None = None) -> None:
+    def make(self, name: str, *, anew: bool = True) -> None:
         """Make a group below.
 
         Parameters
@@ -232,8 +258,6 @@ class Directory:
             Its name.
         anew
             Whether it is an error that there is one.
-        made
-            Longer by one once the directory is made: in the same call, so that no interrupt comes between.
 
         Raises
         ------
@@ -241,8 +265,7 @@ class Directory:
             The kernel refuses; with EEXIST, there is one.
         """
         try:
-            make = partial(os.mkdir, dir_fd=self.fileno())
-            (made if made is not None else []).extend(starmap(make, ((name, 0o755),)))
+            os.mkdir(name, 0o755, dir_fd=self.fileno())
         except OSError as error:
             if error.errno == EEXIST and not anew:
                 return
@@ -257,6 +280,13 @@ class Directory:
 def distinct(directories: Iterable[Directory | None]) -> list[Directory]:
     """Return those that there are, each once, in their order: controllers that are mounted together share one."""
     return list({id(one): one for one in directories if one is not None}.values())
+
+
+def not_opened(path: str, errno: int) -> SyscallError:
+    """Return the exception for a directory that cannot be opened."""
+    if errno == ENOENT:
+        return GoneError("open", path, ENOENT, "there is no such control group")
+    return _refused("open", path, errno)
 
 
 def _refused(op: str, target: str, errno: int) -> SyscallError:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from isolib.cgroups.files import Directory
     from isolib.cgroups.group import Cgroup
 
-__all__ = ["Frozen", "freeze", "has_freezer", "is_frozen", "thaw", "wait_for"]
+__all__ = ["Frozen", "freeze", "has_freezer", "is_frozen", "seen_frozen", "thaw", "wait_for"]
 
 #: Seconds for those who are in a system call that cannot be interrupted.
 _PATIENCE: Final = 10.0
@@ -29,6 +29,12 @@ _LATE: Final = 10
 def has_freezer(unified: Directory) -> bool:
     """Return whether a group of v2 can be frozen: since Linux 5.2, and not the top one.  The file that tells it stays open."""
     return b"frozen " in (unified.sample_if_there("cgroup.events") or b"")
+
+
+def seen_frozen(unified: Directory) -> bool | None:
+    """Return whether everybody in a group of v2 stands still; None: it cannot be frozen."""
+    events = unified.glance_if_there("cgroup.events") or b""
+    return b"frozen 1" in events if b"frozen " in events else None
 
 
 def freeze(unified: Directory | None, legacy: Directory | None, timeout: float = _PATIENCE) -> None:
@@ -98,8 +104,8 @@ def _thaw(unified: Directory | None, legacy: Directory | None) -> None:
 
 def is_frozen(unified: Directory | None, legacy: Directory | None) -> bool:
     """Return whether everybody in a group stands still."""
-    if unified is not None and has_freezer(unified):
-        return b"frozen 1" in unified.sample("cgroup.events")
+    if unified is not None and (found := seen_frozen(unified)) is not None:
+        return found
     return legacy is not None and legacy.read("freezer.state").strip() == "FROZEN"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
 from isolib._kernel import seam
-from isolib._kernel.handle import Rollback, home
+from isolib._kernel.handle import home
 from isolib.cgroups import freezing, moving, removal
 from isolib.cgroups.files import distinct
 from isolib.cgroups.freezing import Frozen
@@ -297,7 +297,7 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
             found = spare or Lodge(quarters, clone=home() not in _clone_kills, left=self._left)
             self._lodges.add(found)
             self._births += 1
-        found.ready()
+        found.ready(was_spare=spare is not None)
         return found
 
     def prepare(self) -> None:
@@ -400,7 +400,9 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
     def is_frozen(self) -> bool:
         """Whether everybody in it stands still."""
         self._check_open()
-        return freezing.is_frozen(self._controls.unified, self._freezer())
+        unified = self._controls.unified
+        found = None if unified is None else freezing.seen_frozen(unified)
+        return freezing.is_frozen(None, self._freezer()) if found is None else found
 
     def _freezer(self) -> Directory | None:
         unified = self._controls.unified
@@ -471,20 +473,15 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         # Those of v1 first: who lives in v2 alone is found there afterwards.
         where = controls.place
         parents = distinct([*map(where.legacy.get, controls.legacy), None if controls.unified is None else where.unified])
-        if self._births == 0 and all(removal.remove_empty(parent, self.name) for parent in parents):
+        is_left = self._spare is None and all(lodge.is_gone for lodge in self._lodges)
+        if is_left and removal.remove_empty(parents, self.name):
             return
         with suppress(GoneError):
             removal.kill(controls.unified, controls.distinct)
         for lodge in list(self._lodges):
             lodge.settle()
         self._drop_spare()
-        with Rollback() as undo:  # in every hierarchy, whatever becomes of another
-            for parent in parents:
-                undo.push(self._remove_from, parent)
-
-    def _remove_from(self, parent: Directory) -> None:
-        with suppress(GoneError):
-            removal.remove(parent, self.name)
+        removal.remove_all(parents, self.name)
 
     def _forget(self) -> None:
         for ticket in self._controls.tickets:

@@ -13,18 +13,20 @@ from contextlib import suppress
 from threading import RLock
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel.handle import Fd, home
+from isolib._kernel.handle import home
 from isolib._kernel.lodging import Account, Shape
 from isolib.cgroups import removal
 from isolib.cgroups.controllers.cpuset import inherit
 from isolib.cgroups.controllers.io import load_stat, total
+from isolib.cgroups.errands import Errands, contents, do_reading
 from isolib.cgroups.files import Directory, distinct, parse_flat
-from isolib.cgroups.tree import ABSENT
 from isolib.errors import SyscallError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Self
+
+    from isolib._kernel.calls import Batch
 
 __all__ = ["COUNTING", "LEGACY", "Lodge", "Quarters", "apart"]
 
@@ -39,6 +41,17 @@ LEGACY: Final = LEGACY_COUNTING | {"freezer"}
 #: there are no groups below (device_cgroup.c, devcgroup_update_access).
 SHARED: Final = frozenset({"io", "devices"})
 _EVENTFD: Final = struct.Struct("=Q")
+#: What says what a process used: what that is, the controller, and the files of v2 and of v1.  In v1 the I/O of all is counted
+#: together, and the launcher knows better.
+_FILES: Final = (
+    ("cpu user", "cpuacct", "", "cpuacct.usage_user"),
+    ("cpu system", "cpuacct", "", "cpuacct.usage_sys"),
+    ("memory peak", "memory", "memory.peak", "memory.max_usage_in_bytes"),
+    ("memory events", "memory", "memory.events.local", "memory.oom_control"),
+    ("pids peak", "pids", "pids.peak", "pids.peak"),
+    ("pids events", "pids", "pids.events", "pids.events"),
+    ("io", "io", "io.stat", ""),
+)
 
 
 def apart(legacy: Mapping[str, Directory]) -> list[Directory]:
@@ -114,9 +127,12 @@ class Lodge:
         self._left = left
         self._lock = RLock()
         self._account: Account | None = None
-        self._settled = False
+        self._settled = self._gone = False
         self._unified: Directory | None = None
-        self._owned: list[Fd] = []
+        #: What its descriptors were opened by, and are closed by.
+        self._making = Errands()
+        #: What is done at its end, and the numbers of what is read.
+        self._parting: tuple[Errands, dict[str, int]] | None = None
         self._hits_before = 0
         #: The supervisor of a command, who reaps and reports; 0: not known, or not of a command.
         self.supervisor = 0
@@ -128,51 +144,68 @@ class Lodge:
             raise
 
     def _make(self, *, clone: bool) -> None:
-        quarters = self._quarters
-        if quarters.unified is not None:
-            if not quarters.flat:
-                quarters.unified.make(self.name)
-            self._unified = quarters.unified if quarters.flat else Directory.open(self.name, 2, parent=quarters.unified)
-            if quarters.oom_alone and "memory" in quarters.counting:
-                self._unified.write("memory.oom.group", "1")
-            if clone:
-                self.directory = self._unified.fileno()
-            else:
-                self.procs = self._open(self._unified, "cgroup.procs", os.O_WRONLY)
+        quarters, making, unified = self._quarters, self._making, self._quarters.unified
+        own = None if unified is None else self._plan_unified(unified)
+        procs = None if unified is None or clone else making.open_file(unified, self._here("cgroup.procs"), os.O_WRONLY)
+        tasks = self._plan_legacy()
+        told = self._plan_oom() if quarters.tell_oom else []
+        making.run()
+        self._unified = unified if own is None else self._opened(*own)
+        self.tasks = tuple(making.fd(number).fileno() for number in tasks)
+        if procs is not None:
+            self.procs = making.fd(procs).fileno()
+        elif self._unified is not None:
+            self.directory = self._unified.fileno()
         for one in quarters.counted:
-            one.make(self.name)
             if quarters.has_cpuset(one):
                 with Directory.open(self.name, 1, parent=one) as mine:
                     inherit(one, mine)
-        tasks = [self._open(one, f"{self.name}/tasks", os.O_WRONLY) for one in quarters.counted]
-        self.tasks = (*tasks, *(self._open(one, "tasks", os.O_WRONLY) for one in quarters.shared))
-        if quarters.tell_oom:
-            self.oom = self._tell_oom(quarters.legacy["memory"])
-            if quarters.oom_alone:
-                self.oom_kills = self._open(quarters.legacy["memory"], f"{self.name}/memory.oom_control", os.O_RDONLY)
+        if told:
+            self.oom = making.fd(told[0]).fileno()
+            self.oom_kills = making.fd(told[1]).fileno() if quarters.oom_alone else -1
 
-    def _open(self, directory: Directory, name: str, flags: int) -> int:
-        fd = directory.open_file(name, flags)
-        self._owned.append(fd)
-        return fd.fileno()
+    def _opened(self, own: int, events: int) -> Directory:
+        """Return the group of v2 that was made."""
+        directory = self._making.directory(own)
+        directory.keep("cgroup.events", self._making.fd(events))
+        return directory
 
-    def _tell_oom(self, memory: Directory) -> int:
-        """Return an eventfd that the kernel writes to when the group is out of memory (cgroup-v1/memory.rst, 10)."""
-        told = Fd.take(os.eventfd, 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        assert told is not None  # noqa: S101 - os.eventfd raises
-        self._owned.append(told)
-        with memory.open_file(f"{self.name}/memory.oom_control", os.O_RDONLY) as control:
-            memory.write(f"{self.name}/cgroup.event_control", f"{told.fileno()} {control.fileno()}")
-        return told.fileno()
+    def _here(self, file: str) -> str:
+        """Return the name of a file of v2, from the group above; where that is flat, processes live in it themselves."""
+        return file if self._quarters.flat else f"{self.name}/{file}"
+
+    def _plan_unified(self, unified: Directory) -> tuple[int, int] | None:
+        """Have a group of v2 made; returns the numbers of its opening and its events, None: it is the one above itself."""
+        quarters, making = self._quarters, self._making
+        if quarters.flat:
+            return None
+        making.make(unified, self.name)
+        if quarters.oom_alone and "memory" in quarters.counting:
+            making.write(unified, self._here("memory.oom.group"), "1")
+        return making.open_group(unified, self.name), making.open_file(unified, self._here("cgroup.events"), os.O_RDONLY)
+
+    def _plan_legacy(self) -> list[int]:
+        """Have the groups of v1 made; returns the numbers of the openings of the tasks files."""
+        quarters, making = self._quarters, self._making
+        for one in quarters.counted:
+            making.make(one, self.name)
+        files = [*((one, f"{self.name}/tasks") for one in quarters.counted), *((one, "tasks") for one in quarters.shared)]
+        return [making.open_file(one, name, os.O_WRONLY) for one, name in files]
+
+    def _plan_oom(self) -> list[int]:
+        """Have an eventfd told when the group is out of memory (cgroup-v1/memory.rst, 10), and what counts the kills opened."""
+        making, memory, file = self._making, self._quarters.legacy["memory"], f"{self.name}/memory.oom_control"
+        told = making.notify(memory, file, f"{self.name}/cgroup.event_control")
+        return [told, making.open_file(memory, file, os.O_RDONLY)] if self._quarters.oom_alone else [told]
 
     def last(self, left: Callable[[], object]) -> Self:
         """Return this place, the only one of its group: that is closed when the process is gone."""
         self._left = lambda _: left()
         return self
 
-    def ready(self) -> None:
-        """Forget what happened before a process came."""
-        if self.oom >= 0:
+    def ready(self, *, was_spare: bool) -> None:
+        """Forget what happened before a process came; to a place that was just made nothing has."""
+        if was_spare and self.oom >= 0:
             with suppress(BlockingIOError):
                 os.read(self.oom, _EVENTFD.size)
         self._hits_before = self._hits_above()
@@ -181,7 +214,7 @@ class Lodge:
 
     def kill(self) -> None:
         """Kill everybody in it, the supervisor too, and wait for their ends."""
-        if self._home == home() and not self._quarters.flat and self._account is None:
+        if self._home == home() and not self._quarters.flat and self._account is None and not self.is_gone:
             with suppress(ProcessLookupError):  # it has been removed
                 if self._unified is not None:
                     removal.kill(self._unified, [])
@@ -205,7 +238,7 @@ class Lodge:
 
     def is_frozen(self) -> bool:
         """Return whether those in it stand still."""
-        if self._account is not None:
+        if self._account is not None or self.is_gone:
             return False
         if self._unified is None:
             freezer = self._quarters.legacy.get("freezer")
@@ -226,9 +259,8 @@ class Lodge:
         with self._lock:
             unread = None
             if not self._settled and self._home == home():  # interrupted anywhere here, it goes on when it is asked again
-                self.kill()
                 if self._account is None:
-                    self._account, unread = self._look()
+                    self._account, unread = self._end()
                 self._leave()
                 self._left(self._account)
                 self._settled = True
@@ -236,17 +268,48 @@ class Lodge:
                 raise unread
             return self._account or Account()
 
+    def parting(self) -> Batch | None:
+        """Return what is done when v2 tells that everybody is gone: what it says is read, and it is taken down, in one call."""
+        if self._unified is None or self._quarters.flat:
+            return None
+        if self._parting is None:
+            errands = Errands()
+            errands.hold(self._unified, "cgroup.events", "populated 0")
+            numbers = {what: errands.read(*file) for what, file in self._files().items()}
+            for parent in self._parents:
+                errands.remove(parent, self.name)
+            errands.close_those_of(self._making)
+            self._parting = errands, numbers
+        return self._parting[0].batch
+
+    def _end(self) -> tuple[Account, SyscallError | None]:
+        """Kill who is left, and read what it says."""
+        if self.parting() is not None and self._parting is not None:
+            errands, numbers = self._parting
+            found, refused = do_reading(errands, numbers)
+            if not errands.is_done(0):
+                self.kill()
+                found, refused = do_reading(errands, numbers)
+            if errands.is_done(len(numbers)):
+                self._gone = refused is None
+                return self._read(found), None
+        self.kill()
+        return self._look()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was taken down; perhaps in the very call that was interrupted."""
+        return self._gone or (self._parting is not None and self._parting[0].is_complete)
+
     def _leave(self) -> None:
-        quarters = self._quarters
-        if self._unified is not None and not quarters.flat:
-            self._unified.close()
-        for fd in self._owned:
-            fd.close()
-        with suppress(ProcessLookupError):
-            if quarters.unified is not None and not quarters.flat:
-                removal.remove(quarters.unified, self.name)
-            for one in quarters.counted:
-                removal.remove(one, self.name)
+        try:
+            if not self._gone:
+                removal.remove_all(self._parents, self.name, self._making)
+        finally:
+            self._making.close()
+            if self._unified is not None and not self._quarters.flat:
+                self._unified.close()  # with the counters that it keeps open
+        self._gone = True
 
     def _legacy(self) -> list[Directory]:
         found = []
@@ -257,68 +320,61 @@ class Lodge:
 
     # ---- what it says ----
 
+    @property
+    def _parents(self) -> list[Directory]:
+        """The directories below which it is."""
+        quarters = self._quarters
+        return distinct([None if quarters.flat else quarters.unified, *quarters.counted])
+
     def _look(self) -> tuple[Account, SyscallError | None]:
         try:
-            return self._read(), None
+            return self._read(contents(self._files())), None
         except ProcessLookupError:  # the whole group has been removed by somebody else
             return Account(), None
         except SyscallError as error:
             return Account(), error
 
-    def _read(self) -> Account:
-        user = system = None
-        if self._unified is not None and not self._quarters.flat:
-            cpu = parse_flat(self._unified.read("cpu.stat").encode())
-            user, system = cpu["user_usec"] / 1e6, cpu["system_usec"] / 1e6
-        elif "cpuacct" in self._quarters.legacy:
-            user, system = (self._number("cpuacct", "", f"cpuacct.usage_{one}") for one in ("user", "sys"))
-            user, system = (None if one is None else one / 1e9 for one in (user, system))
-        read, written = self._io()
-        peak = self._pids_peak()
+    def _read(self, found: Mapping[str, str]) -> Account:
+        user, system = self._cpu(found)
+        read, written = self._io(found)
+        # A new process that a limit above refuses has been counted here already, but not there.
+        peaks = [_number(found, what) for what in ("pids peak", "pids peak above")]
+        peak = min((one for one in peaks if one is not None), default=None)
         return Account(
             cpu_user=user,
             cpu_system=system,
-            memory_peak=self._number("memory", "memory.peak", "memory.max_usage_in_bytes"),
+            memory_peak=_number(found, "memory peak"),
             io_read=read,
             io_written=written,
             pids_peak=None if peak is None else max(peak - 1, 1),  # its supervisor is no process of the caller's
-            oom_kills=self._oom_kills(),
-            pids_hits=self._hits_here() + max(0, self._hits_above() - self._hits_before),
+            oom_kills=_count(found, "memory events", "oom_kill"),
+            pids_hits=_count(found, "pids events", "max") + max(0, self._hits_above() - self._hits_before),
         )
 
-    def _file(self, controller: str, v2: str, v1: str) -> str | None:
-        """Return what a file of this process's group holds; None where the host counts no such thing for it."""
+    def _files(self) -> dict[str, tuple[Directory, str]]:
+        """Return the files that say what the process used, as far as the host counts that for it."""
         quarters = self._quarters
-        legacy = quarters.legacy.get(controller)
-        try:
-            if legacy is not None:
-                return legacy.read(f"{self.name}/{v1}")
-            if self._unified is not None and controller in quarters.counting:
-                return self._unified.read(v2)
-        except SyscallError as error:
-            if isinstance(error, ProcessLookupError) or error.errno not in ABSENT:
-                raise
-        return None  # a kernel that is too old for it
+        found = {}
+        if self._unified is not None and not quarters.flat:
+            found["cpu"] = self._unified, "cpu.stat"
+        for what, controller, v2, v1 in _FILES:
+            legacy = quarters.legacy.get(controller)
+            if legacy is not None and v1:
+                found[what] = legacy, f"{self.name}/{v1}"
+            elif legacy is None and self._unified is not None and controller in quarters.counting and v2:
+                found[what] = self._unified, v2
+        above = quarters.legacy.get("pids", quarters.unified)
+        if "pids peak" in found and above is not None:
+            found["pids peak above"] = above, "pids.peak"
+        return found
 
-    def _number(self, controller: str, v2: str, v1: str) -> int | None:
-        text = self._file(controller, v2, v1)
-        return None if text is None else int(text)
-
-    def _pids_peak(self) -> int | None:
-        """Return the peak; a new process that a limit above refuses has been counted here already, but not there."""
-        here = self._number("pids", "pids.peak", "pids.peak")
-        above = self._quarters.legacy.get("pids", self._quarters.unified)
-        if here is None or above is None:
-            return here
-        return min(here, int(above.sample("pids.peak")))
-
-    def _oom_kills(self) -> int:
-        text = self._file("memory", "memory.events.local", "memory.oom_control")
-        return 0 if text is None else parse_flat(text.encode()).get("oom_kill", 0)
-
-    def _hits_here(self) -> int:
-        text = self._file("pids", "pids.events", "pids.events")
-        return 0 if text is None else parse_flat(text.encode()).get("max", 0)
+    @staticmethod
+    def _cpu(found: Mapping[str, str]) -> tuple[float | None, float | None]:
+        if "cpu" in found:
+            cpu = parse_flat(found["cpu"].encode())
+            return cpu["user_usec"] / 1e6, cpu["system_usec"] / 1e6
+        user, system = _number(found, "cpu user"), _number(found, "cpu system")
+        return None if user is None else user / 1e9, None if system is None else system / 1e9
 
     def _hits_above(self) -> int:
         """Since Linux 6.11 v2 counts a refusal where the limit is, no more where the process is."""
@@ -327,8 +383,14 @@ class Lodge:
             return 0
         return parse_flat(quarters.unified.sample_if_there("pids.events") or b"").get("max", 0)
 
-    def _io(self) -> tuple[int | None, int | None]:
-        if "io" in self._quarters.legacy:  # there all are together, and the launcher knows better
-            return None, None
-        text = self._file("io", "io.stat", "")
-        return (None, None) if text is None else total(load_stat(text.encode()))
+    @staticmethod
+    def _io(found: Mapping[str, str]) -> tuple[int | None, int | None]:
+        return total(load_stat(found["io"].encode())) if "io" in found else (None, None)
+
+
+def _number(found: Mapping[str, str], what: str) -> int | None:
+    return int(found[what]) if what in found else None
+
+
+def _count(found: Mapping[str, str], what: str, line: str) -> int:
+    return parse_flat(found.get(what, "").encode()).get(line, 0)

@@ -13,6 +13,7 @@ from isolib._kernel.hints import typed
 from isolib.cgroups import moving, place, removal
 from isolib.cgroups.controllers.cpuset import inherit
 from isolib.cgroups.controls import Controls
+from isolib.cgroups.errands import Errands
 from isolib.cgroups.files import Directory, distinct
 from isolib.cgroups.group import THREADED, Cgroup
 from isolib.cgroups.hierarchy import V2_NAMES
@@ -221,19 +222,25 @@ def _make(where: Place, name: str, limits: Limits, allowed: frozenset[str], *, c
     legacy = {one: directory for one, directory in where.legacy.items() if one in {*limits.controllers, *counting}}
     parents = distinct([where.unified, *legacy.values()])
     with Rollback() as undo:
-        for parent in parents:
-            if parent.has(name):  # what is entrusted is removed with this program, and that one is somebody else's
-                raise parent.refused("mkdir", name, EEXIST)
+        look, making = Errands(), Errands()
+        for parent in parents:  # what is entrusted is removed with this program, and what is there is somebody else's
+            look.be_absent(parent, name)
+        look.run()
         ticket = where.entrust(parents, name, lambda made: undo.push(made.strike))
-        made: dict[int, Directory] = {}
-        for parent in parents:
-            ours: list[None] = []
-            undo.push(_unmake, ours, parent, name)
-            parent.make(name, made=ours)
-            made[id(parent)] = Directory.open(name, parent.version, parent=parent)
+        steps = [(parent, making.make(parent, name), making.open_group(parent, name)) for parent in parents]
+        # Open from the first, that the end of a group takes no more descriptors, of which there may be none.
+        events = None if where.unified is None else making.open_file(where.unified, f"{name}/cgroup.events", os.O_RDONLY)
+        undo.push(_unmake, making, steps, name)
+        making.run()
+        made = {id(parent): making.directory(opened) for parent, _, opened in steps}
+        for directory in made.values():
+            directory.is_new = True
         mine = {one: made[id(directory)] for one, directory in legacy.items()}
         controls = Controls(name, where, made.get(id(where.unified)), mine, owned=True)
         controls.tickets.append(ticket)
+        controls.together = making
+        if controls.unified is not None and events is not None:
+            controls.unified.keep("cgroup.events", making.fd(events))
         if not counting and controls.unified is not None:
             controls.unified.write("cgroup.type", "threaded")
         if "cpuset" in legacy:
@@ -249,9 +256,10 @@ def _make(where: Place, name: str, limits: Limits, allowed: frozenset[str], *, c
         return group
 
 
-def _unmake(ours: Collection[None], parent: Directory, name: str) -> None:
-    if ours:
-        removal.remove(parent, name)
+def _unmake(making: Errands, steps: Iterable[tuple[Directory, int, int]], name: str) -> None:
+    """Take down what was made, and nothing else."""
+    making.close()
+    removal.remove_all([parent for parent, made, _ in steps if making.is_done(made)], name)
 
 
 def open_cgroup(path_or_pid: str | os.PathLike[str] | int | HasPid) -> Cgroup:

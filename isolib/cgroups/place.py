@@ -383,8 +383,7 @@ def open_house(directory: Directory | None) -> frozenset[str]:
     """Give the counting controllers of v2 to the groups below one; returns those that they have then."""
     if directory is None:
         return frozenset()
-    wanted = available_in(directory).intersection(COUNTING)
-    missing = wanted - enabled_in(directory)
-    if missing:
+    wanted = COUNTING.intersection(directory.glance("cgroup.controllers").decode("ascii").split())
+    if wanted and (missing := wanted.difference(directory.glance(_CONTROL).decode("ascii").split())):
         directory.write(_CONTROL, " ".join(f"+{name}" for name in sorted(missing)))
     return wanted

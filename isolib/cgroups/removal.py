@@ -15,20 +15,21 @@ from errno import EBUSY, ENOENT
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
-from isolib._kernel.handle import Fd
+from isolib._kernel.handle import Fd, Rollback
 from isolib._kernel.hints import typed
 from isolib._kernel.waiting import poll
 from isolib.cgroups import freezing
+from isolib.cgroups.errands import Errands
 from isolib.cgroups.tree import ABSENT, each_group, listed, names_in, open_at, pids_in
 from isolib.errors import GoneError, IsolibError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from isolib.cgroups.files import Directory
     from isolib.errors import SyscallError
 
-__all__ = ["end", "is_populated", "kill", "reap_adopted", "remove", "remove_empty", "wait_until_empty"]
+__all__ = ["end", "is_populated", "kill", "reap_adopted", "remove", "remove_all", "remove_empty", "wait_until_empty"]
 
 _PATIENCE: Final = 30.0
 _SECOND: Final = 1.0
@@ -41,7 +42,7 @@ _LOOK_AGAIN: Final = 0.002
 
 def is_populated(directory: Directory) -> bool:
     """Return whether somebody lives in a group of v2, or below."""
-    return b"populated 1" in directory.sample("cgroup.events")
+    return b"populated 1" in directory.glance("cgroup.events")
 
 
 # ---- killing ----
@@ -204,15 +205,34 @@ def reap_adopted(unified: Directory) -> None:
 # ---- taking down ----
 
 
-def remove_empty(parent: Directory, name: str) -> bool:
-    """Remove a group if nobody lives in it, and nothing is below it; returns whether it is gone.  It takes no descriptor."""
-    try:
-        os.rmdir(name, dir_fd=parent.fileno())
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
+def remove_empty(parents: Iterable[Directory], name: str, opened: Errands | None = None) -> bool:
+    """Remove a group from one hierarchy after the other while nobody lives in it there, and nothing is below it.
+
+    Returns whether it is gone from all, and then what was ``opened`` in it is closed.  It takes one call, and no descriptor.
+    """
+    errands = Errands()
+    for parent in parents:
+        errands.remove(parent, name)
+    if opened is not None:
+        errands.close_those_of(opened)
+    while (refused := errands.attempt()) is not None:
+        if refused.errno != ENOENT:
+            return False
+        errands.pass_over()
     return True
+
+
+def remove_all(parents: Sequence[Directory], name: str, opened: Errands | None = None) -> None:
+    """As `remove`, from several hierarchies: from each, whatever becomes of another; a group that is gone is no error."""
+    if not remove_empty(parents, name, opened):
+        with Rollback() as undo:
+            for parent in parents:
+                undo.push(_remove_from, parent, name)
+
+
+def _remove_from(parent: Directory, name: str) -> None:
+    with suppress(GoneError):
+        remove(parent, name)
 
 
 def remove(parent: Directory, name: str) -> None:

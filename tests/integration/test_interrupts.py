@@ -33,8 +33,15 @@ pytestmark = pytest.mark.usefixtures("user_namespaces", "adopted")
 FILES = {
     *("process.py", "oneshot.py", "sandbox.py"),
     *(f"_kernel/{name}.py" for name in ("launch", "request", "streams", "handle", "reaper")),
-    *(f"_kernel/calls/{name}.py" for name in ("checking", "launching", "reaping", "system")),
-    *("cgroups/files.py", "cgroups/freezing.py", "cgroups/group.py", "cgroups/lodge.py", "cgroups/make.py"),
+    *(f"_kernel/calls/{name}.py" for name in ("batching", "checking", "launching", "reaping", "system")),
+    *(
+        "cgroups/errands.py",
+        "cgroups/files.py",
+        "cgroups/freezing.py",
+        "cgroups/group.py",
+        "cgroups/lodge.py",
+        "cgroups/make.py",
+    ),
     *("cgroups/moving.py", "cgroups/place.py", "cgroups/removal.py", "cgroups/controls.py"),
 }
 OWNERS = {os.path.join(os.path.dirname(isolib.__file__), name) for name in FILES}

@@ -189,6 +189,27 @@ def test_sample_if_there(place: Path, directory: Directory) -> None:
         assert directory.sample_if_there(name, comes_and_goes=comes_and_goes) == (b"5\n" if comes_and_goes else None)
 
 
+def test_glance(place: Path, directory: Directory) -> None:
+    """What is asked once is read without staying open, and from where it is open already; what is not there is remembered."""
+    before = directory.descriptors
+    assert directory.glance("pids.current") == directory.glance_if_there("pids.current") == b"3\n"
+    assert directory.descriptors == before
+    kept = directory.open_file("pids.current", os.O_RDONLY)
+    directory.keep("pids.current", kept)
+    (place / "pids.current").unlink()
+    assert directory.glance("pids.current") == directory.sample("pids.current") == b"3\n"
+    directory.close()
+    assert kept.closed
+
+
+def test_glance_if_there(place: Path, directory: Directory) -> None:
+    """What was not there is not asked for again."""
+    assert directory.glance_if_there("memory.peak") is None
+    (place / "memory.peak").write_text("5\n")
+    assert directory.glance_if_there("memory.peak") is None
+    assert directory.glance("memory.peak") == b"5\n"
+
+
 # ---- a group that is removed ----
 
 

@@ -117,6 +117,26 @@ def test_period_changes_only_for_small_shares(v1: Recorded) -> None:
     assert cpu.max is None
 
 
+def test_new_group_is_not_asked(v1: Recorded, tmp_path: Path) -> None:
+    """What a group has at first is known until something is written in it; so a new one is written to and not read."""
+    files = {name: tmp_path / "v1" / name for name in (PERIOD, BOTH)}
+    for file in files.values():
+        file.write_text("no number")
+    v1.is_new = True
+    Cpu(v1).max = 0.5
+    assert v1.take() == [(QUOTA, "50000")]
+    assert not v1.is_new
+    for controller, value in ((Cpu(v1), 1.5), (Memory(v1), MIB)):
+        with pytest.raises(ValueError, match="no number"):
+            controller.max = value
+    v1.is_new = True
+    Memory(v1).max = MIB
+    assert v1.take() == [(LIMIT, f"{MIB}")]
+    v1.is_new = True
+    Cpu(v1).max = 0.002
+    assert v1.take() == [(PERIOD, "1000000"), (QUOTA, "2000")]
+
+
 SHARES = st.floats(min_value=0.001, max_value=64) | st.floats(min_value=0.001, max_value=0.02)
 
 

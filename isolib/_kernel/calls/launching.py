@@ -11,6 +11,8 @@ from isolib._kernel.calls.checking import checked
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from isolib._kernel.calls.batching import Batch
+
 #: ``struct isolib_launch`` and ``isolib_pump``: what cffi makes has no type.
 LaunchRequest: TypeAlias = Any
 Pump: TypeAlias = Any
@@ -106,6 +108,8 @@ class Launch(NamedTuple):
     premises: tuple[bytes, int] | None = None
     #: Whether `run` waits until the command runs, and for the end of the supervisor, not only for its word.
     careful: bool = False
+    #: What `run` does in the same call when the process and all that it left behind are gone.
+    after: Batch | None = None
 
 
 def _fill(request: LaunchRequest, wanted: Launch) -> tuple[object, ...]:
@@ -123,6 +127,7 @@ def _fill(request: LaunchRequest, wanted: Launch) -> tuple[object, ...]:
     request.stream_owner = wanted.stream_owner or (lib.ISOLIB_NOBODY, lib.ISOLIB_NOBODY)
     request.host, request.proc = wanted.host, wanted.proc
     request.careful = wanted.careful
+    request.after = ffi.NULL if wanted.after is None else wanted.after.begun()
     if wanted.premises is not None:
         where = ffi.new("char[]", wanted.premises[0])
         request.premise_cwd, request.premise_root_ns = where, wanted.premises[1]

@@ -11,11 +11,11 @@
 #include "wrappers.h"
 
 /* What is done elsewhere; it returns a descriptor, or -1 and errno, and says how far it came. */
-struct errand {
-    int (*act)(const struct errand *errand, int32_t *stage);
+struct visit {
+    int (*act)(const struct visit *visit, int32_t *stage);
     int kind;         /* of the namespace: its clone flag */
     const char *file; /* the thread's own one in /proc */
-    int target;       /* the namespace to go to, or -1: the errand makes one */
+    int target;       /* the namespace to go to, or -1: the visit makes one */
     int lo;
     const char *hostname, *domainname;
     const char *path;
@@ -23,22 +23,22 @@ struct errand {
 };
 
 /* One call, so that no signal handler of Python's runs while the thread is elsewhere. */
-static int run_errand(const struct errand *errand, int32_t *stage) {
+static int run_visit(const struct visit *visit, int32_t *stage) {
     int made = -1, error = 0, before;
     *stage = ISOLIB_AWAY_OPEN;
-    before = open(errand->file, O_RDONLY | O_CLOEXEC);
+    before = open(visit->file, O_RDONLY | O_CLOEXEC);
     if (before < 0)
         return -1;
     /* Root of a user namespace may leave a namespace of the host's, but not come back: so that is tried first. */
     *stage = ISOLIB_AWAY_WAY_BACK;
-    if (setns(before, errand->kind) < 0) {
+    if (setns(before, visit->kind) < 0) {
         error = errno;
     } else {
         *stage = ISOLIB_AWAY_ENTER;
-        if (errand->target < 0 || setns(errand->target, errand->kind) == 0)
-            made = errand->act(errand, stage);
+        if (visit->target < 0 || setns(visit->target, visit->kind) == 0)
+            made = visit->act(visit, stage);
         error = made < 0 ? errno : 0;
-        if (setns(before, errand->kind) < 0) {
+        if (setns(before, visit->kind) < 0) {
             *stage = ISOLIB_AWAY_RETURN;
             error = errno;
         }
@@ -50,56 +50,56 @@ static int run_errand(const struct errand *errand, int32_t *stage) {
     return error ? -1 : made;
 }
 
-static int make_namespace(const struct errand *errand, int32_t *stage) {
+static int make_namespace(const struct visit *visit, int32_t *stage) {
     *stage = ISOLIB_AWAY_UNSHARE;
-    if (unshare(errand->kind) < 0)
+    if (unshare(visit->kind) < 0)
         return -1;
     *stage = ISOLIB_AWAY_LINK_UP;
-    if (errand->lo && isolib_link_up("lo") < 0)
+    if (visit->lo && isolib_link_up("lo") < 0)
         return -1;
     *stage = ISOLIB_AWAY_HOSTNAME;
-    if (errand->hostname && sethostname(errand->hostname, strlen(errand->hostname)) < 0)
+    if (visit->hostname && sethostname(visit->hostname, strlen(visit->hostname)) < 0)
         return -1;
     *stage = ISOLIB_AWAY_DOMAINNAME;
-    if (errand->domainname && setdomainname(errand->domainname, strlen(errand->domainname)) < 0)
+    if (visit->domainname && setdomainname(visit->domainname, strlen(visit->domainname)) < 0)
         return -1;
     *stage = ISOLIB_AWAY_REOPEN;
-    return open(errand->file, O_RDONLY | O_CLOEXEC);
+    return open(visit->file, O_RDONLY | O_CLOEXEC);
 }
 
 int isolib_namespace_new(int kind, const char *file, int lo, const char *hostname, const char *domainname, int32_t *stage) {
-    struct errand errand = {.act = make_namespace, .kind = kind, .file = file, .target = -1, .lo = lo};
-    errand.hostname = hostname;
-    errand.domainname = domainname;
-    return run_errand(&errand, stage);
+    struct visit visit = {.act = make_namespace, .kind = kind, .file = file, .target = -1, .lo = lo};
+    visit.hostname = hostname;
+    visit.domainname = domainname;
+    return run_visit(&visit, stage);
 }
 
 int isolib_socket(int family, int type, int protocol) {
     return socket(family, type | SOCK_CLOEXEC, protocol);
 }
 
-static int make_socket(const struct errand *errand, int32_t *stage) {
+static int make_socket(const struct visit *visit, int32_t *stage) {
     *stage = ISOLIB_AWAY_SOCKET;
-    return isolib_socket(errand->family, errand->type, errand->protocol);
+    return isolib_socket(visit->family, visit->type, visit->protocol);
 }
 
 int isolib_socket_in(int net, const char *file, int family, int type, int protocol, int32_t *stage) {
-    struct errand errand = {.act = make_socket, .kind = CLONE_NEWNET, .file = file, .target = net};
-    errand.family = family;
-    errand.type = type;
-    errand.protocol = protocol;
-    return run_errand(&errand, stage);
+    struct visit visit = {.act = make_socket, .kind = CLONE_NEWNET, .file = file, .target = net};
+    visit.family = family;
+    visit.type = type;
+    visit.protocol = protocol;
+    return run_visit(&visit, stage);
 }
 
-static int open_file(const struct errand *errand, int32_t *stage) {
+static int open_file(const struct visit *visit, int32_t *stage) {
     *stage = ISOLIB_AWAY_FILE;
-    return open(errand->path, errand->type | O_CLOEXEC);
+    return open(visit->path, visit->type | O_CLOEXEC);
 }
 
 int isolib_open_in(int net, const char *file, const char *path, int flags, int32_t *stage) {
-    struct errand errand = {.act = open_file, .kind = CLONE_NEWNET, .file = file, .target = net, .path = path};
-    errand.type = flags;
-    return run_errand(&errand, stage);
+    struct visit visit = {.act = open_file, .kind = CLONE_NEWNET, .file = file, .target = net, .path = path};
+    visit.type = flags;
+    return run_visit(&visit, stage);
 }
 
 void isolib_stay_forget(struct isolib_stay *stay) {

@@ -237,6 +237,7 @@ struct isolib_launch {
     int64_t premise_root_ns; /* when "/" was last changed */
     int32_t quiet;           /* see struct isolib_boot; set by isolib_run */
     int32_t careful;         /* isolib_run is not quiet, and ends when the supervisor is gone, not when it tells of the end */
+    struct isolib_batch *after; /* isolib_run does this when the process is gone; what becomes of it, it says itself; or NULL */
     /* out; -1 where there is none */
     int32_t status;
     int32_t pidfd;   /* of the supervisor */
@@ -325,6 +326,50 @@ int isolib_table_new(void);
 void *isolib_table_map(int fd);
 void isolib_table_unmap(void *table);
 int isolib_table_send_base(int status, uint32_t index, int fd);
+
+/* batch.c: files and directories.  What is opened gets O_CLOEXEC and O_NOFOLLOW. */
+
+/* The number of bytes read, as many as there are, or as one read yields, and as there is room for; -1: it cannot be opened; -2:
+ * it cannot be read. */
+int64_t isolib_file_read(int base, const char *name, char *data, uint64_t size, int to_end);
+/* 0: written, by one write; -1, -2: as above */
+int isolib_file_write(int base, const char *name, const char *data, uint64_t size);
+
+/* what is done in order, in one call */
+enum isolib_errand_kind {
+    ISOLIB_ERRAND_ABSENT = 1, /* nothing is of this name; otherwise it fails as a mkdir would */
+    ISOLIB_ERRAND_MKDIR,
+    ISOLIB_ERRAND_RMDIR,
+    ISOLIB_ERRAND_OPEN,
+    ISOLIB_ERRAND_READ,   /* as isolib_file_read, by one read */
+    ISOLIB_ERRAND_WRITE,  /* its text, as isolib_file_write */
+    ISOLIB_ERRAND_HOLDS,  /* its text is in the file, which is short; otherwise it fails: EBUSY */
+    ISOLIB_ERRAND_NOTIFY, /* an eventfd for a file of cgroup v1; the text: its cgroup.event_control */
+    ISOLIB_ERRAND_CLOSE   /* data: a batch */
+};
+
+struct isolib_errand {
+    int32_t kind;
+    int32_t base;  /* the directory that it is about */
+    int32_t flags; /* of OPEN: O_* */
+    int32_t fd;    /* out, of OPEN and NOTIFY; before, and when it is closed again: -1 */
+    void *data;    /* of READ: where to */
+    uint64_t size; /* of data */
+    uint64_t read; /* out: how much was read */
+};
+
+struct isolib_batch {
+    uint32_t count;
+    uint32_t done;     /* how many have been done: where one has failed, its number */
+    const char *call;  /* which call of it has failed */
+    const char *texts; /* two for each errand, one after the other: the name of what is in its directory, and its text */
+    struct isolib_errand errands[];
+};
+/* 0, or -1 and errno when one has failed: called again, it goes on with that one */
+int isolib_batch_run(struct isolib_batch *batch);
+/* closes all that was opened, or one */
+void isolib_batch_close(struct isolib_batch *batch);
+void isolib_errand_close(struct isolib_errand *errand);
 
 /* how far a thread came that went to another namespace, did something there and came back */
 enum isolib_away {

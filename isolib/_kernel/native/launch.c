@@ -208,5 +208,7 @@ int isolib_run(struct isolib_launch *launch, struct isolib_pump *pump, int64_t t
         heed(launch, &pump->failure, none, 0);
     }
     close_results(launch);
+    if (launch->after)
+        isolib_batch_run(launch->after);
     return pump->has_failure ? -1 : 0;
 }

@@ -16,6 +16,8 @@ __all__ = ["Cpu"]
 
 _QUOTA: Final = "cpu.cfs_quota_us"
 _PERIOD: Final = "cpu.cfs_period_us"
+#: Of a new group (kernel/sched/fair.c, default_cfs_period), which has no quota.
+_FIRST_PERIOD: Final = 100_000
 
 
 class Cpu(Controller):
@@ -55,8 +57,9 @@ class Cpu(Controller):
             return
         quota, period = wanted
         writes = [(_QUOTA, quota)]
-        if int(self.read(None, _PERIOD, "max")) != period:
-            before = self._quota()
+        is_new = self.directory.is_new
+        if (_FIRST_PERIOD if is_new else int(self.read(None, _PERIOD, "max"))) != period:
+            before = None if is_new else self._quota()
             # The kernel compares the share with that of the group above after each write: the one that lowers it goes first.
             writes.insert(1 if before is not None and before > quota else 0, (_PERIOD, period))
         for name, number in writes:

@@ -20,23 +20,23 @@ _LIMIT: Final = "memory.limit_in_bytes"
 _BOTH: Final = "memory.memsw.limit_in_bytes"
 
 
-def _legacy_swap(directory: Directory) -> int | None:
+def _legacy_swap(directory: Directory, both: int | None) -> int | None:
     """Return how much swap v1 allows: what both together may be beyond memory alone."""
-    both = _legacy_both(directory)
     memory = None if both is None else load_limit(directory.read(_LIMIT).strip())
     return None if memory is None or both is None else both - memory
 
 
 def _legacy_both(directory: Directory) -> int | None:
     """Return the limit on memory and swap together; None, too, where swap is not counted and there is no such file."""
-    data = directory.sample_if_there(_BOTH)
+    if directory.is_new:
+        return None
+    data = directory.glance_if_there(_BOTH)
     return None if data is None else load_limit(data.decode("ascii").strip())
 
 
-def _set_legacy(directory: Directory, memory: int | None, swap: int | None) -> None:
-    """Set the limit on memory, and that on memory and swap together, which the kernel never lets be the smaller one."""
+def _set_legacy(directory: Directory, memory: int | None, swap: int | None, current: int | None) -> None:
+    """Set the limit on memory, and that on both together, now `current`, which the kernel never lets be the smaller one."""
     both = None if memory is None or swap is None else min(memory + swap, MAX_SIZE)
-    current = _legacy_both(directory)
     writes = [(_LIMIT, show_v1_limit(memory))]
     if both != current:
         writes.append((_BOTH, show_v1_limit(both)))
@@ -78,7 +78,8 @@ class Memory(Controller):
         if self.is_v2:
             self.write("memory.max", None, "max", show_limit(limit))
         else:
-            _set_legacy(self.directory, limit, _legacy_swap(self.directory))
+            both = _legacy_both(self.directory)
+            _set_legacy(self.directory, limit, _legacy_swap(self.directory, both), both)
 
     high = size("memory.high", "Bytes beyond which the group is slowed down and its memory reclaimed; nothing is killed.")
     low = Knob(
@@ -103,7 +104,7 @@ class Memory(Controller):
     def swap_max(self) -> int | None:
         """Bytes of swap that the group may use, beside its memory."""
         text = self.read("memory.swap.max", _BOTH, "swap_max")
-        return load_limit(text) if self.is_v2 else _legacy_swap(self.directory)
+        return load_limit(text) if self.is_v2 else _legacy_swap(self.directory, load_limit(text))
 
     @swap_max.setter
     def swap_max(self, value: int | str | None) -> None:
@@ -111,11 +112,11 @@ class Memory(Controller):
         if self.is_v2:
             self.write("memory.swap.max", None, "swap_max", show_limit(limit))
             return
-        self.read(None, _BOTH, "swap_max")  # where swap is not counted there is no such file
+        both = load_limit(self.read(None, _BOTH, "swap_max"))  # where swap is not counted there is no such file
         memory = self.max
         if memory is None and limit is not None:
             raise PlanError("memory.swap_max: cgroup v1 limits memory and swap together, so memory.max must be set before it")
-        _set_legacy(self.directory, memory, limit)
+        _set_legacy(self.directory, memory, limit, both)
 
     swap_high = size("memory.swap.high", "Bytes of swap beyond which the group is slowed down.")
     oom_group = flag(
