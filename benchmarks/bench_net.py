@@ -233,7 +233,7 @@ class Pyroute2:
     """pyroute2, as its documentation uses it."""
 
     def __init__(self) -> None:
-        from pyroute2 import NetNS, netns  # type: ignore[import-not-found]  # noqa: PLC0415 - in another environment
+        from pyroute2 import NetNS, netns  # type: ignore[import-untyped]  # noqa: PLC0415 - only for this
 
         self._new, self._netns = NetNS, netns
         self._prefix = f"isolib-bench-{os.getpid()}"

@@ -14,8 +14,10 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.netlink.socket import open_netlink
+from isolib.net import parsing, requests
 
 if TYPE_CHECKING:
+    from isolib._kernel.netlink.socket import Socket
     from isolib.net.interface import Interface
 
 __all__ = ["settle"]
@@ -29,14 +31,19 @@ _PATIENCE: Final = 2.0
 
 def settle(*interfaces: Interface) -> None:
     """Return when these links carry, those of them that have another end that is up."""
+    together: dict[Socket, list[Interface]] = {}
     for interface in interfaces:
-        if _is_about_to(interface):
-            _wait(interface)
+        together.setdefault(interface.where.socket, []).append(interface)
+    for own, some in together.items():
+        answers = own.send(*(requests.get_link_by_index(one.index, one.name) for one in some))
+        for interface, answer in zip(some, answers, strict=True):
+            if parsing.is_about_to_carry(answer[0]):
+                _wait(interface)
 
 
 def _is_about_to(interface: Interface) -> bool:
-    link = interface.link()
-    return "lower_up" in link.flags and link.state != "up"
+    request = requests.get_link_by_index(interface.index, interface.name)
+    return parsing.is_about_to_carry(interface.where.socket.ask(request)[0])
 
 
 def _wait(interface: Interface) -> None:

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 from isolib._kernel import reaper
 from isolib._kernel.handle import Handle, Rollback, home
 from isolib._kernel.hints import typed
-from isolib._kernel.sockets import open_file_in
+from isolib._kernel.sockets import open_file_in, put_in
 from isolib.errors import PlanError, SyscallError, from_errno
 from isolib.net.where import check_namespace
 
@@ -184,7 +184,7 @@ class Sysctls:
 def refuse_advertisements(ns: HasFileno | None, link: str) -> None:
     """Have a link take no address and no route from who claims to be a router."""
     try:
-        Sysctls(ns)[f"net/ipv6/conf/{link}/accept_ra"] = 0
+        put_in(ns, f"{_TOP}/net/ipv6/conf/{link}/accept_ra", "0")
     except SyscallError as error:
         if error.errno != ENOENT:  # without IPv6 there is none, and no advertisement
             raise

@@ -69,6 +69,7 @@ _HIGHEST_ERRNO: Final = 4095
 
 HEADER: Final = struct.Struct("=IHHII")
 _ATTRIBUTE: Final = struct.Struct("=HH")
+_U32: Final = struct.Struct("=HHI")
 _ERRNO: Final = struct.Struct("=i")
 
 
@@ -142,7 +143,7 @@ def u16(kind: int, value: int) -> bytes:
 
 def u32(kind: int, value: int) -> bytes:
     """Return an attribute that holds an unsigned number of 32 bits."""
-    return attribute(kind, struct.pack("=I", value))
+    return _U32.pack(_U32.size, kind, value)
 
 
 def u64(kind: int, value: int) -> bytes:

@@ -317,7 +317,7 @@ def test_change_in_the_midst_of_a_dump(net: NetNS, route: Socket) -> None:
             other.send(gone(0), gone(1), address(5000))
 
     with open_netlink(net) as other:
-        at_each_return(change, lambda code: code is Socket._hear.__code__, lambda: found.append(listed(route)))
+        at_each_return(change, lambda code: code is Socket._say.__code__, lambda: found.append(listed(route)))
     assert found == [[*range(2, 900), 5000]]
 
 
