@@ -17,10 +17,13 @@ from isolib._kernel.netlink.socket import open_netlink
 from isolib.net import parsing, requests
 
 if TYPE_CHECKING:
-    from isolib._kernel.netlink.socket import Socket
+    from collections.abc import Sequence
+
+    from isolib._kernel.netlink.codec import Message
+    from isolib._kernel.netlink.socket import Request, Socket
     from isolib.net.interface import Interface
 
-__all__ = ["settle"]
+__all__ = ["heed", "question", "settle"]
 
 _SOL_NETLINK: Final = 270
 _ADD_MEMBERSHIP: Final = 1
@@ -35,15 +38,23 @@ def settle(*interfaces: Interface) -> None:
     for interface in interfaces:
         together.setdefault(interface.where.socket, []).append(interface)
     for own, some in together.items():
-        answers = own.send(*(requests.get_link_by_index(one.index, one.name) for one in some))
-        for interface, answer in zip(some, answers, strict=True):
-            if parsing.is_about_to_carry(answer[0]):
-                _wait(interface)
+        for interface, answer in zip(some, own.send(*map(question, some)), strict=True):
+            heed(interface, answer)
+
+
+def question(interface: Interface) -> Request:
+    """Return the request by which a link is asked, for who sends it with others; `heed` takes what is answered."""
+    return requests.get_link_by_index(interface.index, interface.name)
+
+
+def heed(interface: Interface, answer: Sequence[Message]) -> None:
+    """Return when a link carries that has answered this."""
+    if parsing.is_about_to_carry(answer[0]):
+        _wait(interface)
 
 
 def _is_about_to(interface: Interface) -> bool:
-    request = requests.get_link_by_index(interface.index, interface.name)
-    return parsing.is_about_to_carry(interface.where.socket.ask(request)[0])
+    return parsing.is_about_to_carry(interface.where.socket.ask(question(interface))[0])
 
 
 def _wait(interface: Interface) -> None:

@@ -17,7 +17,6 @@ from isolib._kernel.hints import typed
 from isolib.errors import PlanError
 from isolib.net import hosts, requests
 from isolib.net.bridge import isolation
-from isolib.net.carrier import settle
 from isolib.net.checks import check_name, check_number
 from isolib.net.endpoint import Endpoint
 from isolib.net.firewall import Group
@@ -384,8 +383,8 @@ class Network(Handle, made_by="isolib.new_network()"):
                 master=self.bridge.index,
                 before_up=partial(refuse_advertisements, ns, name),
                 then=(self._tame, partial(self._equip, taken, default_route=default_route)),
+                settled=(self.bridge.interface,),
             )
-            settle(port, interface, self.bridge.interface)
             endpoint = Endpoint._make(
                 interface,
                 port,

@@ -11,7 +11,7 @@ from functools import cache
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel.netlink.codec import MalformedError, table, word
+from isolib._kernel.netlink.codec import MalformedError, first, table, word
 from isolib.net.values import Address, BridgeOptions, Link, LinkStats, Neighbour, PortOptions, Route, Rule
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ _FLAGS: Final = {
     0x20000: "dormant",
 }
 _STATES: Final = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
+_UP: Final = _STATES.index("up").to_bytes(1, sys.byteorder)
 _PORT_STATES: Final = ("disabled", "listening", "learning", "forwarding", "blocking")
 
 # linux/rtnetlink.h
@@ -177,7 +178,7 @@ def parse_link(message: Message) -> Link:
 def is_about_to_carry(message: Message) -> bool:
     """Return whether the link of an RTM_NEWLINK has a carrier, and the kernel has not drawn its conclusions yet."""
     _, _, _, flags, _ = _unpack(IFINFO, message)
-    return bool(flags & _LOWER_UP) and _number(table(message.body, IFINFO.size), 16) != _STATES.index("up")
+    return bool(flags & _LOWER_UP) and first(message.body, 16, IFINFO.size) != _UP
 
 
 #: Kinds whose own attributes are looked at.

@@ -9,7 +9,7 @@ from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.hints import typed
 from isolib.errors import PlanError, SyscallError
 from isolib.net import requests
-from isolib.net.carrier import settle
+from isolib.net.carrier import heed, question, settle
 from isolib.net.checks import check_interface, check_mtu, check_name, check_pair
 from isolib.net.interface import Interface
 from isolib.net.owned import check_free, make_link, new_number, nothing_more
@@ -113,8 +113,8 @@ def new_veth(
         return lambda end: () if address is None else (requests.add_address(address, end.index, end.name),)
 
     with Rollback() as undo:
-        pair = connect(*ends, undo, own_names, mtu=mtu, then=(addressing(own_addresses[0]), addressing(own_addresses[1])))
-        settle(*pair)
+        then = addressing(own_addresses[0]), addressing(own_addresses[1])
+        pair = connect(*ends, undo, own_names, mtu=mtu, then=then, settled=())
         made = Veth._make(*pair, undo)
         undo.keep()
     return made
@@ -131,6 +131,7 @@ def connect(
     master: int | None = None,
     before_up: Callable[[], object] | None = None,
     then: tuple[Then, Then] = (nothing_more, nothing_more),
+    settled: Sequence[Interface] | None = None,
 ) -> tuple[Interface, Interface]:
     """Make a pair, up, for those who compose.
 
@@ -150,6 +151,8 @@ def connect(
         Called when there is the second end, or that which is in the caller's own namespace, and before it comes up.
     then
         Returns, for each end, what is asked for when it is up.
+    settled
+        What else is to carry at the end, as both ends are; None: they need not either.
     """
     if there.net is None and here.net is not None:  # by a request in the caller's own, which needs no descriptor of that
 
@@ -158,8 +161,9 @@ def connect(
                 yield requests.set_link(port.index, port.name, requests.link_attributes(master=master))
             yield from then[0](port)
 
+        turned = (names[1], names[0]), (macs[1], macs[0]), (then[1], join)
         other, one = connect(
-            there, here, undo, (names[1], names[0]), mtu=mtu, macs=(macs[1], macs[0]), before_up=before_up, then=(then[1], join)
+            there, here, undo, turned[0], mtu=mtu, macs=turned[1], before_up=before_up, then=turned[2], settled=settled
         )
         return one, other
     two = Interface(there, new_number(), names[1])
@@ -183,5 +187,8 @@ def connect(
     if not up:
         here.socket.send(requests.bring_up(names[0]), *then[0](one))
     # The kernel brings a peer up before it has another end, which it refuses (drivers/net/veth.c): so by a request of its own.
-    there.socket.send(requests.bring_up(names[1]), *then[1](two))
+    *_, answer = there.socket.send(requests.bring_up(names[1]), *then[1](two), question(two))
+    if settled is not None:
+        heed(two, answer)
+        settle(one, *settled)
     return one, two
