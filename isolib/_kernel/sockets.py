@@ -62,14 +62,19 @@ def open_socket(net: HasFileno | None, family: int, kind: int, protocol: int = 0
     )
 
 
-def open_netlink_socket(net: HasFileno | None, protocol: int, label: str) -> Fd:
-    """Return a new netlink socket of a network namespace, prepared for requests; otherwise as `open_socket`."""
+def open_netlink_socket(net: HasFileno | None, protocol: int, label: str, put: tuple[str, str] | None = None) -> Fd:
+    """Return a new netlink socket of a network namespace, prepared for requests; otherwise as `open_socket`.
+
+    Who goes there himself does what `put_in` does with ``put``, a path and a text, on the same way.
+    """
     if net is None:
         return _new_netlink(protocol, label)
     try:
-        return calls.netlink_in(net.fileno(), protocol, label)
+        return calls.netlink_in(net.fileno(), protocol, label, put)
     except SyscallError as error:
         _check_refusal(error, label)
+    if put is not None:
+        put_in(net, *put)
     if _is_here(net):
         return _new_netlink(protocol, label)
     step = Step("SOCKET", flags=_AF_NETLINK, value=_SOCK_RAW << 32 | protocol, what=label)

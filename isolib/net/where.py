@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 from isolib._kernel.handle import home
 from isolib._kernel.netlink.socket import open_netlink
+from isolib._kernel.sockets import put_in
 from isolib.errors import PlanError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Where:
     def __init__(self, net: HasFileno | None) -> None:
         self.net = net
         self._own: Socket | None = None
-        self._ask: Callable[[], Socket] | None = None if net is None else getattr(net, "netlink", None)
+        self._ask: Callable[..., Socket] | None = None if net is None else getattr(net, "netlink", None)
         if self._ask is None:
             self._own = _here() if net is None else open_netlink(net)
 
@@ -80,6 +81,19 @@ class Where:
             return self._own
         assert self._ask is not None  # noqa: S101 - it has no socket of its own
         return self._ask()
+
+    def put(self, path: str, text: str) -> None:
+        """Write to a file of /proc/sys/net; who does so before the socket is needed, has that made on the same way.
+
+        Raises
+        ------
+        SyscallError, SetupFailed, ClosedError
+            As in `isolib._kernel.sockets.put_in`.
+        """
+        if self._ask is None:
+            put_in(self.net, path, text)
+        else:
+            self._ask(put=(path, text))
 
 
 @contextmanager

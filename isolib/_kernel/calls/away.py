@@ -95,11 +95,16 @@ def put_in(net: int, path: str, text: str, target: str) -> None:
         raise _failure(stage[0], target, target)
 
 
-def netlink_in(net: int, protocol: int, target: str) -> Fd:
-    """Make a netlink socket of another network namespace, prepared as by `netlink_prepare`; otherwise as `socket_in`."""
+def netlink_in(net: int, protocol: int, target: str, put: tuple[str, str] | None = None) -> Fd:
+    """Make a netlink socket of another network namespace, prepared as by `netlink_prepare`; otherwise as `socket_in`.
+
+    ``put`` is a path and a text, written before on the same way, as by `put_in`.
+    """
     stage = ffi.new("int32_t *")
-    made = Fd.take(lib.isolib_netlink_in, net, _OWN_FILES["net"], protocol, stage)
-    return _back(made, stage[0], target, target)
+    path, text = (ffi.NULL, ffi.NULL) if put is None else (path_bytes(put[0]), put[1].encode())
+    made = Fd.take(lib.isolib_netlink_in, net, _OWN_FILES["net"], protocol, path, text, stage)
+    where = put[0] if put is not None and stage[0] in {lib.ISOLIB_AWAY_FILE, lib.ISOLIB_AWAY_PUT} else target
+    return _back(made, stage[0], where, target)
 
 
 def _back(made: Fd | None, stage: int, target: str, where: str) -> Fd:

@@ -104,7 +104,9 @@ int isolib_open_in(int net, const char *file, const char *path, int flags, int32
 
 /* Returns the file. */
 static int put(const struct errand *errand, int32_t *stage) {
-    int error, fd = open_file(errand, stage);
+    int error, fd;
+    *stage = ISOLIB_AWAY_FILE;
+    fd = open(errand->path, O_WRONLY | O_CLOEXEC);
     if (fd < 0)
         return -1;
     *stage = ISOLIB_AWAY_PUT;
@@ -119,13 +121,15 @@ static int put(const struct errand *errand, int32_t *stage) {
 int isolib_put_in(int net, const char *file, const char *path, const char *text, int32_t *stage) {
     struct errand errand = {.act = put, .kind = CLONE_NEWNET, .file = file, .target = net, .path = path};
     errand.text = text;
-    errand.type = O_WRONLY;
     int fd = run_errand(&errand, stage);
     return fd < 0 ? -1 : close(fd);
 }
 
 static int make_netlink(const struct errand *errand, int32_t *stage) {
-    int error, fd = make_socket(errand, stage);
+    int error, fd = errand->path ? put(errand, stage) : -1;
+    if (errand->path && (fd < 0 || close(fd) < 0))
+        return -1;
+    fd = make_socket(errand, stage);
     if (fd < 0)
         return -1;
     *stage = ISOLIB_AWAY_CONNECT;
@@ -137,8 +141,9 @@ static int make_netlink(const struct errand *errand, int32_t *stage) {
     return -1;
 }
 
-int isolib_netlink_in(int net, const char *file, int protocol, int32_t *stage) {
-    struct errand errand = {.act = make_netlink, .kind = CLONE_NEWNET, .file = file, .target = net};
+int isolib_netlink_in(int net, const char *file, int protocol, const char *path, const char *text, int32_t *stage) {
+    struct errand errand = {.act = make_netlink, .kind = CLONE_NEWNET, .file = file, .target = net, .path = path};
+    errand.text = text;
     errand.family = AF_NETLINK;
     errand.type = SOCK_RAW;
     errand.protocol = protocol;

@@ -395,8 +395,8 @@ int isolib_socket_in(int net, const char *file, int family, int type, int protoc
 int isolib_open_in(int net, const char *file, const char *path, int flags, int32_t *stage);
 /* writes to a file that is that one's; 0 */
 int isolib_put_in(int net, const char *file, const char *path, const char *text, int32_t *stage);
-/* a netlink socket of `net`, prepared */
-int isolib_netlink_in(int net, const char *file, int protocol, int32_t *stage);
+/* a netlink socket of `net`, prepared; with a path, the same is written before */
+int isolib_netlink_in(int net, const char *file, int protocol, const char *path, const char *text, int32_t *stage);
 /* connects a netlink socket to the kernel, with room for many requests and answers, and explanations where there are any */
 int isolib_netlink_prepare(int fd);
 enum isolib_netlink { ISOLIB_NETLINK_PART = 32768 }; /* the longest that the kernel answers at once: netlink(7) */

@@ -348,8 +348,17 @@ def _parts(requests: Sequence[Request]) -> list[Sequence[Request]]:
     return found
 
 
-def open_netlink(net: HasFileno | None, protocol: int = ROUTE) -> Socket:
+def open_netlink(net: HasFileno | None, protocol: int = ROUTE, *, put: tuple[str, str] | None = None) -> Socket:
     """Return a netlink socket of a network namespace; None: that of the calling thread.
+
+    Parameters
+    ----------
+    net
+        The namespace.
+    protocol
+        ROUTE, NETFILTER or GENERIC.
+    put
+        A file of /proc/sys/net and what is written to it before.
 
     Raises
     ------
@@ -357,4 +366,4 @@ def open_netlink(net: HasFileno | None, protocol: int = ROUTE) -> Socket:
         As in `isolib._kernel.sockets.open_netlink_socket`.
     """
     label = f"netlink {_NAMES.get(protocol, protocol)}"
-    return Socket(open_netlink_socket(net, protocol, label), label, prepared=True)
+    return Socket(open_netlink_socket(net, protocol, label, put), label, prepared=True)
