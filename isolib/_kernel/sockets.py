@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from errno import EPERM
+from errno import ENOENT, EPERM
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
@@ -65,7 +65,7 @@ def open_socket(net: HasFileno | None, family: int, kind: int, protocol: int = 0
 def open_netlink_socket(net: HasFileno | None, protocol: int, label: str, put: tuple[str, str] | None = None) -> Fd:
     """Return a new netlink socket of a network namespace, prepared for requests; otherwise as `open_socket`.
 
-    Who goes there himself does what `put_in` does with ``put``, a path and a text, on the same way.
+    On the same way, ``put``, a path and a text, is written as by `put_in`; or not, where there is no such setting.
     """
     if net is None:
         return _new_netlink(protocol, label)
@@ -73,12 +73,15 @@ def open_netlink_socket(net: HasFileno | None, protocol: int, label: str, put: t
         return calls.netlink_in(net.fileno(), protocol, label, put)
     except SyscallError as error:
         _check_refusal(error, label)
-    if put is not None:
-        put_in(net, *put)
     if _is_here(net):
+        if put is not None:
+            put_in(net, *put)
         return _new_netlink(protocol, label)
-    step = Step("SOCKET", flags=_AF_NETLINK, value=_SOCK_RAW << 32 | protocol, what=label)
-    made = _by_launcher(net, (step,), label)
+    steps = [Step("SOCKET", flags=_AF_NETLINK, value=_SOCK_RAW << 32 | protocol, what=label)]
+    if put is not None:
+        path, text = put
+        steps.insert(0, Step("WRITE", text=path.encode(), flags=os.O_WRONLY, text2=text.encode(), ignore=ENOENT, what=path))
+    made = _by_launcher(net, steps, label)
     calls.netlink_prepare(made.fileno(), label)
     return made
 
