@@ -4,6 +4,9 @@
  * and up; all that is inside is said in the other.  No name is looked for, no error explained, nothing undone.  Router
  * advertisements stay accepted, which isolib does not leave so.
  *
+ * That the link carries is found out by the kernel some time later; floor_attach(at, 1) asks until then, as isolib does, which
+ * is one send more.
+ *
  * For a foreign-function interface, from one thread: floor_hub() first.  Every function returns 0, or -errno. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -83,7 +86,7 @@ static void end(struct batch *b) {
 
 /* Sends it; the last request is acknowledged, one before it only when it is refused. */
 static void say(int fd, struct batch *b) {
-    char answer[1024];
+    char answer[8192];
     struct nlmsghdr *header = (struct nlmsghdr *)(b->bytes + b->last);
     header->nlmsg_flags |= NLM_F_ACK;
     header->nlmsg_seq = 1;
@@ -113,6 +116,13 @@ static void link_up(struct batch *b, const char *name) {
     struct ifinfomsg *link = begin(b, RTM_NEWLINK, 0, sizeof *link);
     link->ifi_flags = link->ifi_change = IFF_UP;
     text(b, IFLA_IFNAME, name);
+    end(b);
+}
+
+/* Who is asked for its state finds it out at once (Linux 6.8). */
+static void ask_for(struct batch *b, int index) {
+    struct ifinfomsg *link = begin(b, RTM_GETLINK, 0, sizeof *link);
+    link->ifi_index = index;
     end(b);
 }
 
@@ -176,8 +186,8 @@ long floor_hub(void) {
 }
 
 /* A namespace with loopback up, a cable to the bridge, an address, the default route; it is kept under a number. */
-long floor_attach(int at) {
-    struct batch outside = {0}, inside = {0};
+long floor_attach(int at, int carrying) {
+    struct batch outside = {0}, inside = {0}, carrier = {0};
     char name[IFNAMSIZ];
     failed = 0;
     must(unshare(CLONE_NEWNET));
@@ -208,7 +218,14 @@ long floor_attach(int at) {
     link_up(&inside, "eth0");
     address(&inside, INSIDE, htonl(0x0a4d0002 + (uint32_t)at), 16);
     default_route(&inside, htonl(0x0a4d0001), INSIDE);
+    if (carrying)
+        ask_for(&inside, INSIDE);
     say(sockets[at], &inside);
+    if (carrying) {
+        ask_for(&carrier, INSIDE + 1 + at);
+        ask_for(&carrier, bridge);
+        say(hub_socket, &carrier);
+    }
     return failed;
 }
 
