@@ -172,6 +172,8 @@ def connect(
     own = requests.link_attributes(name=names[0], mtu=mtu, mac=macs[0], master=master)
     data = requests.veth_peer(peer, two.index)
     up = before_up is None or here.net is not None
+    # The kernel brings a peer up before it has another end, which it refuses (drivers/net/veth.c): so by a request of its own.
+    inside = (requests.bring_up(names[1]), *then[1](two), question(two))
 
     def request(index: int) -> Request:
         return requests.new_link("veth", own, name=names[0], index=index, up=up, data=data)
@@ -186,8 +188,7 @@ def connect(
         before_up()
     if not up:
         here.socket.send(requests.bring_up(names[0]), *then[0](one))
-    # The kernel brings a peer up before it has another end, which it refuses (drivers/net/veth.c): so by a request of its own.
-    *_, answer = there.socket.send(requests.bring_up(names[1]), *then[1](two), question(two))
+    *_, answer = there.socket.send(*inside)
     if settled is not None:
         heed(two, answer)
         settle(one, *settled)
