@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from errno import EPERM
+from errno import ENOENT, EPERM
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
     from isolib.types import HasFileno
 
-__all__ = ["new_namespace_beside", "open_file_in", "open_socket"]
+__all__ = ["new_namespace_beside", "open_file_in", "open_netlink_socket", "open_socket", "put_in"]
 
 _SILENT: Final = (calls.STDIO_NULL,) * 3
+_AF_NETLINK: Final = 16
+_SOCK_RAW: Final = 3
 
 
 def open_socket(net: HasFileno | None, family: int, kind: int, protocol: int = 0, *, label: str = "socket") -> Fd:
@@ -60,6 +62,36 @@ def open_socket(net: HasFileno | None, family: int, kind: int, protocol: int = 0
     )
 
 
+def open_netlink_socket(net: HasFileno | None, protocol: int, label: str, put: tuple[str, str] | None = None) -> Fd:
+    """Return a new netlink socket of a network namespace, prepared for requests; otherwise as `open_socket`.
+
+    On the same way, ``put``, a path and a text, is written as by `put_in`; or not, where there is no such setting.
+    """
+    if net is None:
+        return _new_netlink(protocol, label)
+    try:
+        return calls.netlink_in(net.fileno(), protocol, label, put)
+    except SyscallError as error:
+        _check_refusal(error, label)
+    if _is_here(net):
+        if put is not None:
+            put_in(net, *put)
+        return _new_netlink(protocol, label)
+    steps = [Step("SOCKET", flags=_AF_NETLINK, value=_SOCK_RAW << 32 | protocol, what=label)]
+    if put is not None:
+        path, text = put
+        steps.insert(0, Step("WRITE", text=path.encode(), flags=os.O_WRONLY, text2=text.encode(), ignore=ENOENT, what=path))
+    made = _by_launcher(net, steps, label)
+    calls.netlink_prepare(made.fileno(), label)
+    return made
+
+
+def _new_netlink(protocol: int, label: str) -> Fd:
+    made = calls.new_socket(_AF_NETLINK, _SOCK_RAW, protocol, label)
+    calls.netlink_prepare(made.fileno(), label)
+    return made
+
+
 def open_file_in(net: HasFileno | None, path: str, flags: int) -> Fd:
     """Open a file beneath /proc/sys/net, which is that of a network namespace.
 
@@ -83,6 +115,23 @@ def open_file_in(net: HasFileno | None, path: str, flags: int) -> Fd:
     return _opened(net, step, path, here=lambda: _open(path, flags), there=lambda fd: calls.open_in(fd, path, flags, path))
 
 
+def put_in(net: HasFileno | None, path: str, text: str) -> None:
+    """Write to a file beneath /proc/sys/net, which is that of a network namespace; otherwise as `open_file_in`."""
+    if net is not None:
+        try:
+            calls.put_in(net.fileno(), path, text, path)
+        except SyscallError as error:
+            _check_refusal(error, path)
+        else:
+            return
+    with open_file_in(net, path, os.O_WRONLY) as file:
+        try:
+            os.write(file.fileno(), text.encode())
+        except OSError as error:
+            errno = error.errno or 0
+            raise from_errno("write", path, errno, hint("write", errno, path)) from None
+
+
 def _open(path: str, flags: int) -> Fd:
     try:
         fd = Fd.take(os.open, path, flags | os.O_CLOEXEC)
@@ -97,11 +146,18 @@ def _opened(net: HasFileno, step: Step, label: str, *, here: Callable[[], Fd], t
     try:
         return there(net.fileno())
     except SyscallError as error:
-        if error.op != "setns" or error.errno != EPERM:
-            raise from_errno(error.op, error.target, error.errno, hint(error.op, error.errno, label)) from None
-    if os.path.samestat(os.fstat(net.fileno()), os.stat("/proc/thread-self/ns/net")):
-        return here()
-    return _by_launcher(net, (step,), label)
+        _check_refusal(error, label)
+    return here() if _is_here(net) else _by_launcher(net, (step,), label)
+
+
+def _check_refusal(error: SyscallError, label: str) -> None:
+    """Raise what went wrong, unless it is that this thread may not go there."""
+    if error.op != "setns" or error.errno != EPERM:
+        raise from_errno(error.op, error.target, error.errno, hint(error.op, error.errno, label)) from None
+
+
+def _is_here(net: HasFileno) -> bool:
+    return os.path.samestat(os.fstat(net.fileno()), os.stat("/proc/thread-self/ns/net"))
 
 
 def new_namespace_beside(net: HasFileno | None) -> Fd:

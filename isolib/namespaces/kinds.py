@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from isolib._kernel.handle import Rollback
 from isolib._kernel.netlink.socket import ROUTE, open_netlink
+from isolib._kernel.sockets import put_in
 from isolib.namespaces.handle import Namespace
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class NetNS(Namespace, made_by="isolib.new_netns() or isolib.open_netns()"):
 
     kind = "net"
 
-    def netlink(self, protocol: int = ROUTE) -> Socket:
+    def netlink(self, protocol: int = ROUTE, *, put: tuple[str, str] | None = None) -> Socket:
         """Return the netlink socket that belongs to this namespace, made when it is first asked for and closed with the handle.
 
         For who composes: whoever holds it speaks to the kernel about this namespace without going there.
@@ -31,6 +32,8 @@ class NetNS(Namespace, made_by="isolib.new_netns() or isolib.open_netns()"):
         ----------
         protocol
             NETLINK_ROUTE, NETLINK_NETFILTER or NETLINK_GENERIC.
+        put
+            A file of /proc/sys/net and what is written to it before: the way there is gone once for both.
 
         Raises
         ------
@@ -46,7 +49,10 @@ class NetNS(Namespace, made_by="isolib.new_netns() or isolib.open_netns()"):
                 self._check_open()
                 found = self._sockets.get(protocol)
                 if found is None:
-                    found = self._sockets[protocol] = open_netlink(self, protocol)
+                    made = self._sockets[protocol] = open_netlink(self, protocol, put=put)
+                    return made
+        if put is not None:
+            put_in(self, *put)
         return found
 
     @cached_property

@@ -236,22 +236,38 @@ def new_bridge(
     )
     where = Where(check_namespace(ns, "ns"))
     with Rollback() as undo:
-        interface = make_bridge(where, undo, own_name or f"isolib-{os.urandom(4).hex()}", attributes, data)
-        for address in own_addresses:
-            interface.add_address(address)
+        interface = make_bridge(
+            where, undo, own_name or f"isolib-{os.urandom(4).hex()}", attributes, data, addresses=own_addresses
+        )
         made = Bridge._make(interface, undo, where)
         undo.keep()
     return made
 
 
-def make_bridge(where: Where, undo: Rollback, name: str, attributes: bytes, data: bytes = b"") -> Interface:
+def make_bridge(
+    where: Where,
+    undo: Rollback,
+    name: str,
+    attributes: bytes,
+    data: bytes = b"",
+    *,
+    addresses: Sequence[AnyInterface] = (),
+) -> Interface:
     """Make a bridge for those who compose."""
     named = attributes + requests.link_attributes(name=name)
 
     def request(index: int) -> Request:
         return requests.new_link("bridge", named, name=name, index=index, up=True, data=data)
 
-    return make_link(where, undo, name, request)
+    def then(made: Interface) -> list[Request]:
+        return [requests.add_address(address, made.index, name) for address in addresses]
+
+    return make_link(where, undo, name, request, then)
+
+
+def isolation(port: Interface) -> Request:
+    """Return the request that keeps a port from speaking to those that are isolated too."""
+    return requests.set_port(port.index, port.name, codec.u8(_ISOLATED, value=True))
 
 
 def random_mac() -> bytes:

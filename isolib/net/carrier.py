@@ -14,11 +14,16 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.netlink.socket import open_netlink
+from isolib.net import parsing, requests
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from isolib._kernel.netlink.codec import Message
+    from isolib._kernel.netlink.socket import Request, Socket
     from isolib.net.interface import Interface
 
-__all__ = ["settle"]
+__all__ = ["heed", "question", "settle"]
 
 _SOL_NETLINK: Final = 270
 _ADD_MEMBERSHIP: Final = 1
@@ -29,14 +34,27 @@ _PATIENCE: Final = 2.0
 
 def settle(*interfaces: Interface) -> None:
     """Return when these links carry, those of them that have another end that is up."""
+    together: dict[Socket, list[Interface]] = {}
     for interface in interfaces:
-        if _is_about_to(interface):
-            _wait(interface)
+        together.setdefault(interface.where.socket, []).append(interface)
+    for own, some in together.items():
+        for interface, answer in zip(some, own.send(*map(question, some)), strict=True):
+            heed(interface, answer)
+
+
+def question(interface: Interface) -> Request:
+    """Return the request by which a link is asked, for who sends it with others; `heed` takes what is answered."""
+    return requests.get_link_by_index(interface.index, interface.name)
+
+
+def heed(interface: Interface, answer: Sequence[Message]) -> None:
+    """Return when a link carries that has answered this."""
+    if parsing.is_about_to_carry(answer[0]):
+        _wait(interface)
 
 
 def _is_about_to(interface: Interface) -> bool:
-    link = interface.link()
-    return "lower_up" in link.flags and link.state != "up"
+    return parsing.is_about_to_carry(interface.where.socket.ask(question(interface))[0])
 
 
 def _wait(interface: Interface) -> None:

@@ -45,6 +45,7 @@ NAME_MAX: Final = 15
 _ALIAS_MAX: Final = 255
 _SMALLEST_MTU: Final = 68
 _GREATEST_MTU: Final = 65535
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_-]{1,15}")
 _MAC: Final = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", re.IGNORECASE)
 
 
@@ -63,6 +64,8 @@ def check_name(value: str, what: str) -> str:
     """
     if not isinstance(value, str):
         raise PlanError(f"{what}: the name of a link is a str, not {value!r}")
+    if _PLAIN.fullmatch(value):
+        return value
     try:
         length = len(os.fsencode(value))
     except UnicodeEncodeError:

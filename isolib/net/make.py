@@ -95,10 +95,10 @@ def new_network(
         ns = undo.adopt(seam.new_netns())
         where = Where(ns)
         bridge_undo = Rollback()
-        interface = make_bridge(where, bridge_undo, _BRIDGE, requests.link_attributes(mac=random_mac()))
+        hardware = requests.link_attributes(mac=random_mac())
+        interface = make_bridge(where, bridge_undo, _BRIDGE, hardware, addresses=[_of_gateway(pool) for pool in pools])
         bridge = Bridge._make(interface, bridge_undo, where)
         made.append(bridge)
-        where.socket.send(*(requests.add_address(_of_gateway(pool), interface.index, _BRIDGE) for pool in pools))
         firewall = None
         if not internet:  # a new namespace has of IPv4 what the host's first one has
             Sysctls(ns)["net.ipv4.ip_forward"] = 0

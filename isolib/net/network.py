@@ -8,7 +8,6 @@ from __future__ import annotations
 import html
 from contextlib import suppress
 from functools import partial
-from ipaddress import ip_interface
 from itertools import count
 from threading import RLock
 from typing import TYPE_CHECKING, Final
@@ -17,7 +16,7 @@ from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.hints import typed
 from isolib.errors import PlanError
 from isolib.net import hosts, requests
-from isolib.net.carrier import settle
+from isolib.net.bridge import isolation
 from isolib.net.checks import check_name, check_number
 from isolib.net.endpoint import Endpoint
 from isolib.net.firewall import Group
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
     from socket import socket
 
+    from isolib._kernel.netlink.socket import Request
     from isolib._kernel.seam import NetNS
     from isolib.net.bridge import Bridge
     from isolib.net.firewall import Firewall
@@ -381,12 +381,10 @@ class Network(Handle, made_by="isolib.new_network()"):
                 (f"isolib{next(self._numbers)}", name),
                 macs=(None, mac),
                 master=self.bridge.index,
-                before_up=partial(refuse_advertisements, ns, name),
+                before_up=partial(refuse_advertisements, there, name),
+                then=(self._tame, partial(self._equip, taken, default_route=default_route)),
+                settled=(self.bridge.interface,),
             )
-            if self._isolate:
-                self.bridge.set_port(port, isolated=True)
-            self._equip(there, interface, taken, default_route=default_route)
-            settle(port, interface, self.bridge.interface)
             endpoint = Endpoint._make(
                 interface,
                 port,
@@ -418,14 +416,16 @@ class Network(Handle, made_by="isolib.new_network()"):
             if value is not None and subnet is None:
                 raise PlanError(f"{what}={value!r}: the network {self.name} has no addresses of this kind")
 
-    def _equip(self, there: Where, interface: Interface, taken: list[AnyAddress], *, default_route: bool) -> None:
+    def _tame(self, port: Interface) -> list[Request]:
+        return [isolation(port)] if self._isolate else []
+
+    def _equip(self, taken: list[AnyAddress], interface: Interface, *, default_route: bool) -> list[Request]:
         wanted = []
         for pool, address in zip(self._pools, taken, strict=True):
-            own = ip_interface(f"{address}/{pool.subnet.prefixlen}")
-            wanted.append(requests.add_address(own, interface.index, interface.name))
+            wanted.append(requests.add_host(address, pool.subnet.prefixlen, interface.index, interface.name))
         if default_route:
             wanted += [requests.default_route(pool.gateway, interface.index) for pool in self._pools]
-        there.socket.send(*wanted)
+        return wanted
 
     def _forget(self, endpoint: Endpoint) -> None:
         with self._lock:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from errno import EEXIST, ENODEV
-from random import SystemRandom
+from random import Random
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import reaper
@@ -14,23 +15,40 @@ from isolib.net import parsing, requests
 from isolib.net.interface import Interface
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from isolib._kernel.handle import Rollback
     from isolib._kernel.netlink.socket import Request
     from isolib.net.values import Link
     from isolib.net.where import Where
 
-__all__ = ["OwnedLink", "check_free", "make_link", "remove"]
+__all__ = ["OwnedLink", "check_free", "make_link", "new_number", "nothing_more", "remove"]
 
-#: Numbers of links that are entrusted before they are made: none that the kernel gives by itself for a long time.
+#: Numbers of links that isolib makes: none that the kernel gives by itself for a long time.
 _LOWEST: Final = 1 << 24
 _HIGHEST: Final = (1 << 31) - 1
-_random: Final = SystemRandom()
+_random: Final = Random()  # noqa: S311 - nobody gains by guessing them
+os.register_at_fork(after_in_child=_random.seed)
+
+
+def new_number() -> int:
+    """Return a number for a link: chosen before, it need not be asked for, and is known when nobody has heard the answer."""
+    return _random.randint(_LOWEST, _HIGHEST)
+
+
+def nothing_more(_: Interface) -> tuple[Request, ...]:
+    """Return no requests."""
+    return ()
 
 
 def make_link(
-    where: Where, undo: Rollback, name: str, request: Callable[[int], Request], *, by: Where | None = None
+    where: Where,
+    undo: Rollback,
+    name: str,
+    request: Callable[[int], Request],
+    then: Callable[[Interface], Iterable[Request]] = nothing_more,
+    *,
+    by: Where | None = None,
 ) -> Interface:
     """Have a link made, and know how to undo it, whatever happens.
 
@@ -46,7 +64,9 @@ def make_link(
     name
         Of the link.
     request
-        Returns the request for a link with this number; 0: one that the kernel chooses.
+        Returns the request for a link with this number.
+    then
+        Returns what is asked for of its namespace together with it.
     by
         The namespace that the request goes to, where that is another: that of a link below.
 
@@ -55,27 +75,47 @@ def make_link(
     SyscallError
         EEXIST: the name is taken.
     """
-    check_free(where, name)
-    maker = where if by is None else by
-    if where.is_made_here:
-        mine = _Named(where, name)
-        undo.push(mine.remove)
-        try:
-            if by is None:
-                index = parsing.parse_link(where.socket.send(request(0), requests.get_link(name))[1][0]).index
-            else:
-                by.socket.ask(request(0))
-                index = parsing.parse_link(where.socket.ask(requests.get_link(name))[0]).index
-        except SyscallError as error:
-            mine.is_anothers = error.errno == EEXIST
-            raise
-        mine.index = index
-    else:
-        index = _free_number(where)
-        reaper.entrust_link(where.socket.fileno(), index, lambda ticket: undo.push(ticket.strike))
-        undo.push(remove, where, index, name)
-        maker.socket.ask(request(index))
-    return Interface(where, index, name)
+    link = _Link(where, new_number() if where.is_made_here else _free_number(where, name), name)
+    if not where.is_made_here:
+        reaper.entrust_link(where.socket.fileno(), link.index, lambda ticket: undo.push(ticket.strike))
+    undo.push(link.remove)
+    made = request(link.index)
+    interface = Interface(where, link.index, name)
+    further = tuple(then(interface))
+    try:
+        if by is None:
+            where.socket.send(made, *further)
+        else:
+            by.socket.send(made)
+    except SyscallError as error:
+        if error.errno == EEXIST and (error.op, error.target) == (made.op, made.target):
+            check_free(where, name)
+        raise
+    link.is_sure = True
+    if by is not None:
+        where.socket.send(*further)
+    return interface
+
+
+class _Link:
+    """A link that was asked for; whether it is there, the kernel may have refused, or an interrupt kept from being heard."""
+
+    __slots__ = ("_name", "_where", "index", "is_sure")
+
+    def __init__(self, where: Where, index: int, name: str) -> None:
+        self._where = where
+        self._name = name
+        self.index = index
+        self.is_sure = False
+
+    def remove(self) -> None:
+        """Remove it; while it is not sure, whoever has its number and not its name is another one."""
+        with suppress(ClosedError):
+            if not self.is_sure:
+                found = _find(self._where, requests.get_link_by_index(self.index, self._name))
+                if found is None or found.name != self._name:
+                    return
+            remove(self._where, self.index, self._name)
 
 
 def check_free(where: Where, name: str) -> None:
@@ -84,8 +124,9 @@ def check_free(where: Where, name: str) -> None:
         raise from_errno("RTM_NEWLINK", name, EEXIST, "there is a link of this name in the namespace")
 
 
-def _free_number(where: Where) -> int:
-    while _find(where, requests.get_link_by_index(index := _random.randint(_LOWEST, _HIGHEST), "link")) is not None:
+def _free_number(where: Where, name: str) -> int:
+    check_free(where, name)
+    while _find(where, requests.get_link_by_index(index := new_number(), "link")) is not None:
         pass
     return index
 
@@ -97,27 +138,6 @@ def _find(where: Where, request: Request) -> Link | None:
         if error.errno != ENODEV:
             raise
         return None
-
-
-class _Named:
-    """A name that was free in a namespace of ours, unless the kernel says that another thread was faster."""
-
-    def __init__(self, where: Where, name: str) -> None:
-        self._where = where
-        self._name = name
-        self.is_anothers = False
-        self.index: int | None = None  # known once it is made; the name may become another's then
-
-    def remove(self) -> None:
-        """Remove the link that was given this name."""
-        if self.is_anothers:
-            return
-        with suppress(ClosedError):
-            if self.index is None:
-                found = _find(self._where, requests.get_link(self._name))
-                self.index = None if found is None else found.index
-            if self.index is not None:
-                remove(self._where, self.index, self._name)
 
 
 def remove(where: Where, index: int, name: str) -> None:

@@ -11,7 +11,7 @@ from functools import cache
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel.netlink.codec import MalformedError, table, word
+from isolib._kernel.netlink.codec import MalformedError, first, table, word
 from isolib.net.values import Address, BridgeOptions, Link, LinkStats, Neighbour, PortOptions, Route, Rule
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from isolib._kernel.netlink.codec import Message
     from isolib.net.values import AnyAddress, AnyInterface, AnyNetwork
 
-__all__ = ["is_of_ip", "parse_address", "parse_link", "parse_neighbour", "parse_route", "parse_rule"]
+__all__ = ["is_about_to_carry", "is_of_ip", "parse_address", "parse_link", "parse_neighbour", "parse_route", "parse_rule"]
 
 AF_INET: Final = 2
 AF_BRIDGE: Final = 7
@@ -37,6 +37,7 @@ _FOREVER: Final = 0xFFFFFFFF
 
 # linux/if.h
 _LOOPBACK: Final = 0x8
+_LOWER_UP: Final = 0x10000
 _FLAGS: Final = {
     0x1: "up",
     0x2: "broadcast",
@@ -53,6 +54,7 @@ _FLAGS: Final = {
     0x20000: "dormant",
 }
 _STATES: Final = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
+_UP: Final = _STATES.index("up").to_bytes(1, sys.byteorder)
 _PORT_STATES: Final = ("disabled", "listening", "learning", "forwarding", "blocking")
 
 # linux/rtnetlink.h
@@ -171,6 +173,12 @@ def parse_link(message: Message) -> Link:
         vni=_optional(data, 1) if kind == "vxlan" else None,
         mode=_parse_mode(kind, data),
     )
+
+
+def is_about_to_carry(message: Message) -> bool:
+    """Return whether the link of an RTM_NEWLINK has a carrier, and the kernel has not drawn its conclusions yet."""
+    _, _, _, flags, _ = _unpack(IFINFO, message)
+    return bool(flags & _LOWER_UP) and first(message.body, 16, IFINFO.size) != _UP
 
 
 #: Kinds whose own attributes are looked at.

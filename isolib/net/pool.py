@@ -390,11 +390,15 @@ class Pool:
             )
         if self.free == len(self._released):
             return next(iter(self._released))
-        number = next(one for one in self._round() if one not in self._taken and one not in self._released)
+        number = self._next
+        if not self._is_new(number):
+            number = next(filter(self._is_new, self._round()))
         self._next = number + 1
         return number
 
+    def _is_new(self, number: int) -> bool:
+        return number <= self._last and number != self._gateway and number not in self._taken and number not in self._released
+
     def _round(self) -> Iterator[int]:
-        """Yield every address once, from where the last one was found."""
-        numbers = chain(range(self._next, self._last + 1), range(self._first, self._next))
-        return (number for number in numbers if number != self._gateway)
+        """Return every address once, from where the last one was found."""
+        return chain(range(self._next, self._last + 1), range(self._first, self._next))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_address",
+    "add_host",
     "add_neighbour",
     "add_route",
     "add_rule",
@@ -86,6 +87,8 @@ _LINK_SCOPE: Final = 253
 _NOWHERE: Final = 255
 _NODAD: Final = 0x02
 _PERMANENT: Final = 0x80
+
+_EVERYWHERE: Final = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 _NEW_HINTS: Final = {
     EEXIST: "the name, or the number, of this link is taken in its namespace",
@@ -169,9 +172,9 @@ def new_link(kind: str, attributes: bytes, *, name: str, index: int = 0, up: boo
     return Request(NEWLINK, body, codec.CREATE | codec.EXCL, "RTM_NEWLINK", f"{kind} {name}", _NEW_HINTS)
 
 
-def veth_peer(attributes: bytes) -> bytes:
-    """Return the ``data`` of a veth: what its other end is, and where."""
-    return codec.nested(1, IFINFO.pack(0, 0, 0, 0, 0) + attributes)
+def veth_peer(attributes: bytes, index: int) -> bytes:
+    """Return the ``data`` of a veth: what its other end is, and where; its number counts where the first end has one too."""
+    return codec.nested(1, IFINFO.pack(0, 0, index, 0, 0) + attributes)
 
 
 def set_link(index: int, label: str, attributes: bytes = b"", *, up: bool | None = None, data: bytes = b"") -> Request:
@@ -223,28 +226,34 @@ def dump_links() -> Request:
 # ---- addresses ----
 
 
-def _address(interface: AnyInterface, index: int, peer: AnyAddress | None) -> bytes:
-    is_4 = interface.version == 4  # noqa: PLR2004
+def _address(packed: bytes, prefix: int, index: int, peer: AnyAddress | None = None) -> bytes:
+    is_4 = len(packed) == 4  # noqa: PLR2004
     flags = _PERMANENT | (0 if is_4 else _NODAD)
-    scope = _LINK_SCOPE if interface.is_link_local else 0
-    packed = interface.ip.packed
-    body = IFADDR.pack(AF_INET if is_4 else AF_INET6, interface.network.prefixlen, flags, scope, index)
+    # RFC 3927, RFC 4291
+    is_local = packed[:2] == b"\xa9\xfe" if is_4 else packed[0] == 0xFE and packed[1] & 0xC0 == 0x80  # noqa: PLR2004
+    body = IFADDR.pack(AF_INET if is_4 else AF_INET6, prefix, flags, _LINK_SCOPE if is_local else 0, index)
     body += codec.attribute(2, packed) + codec.attribute(1, peer.packed if peer else packed) + codec.u32(8, flags)
-    if is_4 and peer is None and interface.network.prefixlen < 31:  # noqa: PLR2004 - there is none in a network of two
-        body += codec.attribute(4, interface.network.broadcast_address.packed)
+    if is_4 and peer is None and prefix < 31:  # noqa: PLR2004 - there is none in a network of two
+        body += codec.attribute(4, (int.from_bytes(packed, "big") | 0xFFFFFFFF >> prefix).to_bytes(4, "big"))
     return body
 
 
 def add_address(interface: AnyInterface, index: int, label: str, *, peer: AnyAddress | None = None) -> Request:
     """Return the request that gives a link an address; one of IPv6 is not asked about first, and so usable at once."""
-    target = f"{interface} on {label}"
-    flags = codec.CREATE | codec.EXCL
-    return Request(NEWADDR, _address(interface, index, peer), flags, "RTM_NEWADDR", target, _ADDRESS_HINTS)
+    body = _address(interface.packed, interface.network.prefixlen, index, peer)
+    return Request(NEWADDR, body, codec.CREATE | codec.EXCL, "RTM_NEWADDR", f"{interface} on {label}", _ADDRESS_HINTS)
+
+
+def add_host(address: AnyAddress, prefix: int, index: int, label: str) -> Request:
+    """Return the same request, for an address without its prefix and the length of that."""
+    body = _address(address.packed, prefix, index)
+    return Request(NEWADDR, body, codec.CREATE | codec.EXCL, "RTM_NEWADDR", f"{address}/{prefix} on {label}", _ADDRESS_HINTS)
 
 
 def remove_address(interface: AnyInterface, index: int, label: str, *, peer: AnyAddress | None = None) -> Request:
     """Return the request that takes an address from a link."""
-    return Request(DELADDR, _address(interface, index, peer), 0, "RTM_DELADDR", f"{interface} on {label}", _ADDRESS_HINTS)
+    body = _address(interface.packed, interface.network.prefixlen, index, peer)
+    return Request(DELADDR, body, 0, "RTM_DELADDR", f"{interface} on {label}", _ADDRESS_HINTS)
 
 
 def dump_addresses() -> Request:
@@ -307,7 +316,7 @@ def add_route(
 
 def default_route(gateway: AnyAddress, index: int) -> Request:
     """Return the request for the route by a gateway to everywhere that no other one leads to."""
-    return add_route(ip_network("0.0.0.0/0" if gateway.version == 4 else "::/0"), gateway=gateway, index=index)  # noqa: PLR2004
+    return add_route(_EVERYWHERE[gateway.version], gateway=gateway, index=index)
 
 
 def remove_route(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from isolib._kernel.handle import Fd
+    from isolib.net.where import Where
     from isolib.types import HasFileno
 
     Value: TypeAlias = str | int | bool | Sequence[int]
@@ -181,10 +182,10 @@ class Sysctls:
         return tuple(map(int, self[name].split()))
 
 
-def refuse_advertisements(ns: HasFileno | None, link: str) -> None:
+def refuse_advertisements(where: Where, link: str) -> None:
     """Have a link take no address and no route from who claims to be a router."""
     try:
-        Sysctls(ns)[f"net/ipv6/conf/{link}/accept_ra"] = 0
+        where.put(f"{_TOP}/net/ipv6/conf/{link}/accept_ra", "0")
     except SyscallError as error:
         if error.errno != ENOENT:  # without IPv6 there is none, and no advertisement
             raise

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from errno import EEXIST
 from typing import TYPE_CHECKING
 
 from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.hints import typed
-from isolib.errors import PlanError
-from isolib.net import parsing, requests
-from isolib.net.carrier import settle
+from isolib.errors import PlanError, SyscallError
+from isolib.net import requests
+from isolib.net.carrier import heed, question, settle
 from isolib.net.checks import check_interface, check_mtu, check_name, check_pair
 from isolib.net.interface import Interface
-from isolib.net.owned import check_free, make_link
+from isolib.net.owned import check_free, make_link, new_number, nothing_more
 from isolib.net.where import Where, check_namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import TypeAlias
 
     from isolib._kernel.netlink.socket import Request
     from isolib.net.values import AnyInterface
     from isolib.types import HasFileno
+
+    Then: TypeAlias = Callable[[Interface], Iterable[Request]]
 
 __all__ = ["Veth", "connect", "new_veth"]
 
@@ -104,12 +108,13 @@ def new_veth(
     ends = Where(check_namespace(a, "a")), Where(check_namespace(b, "b"))
     if own_names[0] == own_names[1] and ends[0].socket is ends[1].socket:
         raise PlanError(f"names: both ends would be {own_names[0]!r} in one namespace")
+
+    def addressing(address: AnyInterface | None) -> Then:
+        return lambda end: () if address is None else (requests.add_address(address, end.index, end.name),)
+
     with Rollback() as undo:
-        pair = connect(*ends, undo, own_names, mtu=mtu)
-        for end, address in zip(pair, own_addresses, strict=True):
-            if address is not None:
-                end.add_address(address)
-        settle(*pair)
+        then = addressing(own_addresses[0]), addressing(own_addresses[1])
+        pair = connect(*ends, undo, own_names, mtu=mtu, then=then, settled=())
         made = Veth._make(*pair, undo)
         undo.keep()
     return made
@@ -125,6 +130,8 @@ def connect(
     macs: tuple[bytes | None, bytes | None] = (None, None),
     master: int | None = None,
     before_up: Callable[[], object] | None = None,
+    then: tuple[Then, Then] = (nothing_more, nothing_more),
+    settled: Sequence[Interface] | None = None,
 ) -> tuple[Interface, Interface]:
     """Make a pair, up, for those who compose.
 
@@ -142,27 +149,47 @@ def connect(
         The number of a bridge beside the first end, which becomes a port of it.
     before_up
         Called when there is the second end, or that which is in the caller's own namespace, and before it comes up.
+    then
+        Returns, for each end, what is asked for when it is up.
+    settled
+        What else is to carry at the end, as both ends are; None: they need not either.
     """
     if there.net is None and here.net is not None:  # by a request in the caller's own, which needs no descriptor of that
-        other, one = connect(there, here, undo, (names[1], names[0]), mtu=mtu, macs=(macs[1], macs[0]), before_up=before_up)
-        if master is not None:
-            here.socket.ask(requests.set_link(one.index, one.name, requests.link_attributes(master=master)))
+
+        def join(port: Interface) -> Iterator[Request]:
+            if master is not None:
+                yield requests.set_link(port.index, port.name, requests.link_attributes(master=master))
+            yield from then[0](port)
+
+        turned = (names[1], names[0]), (macs[1], macs[0]), (then[1], join)
+        other, one = connect(
+            there, here, undo, turned[0], mtu=mtu, macs=turned[1], before_up=before_up, then=turned[2], settled=settled
+        )
         return one, other
+    two = Interface(there, new_number(), names[1])
     peer_net = None if there.net is None else there.net.fileno()
     peer = requests.link_attributes(name=names[1], mtu=mtu, mac=macs[1], net=peer_net)
     own = requests.link_attributes(name=names[0], mtu=mtu, mac=macs[0], master=master)
-    data = requests.veth_peer(peer)
+    data = requests.veth_peer(peer, two.index)
     up = before_up is None or here.net is not None
+    # The kernel brings a peer up before it has another end, which it refuses (drivers/net/veth.c): so by a request of its own.
+    inside = (requests.bring_up(names[1]), *then[1](two), question(two))
 
     def request(index: int) -> Request:
         return requests.new_link("veth", own, name=names[0], index=index, up=up, data=data)
 
-    check_free(there, names[1])
-    one = make_link(here, undo, names[0], request)
+    try:
+        one = make_link(here, undo, names[0], request, then[0] if up else nothing_more)
+    except SyscallError as error:
+        if error.errno == EEXIST and error.op == "RTM_NEWLINK":
+            check_free(there, names[1])
+        raise
     if before_up is not None:
         before_up()
     if not up:
-        here.socket.ask(requests.bring_up(names[0]))
-    # The kernel brings a peer up before it has another end, which it refuses (drivers/net/veth.c): so by a request of its own.
-    found = parsing.parse_link(there.socket.send(requests.get_link(names[1]), requests.bring_up(names[1]))[0][0])
-    return one, Interface(there, found.index, names[1])
+        here.socket.send(requests.bring_up(names[0]), *then[0](one))
+    *_, answer = there.socket.send(*inside)
+    if settled is not None:
+        heed(two, answer)
+        settle(one, *settled)
+    return one, two

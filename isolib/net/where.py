@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 from isolib._kernel.handle import home
-from isolib._kernel.netlink.socket import ROUTE, open_netlink
+from isolib._kernel.netlink.socket import open_netlink
+from isolib._kernel.sockets import put_in
 from isolib.errors import PlanError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from isolib._kernel.netlink.socket import Socket
     from isolib.types import HasFileno
 
 __all__ = ["Where", "check_namespace", "route_socket"]
-
-
-@runtime_checkable
-class _HasNetlink(Protocol):
-    """A handle of a network namespace, which keeps its netlink sockets."""
-
-    def netlink(self, protocol: int = ROUTE) -> Socket:
-        """Return the socket of this protocol."""
-
-    def fileno(self) -> int:
-        """Return the descriptor."""
 
 
 def check_namespace(value: HasFileno | None, what: str) -> HasFileno | None:
@@ -64,11 +54,14 @@ def _here() -> Socket:
 class Where:
     """A namespace, and how to speak to it: the socket that its handle keeps, or one that those share who have no handle."""
 
-    __slots__ = ("_own", "net")
+    __slots__ = ("_ask", "_own", "net")
 
     def __init__(self, net: HasFileno | None) -> None:
         self.net = net
-        self._own = _here() if net is None else None if isinstance(net, _HasNetlink) else open_netlink(net)
+        self._own: Socket | None = None
+        self._ask: Callable[..., Socket] | None = None if net is None else getattr(net, "netlink", None)
+        if self._ask is None:
+            self._own = _here() if net is None else open_netlink(net)
 
     @property
     def is_made_here(self) -> bool:
@@ -86,8 +79,21 @@ class Where:
         """
         if self._own is not None:
             return self._own
-        assert isinstance(self.net, _HasNetlink)  # noqa: S101 - it has no socket of its own
-        return self.net.netlink(ROUTE)
+        assert self._ask is not None  # noqa: S101 - it has no socket of its own
+        return self._ask()
+
+    def put(self, path: str, text: str) -> None:
+        """Write to a file of /proc/sys/net; who does so before the socket is needed, has that made on the same way.
+
+        Raises
+        ------
+        SyscallError, SetupFailed, ClosedError
+            As in `isolib._kernel.sockets.put_in`.
+        """
+        if self._ask is None:
+            put_in(self.net, path, text)
+        else:
+            self._ask(put=(path, text))
 
 
 @contextmanager

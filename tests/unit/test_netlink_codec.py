@@ -242,3 +242,10 @@ def test_acknowledgement_of_a_request_that_is_cut() -> None:
     """One that should hold the whole request, and does not even hold its header, is refused."""
     with pytest.raises(MalformedError):
         codec.parse_ack(Message(codec.ERROR, 0x200, 1, 0, struct.pack("=i", -22) + bytes(8)))
+
+
+@given(ATTRIBUTES, KINDS)
+def test_first_of_a_kind(attributes: list[tuple[int, bytes]], kind: int) -> None:
+    """The first attribute of a kind is found, and where there is none, nothing."""
+    for wanted in (kind, *(one for one, _ in attributes)):
+        assert codec.first(packed(attributes), wanted) == next((value for one, value in attributes if one == wanted), None)

@@ -29,6 +29,8 @@ _STAGES: Final = {
     lib.ISOLIB_AWAY_REOPEN: "open",
     lib.ISOLIB_AWAY_SOCKET: "socket",
     lib.ISOLIB_AWAY_FILE: "open",
+    lib.ISOLIB_AWAY_PUT: "write",
+    lib.ISOLIB_AWAY_CONNECT: "connect",
     lib.ISOLIB_AWAY_RETURN: "setns",
 }
 
@@ -80,19 +82,71 @@ def open_in(net: int, path: str, flags: int, target: str) -> Fd:
     return _back(made, stage[0], target if stage[0] != lib.ISOLIB_AWAY_FILE else path, target)
 
 
+def put_in(net: int, path: str, text: str, target: str) -> None:
+    """Write to a file that is a network namespace's, one of /proc/sys/net: open(2), write(2), setns(2).
+
+    Raises
+    ------
+    ThreadStranded, SyscallError
+        As in `socket_in`.
+    """
+    stage = ffi.new("int32_t *")
+    if lib.isolib_put_in(net, _OWN_FILES["net"], path_bytes(path), text.encode(), stage) < 0:
+        raise _failure(stage[0], target, target)
+
+
+def netlink_in(net: int, protocol: int, target: str, put: tuple[str, str] | None = None) -> Fd:
+    """Make a netlink socket of another network namespace, prepared as by `netlink_prepare`; otherwise as `socket_in`.
+
+    ``put`` is a path and a text, written before on the same way, as by `put_in`.
+    """
+    stage = ffi.new("int32_t *")
+    path, text = (ffi.NULL, ffi.NULL) if put is None else (path_bytes(put[0]), put[1].encode())
+    made = Fd.take(lib.isolib_netlink_in, net, _OWN_FILES["net"], protocol, path, text, stage)
+    where = put[0] if put is not None and stage[0] in {lib.ISOLIB_AWAY_FILE, lib.ISOLIB_AWAY_PUT} else target
+    return _back(made, stage[0], where, target)
+
+
 def _back(made: Fd | None, stage: int, target: str, where: str) -> Fd:
     if made is not None:
         return made
-    errno = ffi.errno
     # No name for the exception: it would be in a circle with this frame, which keeps alive all that its callers have.
-    if stage == lib.ISOLIB_AWAY_RETURN:
-        raise ThreadStranded(f"the thread stays in {where}") from from_errno(_STAGES[stage], target, errno)
-    raise from_errno(_STAGES[stage], target, errno)
+    raise _failure(stage, target, where)
+
+
+def _failure(stage: int, target: str, where: str) -> Exception:
+    error = from_errno(_STAGES[stage], target, ffi.errno)
+    if stage != lib.ISOLIB_AWAY_RETURN:
+        return error
+    stranded = ThreadStranded(f"the thread stays in {where}")
+    stranded.__cause__ = error
+    return stranded
 
 
 def netlink_prepare(fd: int, target: str) -> None:
-    """Connect a netlink socket to the kernel, with room for many answers, and explanations of refusals where there are any."""
+    """Connect a netlink socket to the kernel, with room for many answers, and explanations of refusals where there are any.
+
+    What it answers is not waited for: it is there when a send returns.
+    """
     checked("connect", target, lib.isolib_netlink_prepare(fd))
+
+
+_ROOM: Final = 2 * lib.ISOLIB_NETLINK_PART
+_allocate: Final = ffi.new_allocator(should_clear_after_alloc=False)
+
+
+def netlink_talk(fd: int, sent: bytes) -> tuple[bytes, int]:
+    """Send requests on a prepared socket, and return what is answered at once; there may be more.
+
+    Returns
+    -------
+    bytes, int
+        Messages, and the error number that kept from hearing more of them, or 0.
+    """
+    heard = _allocate("char[]", _ROOM)
+    error = ffi.new("int32_t *")
+    size = checked("netlink", "", lib.isolib_netlink_talk(fd, sent, len(sent), heard, _ROOM, error))
+    return ffi.buffer(heard, size)[:], error[0]
 
 
 def new_stay(kind: str) -> Stay:

@@ -18,7 +18,7 @@ struct visit {
     int target;       /* the namespace to go to, or -1: the visit makes one */
     int lo;
     const char *hostname, *domainname;
-    const char *path;
+    const char *path, *text;
     int family, type, protocol; /* for a path, type is the flags */
 };
 
@@ -100,6 +100,54 @@ int isolib_open_in(int net, const char *file, const char *path, int flags, int32
     struct visit visit = {.act = open_file, .kind = CLONE_NEWNET, .file = file, .target = net, .path = path};
     visit.type = flags;
     return run_visit(&visit, stage);
+}
+
+/* Returns the file. */
+static int put(const struct errand *errand, int32_t *stage) {
+    int error, fd;
+    *stage = ISOLIB_AWAY_FILE;
+    fd = open(errand->path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    *stage = ISOLIB_AWAY_PUT;
+    if (write(fd, errand->text, strlen(errand->text)) >= 0)
+        return fd;
+    error = errno;
+    close(fd);
+    errno = error;
+    return -1;
+}
+
+int isolib_put_in(int net, const char *file, const char *path, const char *text, int32_t *stage) {
+    struct errand errand = {.act = put, .kind = CLONE_NEWNET, .file = file, .target = net, .path = path};
+    errand.text = text;
+    int fd = run_errand(&errand, stage);
+    return fd < 0 ? -1 : close(fd);
+}
+
+static int make_netlink(const struct errand *errand, int32_t *stage) {
+    int error, fd = errand->path ? put(errand, stage) : -1;
+    if (errand->path && (fd < 0 || close(fd) < 0))
+        return -1;
+    fd = make_socket(errand, stage);
+    if (fd < 0)
+        return -1;
+    *stage = ISOLIB_AWAY_CONNECT;
+    if (isolib_netlink_prepare(fd) == 0)
+        return fd;
+    error = errno;
+    close(fd);
+    errno = error;
+    return -1;
+}
+
+int isolib_netlink_in(int net, const char *file, int protocol, const char *path, const char *text, int32_t *stage) {
+    struct errand errand = {.act = make_netlink, .kind = CLONE_NEWNET, .file = file, .target = net, .path = path};
+    errand.text = text;
+    errand.family = AF_NETLINK;
+    errand.type = SOCK_RAW;
+    errand.protocol = protocol;
+    return run_errand(&errand, stage);
 }
 
 void isolib_stay_forget(struct isolib_stay *stay) {

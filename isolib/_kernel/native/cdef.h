@@ -383,6 +383,8 @@ enum isolib_away {
     ISOLIB_AWAY_REOPEN,
     ISOLIB_AWAY_SOCKET,
     ISOLIB_AWAY_FILE,
+    ISOLIB_AWAY_PUT,
+    ISOLIB_AWAY_CONNECT,
     ISOLIB_AWAY_RETURN /* the thread could not go back */
 };
 /* `file` is the thread's own namespace in /proc.  Each returns a descriptor: of a new namespace, of a socket that belongs to
@@ -391,8 +393,16 @@ int isolib_namespace_new(int kind, const char *file, int lo, const char *hostnam
 int isolib_socket(int family, int type, int protocol);
 int isolib_socket_in(int net, const char *file, int family, int type, int protocol, int32_t *stage);
 int isolib_open_in(int net, const char *file, const char *path, int flags, int32_t *stage);
+/* writes to a file that is that one's; 0 */
+int isolib_put_in(int net, const char *file, const char *path, const char *text, int32_t *stage);
+/* a netlink socket of `net`, prepared; with a path, the same is written before */
+int isolib_netlink_in(int net, const char *file, int protocol, const char *path, const char *text, int32_t *stage);
 /* connects a netlink socket to the kernel, with room for many requests and answers, and explanations where there are any */
 int isolib_netlink_prepare(int fd);
+enum isolib_netlink { ISOLIB_NETLINK_PART = 32768 }; /* the longest that the kernel answers at once: netlink(7) */
+/* Returns how many bytes were answered, from a prepared socket; there may be more, and `error` says what kept from reading on.
+ */
+int isolib_netlink_talk(int fd, const char *sent, uint32_t size, char *heard, uint32_t room, int32_t *error);
 /* a thread's stay in a namespace; a descriptor of where it came from is here before it goes */
 struct isolib_stay {
     int32_t kind;

@@ -71,8 +71,30 @@ int isolib_netlink_prepare(int fd) {
     setsockopt(fd, SOL_NETLINK_LEVEL, CAP_ACK, &on, sizeof(on));
     setsockopt(fd, SOL_NETLINK_LEVEL, EXT_ACK, &on, sizeof(on));
     setsockopt(fd, SOL_NETLINK_LEVEL, STRICT_CHECK, &on, sizeof(on)); /* dumps of one device, of one family */
+    /* What is answered is there when a send returns. */
+    if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
+        return -1;
     /* It gets a number, and answers of nobody but the kernel: root of the namespace could send it some of his own making. */
     return connect(fd, (const struct sockaddr *)&kernel, sizeof(kernel));
+}
+
+/* Sends requests and collects what is answered, in one call: the interpreter is given up once. */
+int isolib_netlink_talk(int fd, const char *sent, uint32_t size, char *heard, uint32_t room, int32_t *error) {
+    uint32_t done = 0;
+    *error = 0;
+    if (send(fd, sent, size, 0) < 0)
+        return -1;
+    while (room - done >= ISOLIB_NETLINK_PART) {
+        ssize_t got = recv(fd, heard + done, room - done, MSG_DONTWAIT | MSG_TRUNC);
+        if (got < 0 && errno == EAGAIN)
+            break;
+        if (got < 0 || got > (ssize_t)(room - done)) {
+            *error = got < 0 ? errno : EMSGSIZE;
+            break;
+        }
+        done += (uint32_t)got;
+    }
+    return (int)done;
 }
 
 /* A number that no other thread of this process has, had or will have; what Python knows of threads may be gevent's. */

@@ -10,9 +10,12 @@ Source: netlink(7), rtnetlink(7), linux/netlink.h.
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from isolib.errors import IsolibError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "ACK",
@@ -29,6 +32,7 @@ __all__ = [
     "be16",
     "be32",
     "be64",
+    "first",
     "flag",
     "messages",
     "nested",
@@ -69,6 +73,7 @@ _HIGHEST_ERRNO: Final = 4095
 
 HEADER: Final = struct.Struct("=IHHII")
 _ATTRIBUTE: Final = struct.Struct("=HH")
+_U32: Final = struct.Struct("=HHI")
 _ERRNO: Final = struct.Struct("=i")
 
 
@@ -142,7 +147,7 @@ def u16(kind: int, value: int) -> bytes:
 
 def u32(kind: int, value: int) -> bytes:
     """Return an attribute that holds an unsigned number of 32 bits."""
-    return attribute(kind, struct.pack("=I", value))
+    return _U32.pack(_U32.size, kind, value)
 
 
 def u64(kind: int, value: int) -> bytes:
@@ -183,15 +188,28 @@ def attributes(data: bytes, offset: int = 0) -> list[tuple[int, bytes]]:
     >>> attributes(bytes.fromhex("070003006c6f0000"))
     [(3, b'lo\x00')]
     """
-    found = []
+    return list(_attributes(data, offset))
+
+
+def first(data: bytes, kind: int, offset: int = 0) -> bytes | None:
+    """Return the first attribute of a kind from an offset on, or None; what comes after it is not looked at.
+
+    Raises
+    ------
+    MalformedError
+        As in `attributes`.
+    """
+    return next((value for found, value in _attributes(data, offset) if found == kind), None)
+
+
+def _attributes(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
     end = len(data)
     while offset + _ATTRIBUTE.size <= end:
         size, kind = _ATTRIBUTE.unpack_from(data, offset)
         if size < _ATTRIBUTE.size or offset + size > end:
             raise MalformedError(f"an attribute says that it is {size} bytes long, where {end - offset} are left")
-        found.append((kind & _KIND, data[offset + _ATTRIBUTE.size : offset + size]))
+        yield kind & _KIND, data[offset + _ATTRIBUTE.size : offset + size]
         offset += size + (-size % 4)
-    return found
 
 
 def table(data: bytes, offset: int = 0) -> dict[int, bytes]:

@@ -21,7 +21,7 @@ from isolib._kernel import calls
 from isolib._kernel.handle import home
 from isolib._kernel.hints import hint
 from isolib._kernel.netlink import codec
-from isolib._kernel.sockets import open_socket
+from isolib._kernel.sockets import open_netlink_socket
 from isolib._kernel.waiting import poll
 from isolib.errors import ClosedError, SyscallError, from_errno
 
@@ -41,8 +41,6 @@ ROUTE: Final = 0
 NETFILTER: Final = 12
 GENERIC: Final = 16
 _NAMES: Final = {ROUTE: "route", NETFILTER: "netfilter", GENERIC: "generic"}
-_AF_NETLINK: Final = 16
-_SOCK_RAW: Final = 3
 
 #: linux/netfilter/nfnetlink.h: the marks around a batch, and the structure nfgenmsg of the mark, with the subsystem's number.
 _BATCH_BEGIN: Final = 0x10
@@ -98,9 +96,9 @@ class Socket:
 
     __slots__ = ("__weakref__", "_closed", "_fd", "_hearers", "_home", "_label", "_lock", "_numbers", "_unsettled")
 
-    def __init__(self, fd: Fd, label: str) -> None:
-        calls.netlink_prepare(fd.fileno(), label)
-        os.set_blocking(fd.fileno(), False)
+    def __init__(self, fd: Fd, label: str, *, prepared: bool = False) -> None:
+        if not prepared:
+            calls.netlink_prepare(fd.fileno(), label)
         self._fd = fd
         self._label = label
         self._home = home()
@@ -236,8 +234,7 @@ class Socket:
         try:
             self._hearers = (*outer, heard)
             self._unsettled = True
-            os.write(self._fd.fileno(), sent)
-            self._listen(heard)
+            self._listen(sent, heard)
             self._unsettled = bool(outer)
         finally:
             self._hearers = outer  # before any call: there an interrupt could come
@@ -247,8 +244,9 @@ class Socket:
         if self._closed and not self._hearers:
             self._fd.close()
 
-    def _listen(self, heard: _Heard) -> None:
+    def _listen(self, sent: bytes, heard: _Heard) -> None:
         try:
+            self._say(sent)
             while not heard.all:
                 # Nothing there: somebody came between the last line and this, and has handed over what this one waits for.
                 if not self._hear():
@@ -267,10 +265,20 @@ class Socket:
             part = os.read(self._fd.fileno(), _PART)
         except BlockingIOError:
             return False
+        self._hand_over(part)
+        return True
+
+    def _say(self, sent: bytes) -> None:
+        """Send requests, and hand over what is answered at once."""
+        part, errno = calls.netlink_talk(self._fd.fileno(), sent)
+        self._hand_over(part)
+        if errno:
+            raise OSError(errno, os.strerror(errno))
+
+    def _hand_over(self, part: bytes) -> None:
         for message in codec.messages(part):
             for one in self._hearers:
                 one.take(message)
-        return True
 
     def _settle(self) -> None:
         """Hear all that there is, but what was lost."""
@@ -340,13 +348,22 @@ def _parts(requests: Sequence[Request]) -> list[Sequence[Request]]:
     return found
 
 
-def open_netlink(net: HasFileno | None, protocol: int = ROUTE) -> Socket:
+def open_netlink(net: HasFileno | None, protocol: int = ROUTE, *, put: tuple[str, str] | None = None) -> Socket:
     """Return a netlink socket of a network namespace; None: that of the calling thread.
+
+    Parameters
+    ----------
+    net
+        The namespace.
+    protocol
+        ROUTE, NETFILTER or GENERIC.
+    put
+        A file of /proc/sys/net and what is written to it before.
 
     Raises
     ------
     SyscallError, SetupFailed
-        As in `isolib._kernel.sockets.open_socket`.
+        As in `isolib._kernel.sockets.open_netlink_socket`.
     """
     label = f"netlink {_NAMES.get(protocol, protocol)}"
-    return Socket(open_socket(net, _AF_NETLINK, _SOCK_RAW, protocol, label=label), label)
+    return Socket(open_netlink_socket(net, protocol, label, put), label, prepared=True)

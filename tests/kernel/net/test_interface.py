@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import ExitStack
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import pytest
 
 from isolib import PlanError, SyscallError
 from isolib._kernel.sockets import open_socket
-from isolib.net import queries
+from isolib.net import owned, queries
 from isolib.net.veth import new_veth
 from tests import oracles
 
@@ -291,7 +292,11 @@ def test_neighbours_that_cannot_be(end: Interface, address: str, mac: str) -> No
 
 def test_same_number_in_two_namespaces(a: NetNS, b: NetNS) -> None:
     """Two interfaces that have one number, each in its namespace, are told apart."""
-    with new_veth(a, a, names=("x", "y")) as one, new_veth(b, b, names=("x", "y")) as other:
+    state = owned._random.getstate()
+    with ExitStack() as stack:
+        one = stack.enter_context(new_veth(a, a, names=("x", "y")))
+        owned._random.setstate(state)
+        other = stack.enter_context(new_veth(b, b, names=("x", "y")))
         assert one.a.index == other.a.index
         one.a.add_address("10.0.0.1/24")
         other.a.change(mtu=1400)
