@@ -103,14 +103,14 @@ int isolib_open_in(int net, const char *file, const char *path, int flags, int32
 }
 
 /* Returns the file. */
-static int put(const struct errand *errand, int32_t *stage) {
+static int put(const struct visit *visit, int32_t *stage) {
     int error, fd;
     *stage = ISOLIB_AWAY_FILE;
-    fd = open(errand->path, O_WRONLY | O_CLOEXEC);
+    fd = open(visit->path, O_WRONLY | O_CLOEXEC);
     if (fd < 0)
         return -1;
     *stage = ISOLIB_AWAY_PUT;
-    if (write(fd, errand->text, strlen(errand->text)) >= 0)
+    if (write(fd, visit->text, strlen(visit->text)) >= 0)
         return fd;
     error = errno;
     close(fd);
@@ -119,17 +119,17 @@ static int put(const struct errand *errand, int32_t *stage) {
 }
 
 int isolib_put_in(int net, const char *file, const char *path, const char *text, int32_t *stage) {
-    struct errand errand = {.act = put, .kind = CLONE_NEWNET, .file = file, .target = net, .path = path};
-    errand.text = text;
-    int fd = run_errand(&errand, stage);
+    struct visit visit = {.act = put, .kind = CLONE_NEWNET, .file = file, .target = net, .path = path};
+    visit.text = text;
+    int fd = run_visit(&visit, stage);
     return fd < 0 ? -1 : close(fd);
 }
 
-static int make_netlink(const struct errand *errand, int32_t *stage) {
-    int error, fd = errand->path ? put(errand, stage) : -1;
-    if (errand->path && (fd < 0 || close(fd) < 0))
+static int make_netlink(const struct visit *visit, int32_t *stage) {
+    int error, fd = visit->path ? put(visit, stage) : -1;
+    if (visit->path && (fd < 0 || close(fd) < 0))
         return -1;
-    fd = make_socket(errand, stage);
+    fd = make_socket(visit, stage);
     if (fd < 0)
         return -1;
     *stage = ISOLIB_AWAY_CONNECT;
@@ -142,12 +142,12 @@ static int make_netlink(const struct errand *errand, int32_t *stage) {
 }
 
 int isolib_netlink_in(int net, const char *file, int protocol, const char *path, const char *text, int32_t *stage) {
-    struct errand errand = {.act = make_netlink, .kind = CLONE_NEWNET, .file = file, .target = net, .path = path};
-    errand.text = text;
-    errand.family = AF_NETLINK;
-    errand.type = SOCK_RAW;
-    errand.protocol = protocol;
-    return run_errand(&errand, stage);
+    struct visit visit = {.act = make_netlink, .kind = CLONE_NEWNET, .file = file, .target = net, .path = path};
+    visit.text = text;
+    visit.family = AF_NETLINK;
+    visit.type = SOCK_RAW;
+    visit.protocol = protocol;
+    return run_visit(&visit, stage);
 }
 
 void isolib_stay_forget(struct isolib_stay *stay) {
