@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
     from isolib._kernel.reaper import _Reaper
 
+# Administrators' tools are oracles here, and not on everybody's PATH.
+os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+
 PATIENCE = 10.0
 """Seconds in which what the kernel takes away by itself must be gone."""
 

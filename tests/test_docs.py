@@ -35,9 +35,9 @@ LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 PATH = re.compile(r"`((?:tests|docs|isolib|benchmarks|\.ci)/[\w./*-]*)`")
 # What an example calls that makes a control group, which not everybody may.
 GROUPS = re.compile(r"new_cgroup\(")
-# The examples of namespaces have threads enter them, which takes root.
+# The examples of namespaces have threads enter them, which takes root, and so does /dev/net/tun on most hosts.
 MODULES = [
-    pytest.param(name, marks=[pytest.mark.root] if name.startswith("isolib.namespaces") else [])
+    pytest.param(name, marks=[pytest.mark.root] if name.startswith(("isolib.namespaces", "isolib.net.tap")) else [])
     for _, name, _ in pkgutil.walk_packages(isolib.__path__, "isolib.")
     if not name.startswith("isolib._kernel.native") and name != "isolib._kernel._ext"
 ]

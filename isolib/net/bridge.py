@@ -217,10 +217,13 @@ def new_bridge(
     Examples
     --------
     >>> from isolib import new_netns, new_veth
-    >>> with new_netns() as hub, new_netns() as a, new_bridge("br0", ns=hub) as bridge, new_veth(hub, a) as cable:
+    >>> hub, a = new_netns(), new_netns()
+    >>> with new_bridge("br0", ns=hub) as bridge, new_veth(hub, a) as cable:
     ...     bridge.add(cable.a)
     ...     [port.name for port in bridge.ports()]
     ['veth0']
+    >>> hub.close(), a.close()
+    (None, None)
     """
     own_name = None if name is None else check_name(name, "name")
     own_addresses = [check_interface(address, f"addresses[{at}]") for at, address in enumerate(addresses)]

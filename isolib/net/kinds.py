@@ -268,10 +268,13 @@ def new_macvlan(
     --------
     >>> from isolib import new_netns, new_veth
     >>> from isolib.net.kinds import new_macvlan
-    >>> with new_netns() as a, new_netns() as b, new_veth(a, a, names=("wire", "far")) as cable:
+    >>> a, b = new_netns(), new_netns()
+    >>> with new_veth(a, a, names=("wire", "far")) as cable:
     ...     with new_macvlan(cable.a, ns=b, name="eth0", addresses=["10.0.0.2/24"]) as link:
     ...         link.interface.link().mode
     'bridge'
+    >>> a.close(), b.close()
+    (None, None)
     """
     below = _check_lower(lower)
     number = _MACVLAN_MODES[check_choice(mode, "mode", _MACVLAN_MODES)]
@@ -421,13 +424,16 @@ def new_vxlan(
     --------
     >>> from isolib import new_netns, new_veth
     >>> from isolib.net.kinds import new_vxlan
-    >>> with new_netns() as a, new_netns() as b, new_veth(a, b, addresses=("10.0.0.1/24", "10.0.0.2/24")):
+    >>> a, b = new_netns(), new_netns()
+    >>> with new_veth(a, b, addresses=("10.0.0.1/24", "10.0.0.2/24")):
     ...     with (
     ...         new_vxlan(7, ns=a, remote="10.0.0.2", addresses=["192.168.7.1/24"]),
     ...         new_vxlan(7, ns=b, remote="10.0.0.1", addresses=["192.168.7.2/24"]) as far,
     ...     ):
     ...         far.interface.link().vni
     7
+    >>> a.close(), b.close()
+    (None, None)
     """
     number = check_number(vni, "vni", 0, _VNI_MOST)
     ends = [None if end is None else check_address(end, what) for end, what in ((remote, "remote"), (local, "local"))]

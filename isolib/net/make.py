@@ -83,9 +83,12 @@ def new_network(
     Examples
     --------
     >>> from isolib import new_netns
-    >>> with new_network("10.77.0.0/24") as network, new_netns() as a, new_netns() as b:
+    >>> a, b = new_netns(), new_netns()
+    >>> with new_network("10.77.0.0/24") as network:
     ...     [str(network.attach(one).address) for one in (a, b)]
     ['10.77.0.2', '10.77.0.3']
+    >>> a.close(), b.close()
+    (None, None)
     """
     label = f"isolib-{os.getpid()}" if name is None else check_hostname(name, "name")
     with Rollback() as undo:

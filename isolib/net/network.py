@@ -159,10 +159,12 @@ class Network(Handle, made_by="isolib.new_network()"):
         Examples
         --------
         >>> from isolib import new_netns, new_network
-        >>> with new_network() as network, new_netns() as a:
+        >>> a = new_netns()
+        >>> with new_network() as network:
         ...     published = network.publish(0, network.attach(a), 80)
         ...     published.port > 0
         True
+        >>> a.close()
         """
         self._check_open()
         if proto not in KINDS:
@@ -247,9 +249,12 @@ class Network(Handle, made_by="isolib.new_network()"):
         Examples
         --------
         >>> from isolib import new_netns, new_network
-        >>> with new_network() as network, new_netns() as a, new_netns() as b:
+        >>> a, b = new_netns(), new_netns()
+        >>> with new_network() as network:
         ...     network.partition([network.attach(a)], [network.attach(b)])
         ...     network.heal()
+        >>> a.close(), b.close()
+        (None, None)
         """
         self._check_open()
         with self._lock:
@@ -360,9 +365,11 @@ class Network(Handle, made_by="isolib.new_network()"):
         Examples
         --------
         >>> from isolib import new_netns, new_network
-        >>> with new_network("10.77.0.0/24") as network, new_netns() as a:
+        >>> a = new_netns()
+        >>> with new_network("10.77.0.0/24") as network:
         ...     network.attach(a).address
         IPv4Address('10.77.0.2')
+        >>> a.close()
         """
         self._check_open()
         check_name(name, "name")

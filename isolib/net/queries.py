@@ -37,9 +37,10 @@ def links(ns: HasFileno | None = None) -> list[Link]:
     Examples
     --------
     >>> from isolib import new_netns
-    >>> with new_netns() as ns:
-    ...     [(link.name, link.up) for link in links(ns)]
+    >>> ns = new_netns()
+    >>> [(link.name, link.up) for link in links(ns)]
     [('lo', True)]
+    >>> ns.close()
     """
     with route_socket(ns) as socket:
         return [parsing.parse_link(message) for message in socket.dump(requests.dump_links())]
@@ -51,9 +52,10 @@ def addresses(ns: HasFileno | None = None) -> list[Address]:
     Examples
     --------
     >>> from isolib import new_netns
-    >>> with new_netns() as ns:
-    ...     str(addresses(ns)[0].interface)
+    >>> ns = new_netns()
+    >>> str(addresses(ns)[0].interface)
     '127.0.0.1/8'
+    >>> ns.close()
     """
     with route_socket(ns) as socket:
         return list(map(parsing.parse_address, filter(parsing.is_of_ip, socket.dump(requests.dump_addresses()))))

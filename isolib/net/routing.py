@@ -179,10 +179,11 @@ def add_rule(rule: Rule, *, ns: HasFileno | None = None) -> None:
     --------
     >>> from isolib import new_netns
     >>> from isolib.net.queries import rules
-    >>> with new_netns() as ns:
-    ...     add_rule(new_rule(100, table=7, source="10.7.0.0/16"), ns=ns)
-    ...     [rule.priority for rule in rules(ns) if rule.table == 7]
+    >>> ns = new_netns()
+    >>> add_rule(new_rule(100, table=7, source="10.7.0.0/16"), ns=ns)
+    >>> [rule.priority for rule in rules(ns) if rule.table == 7]
     [100]
+    >>> ns.close()
     """
     check_choice(rule.action, "rule", _ACTIONS)
     with route_socket(ns) as socket:

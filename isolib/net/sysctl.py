@@ -122,11 +122,12 @@ class Sysctls:
     Examples
     --------
     >>> from isolib import new_netns
-    >>> with new_netns() as ns:
-    ...     settings = Sysctls(ns)
-    ...     settings["net.ipv4.ip_forward"] = True
-    ...     settings["net.ipv4.ip_forward"]
+    >>> ns = new_netns()
+    >>> settings = Sysctls(ns)
+    >>> settings["net.ipv4.ip_forward"] = True
+    >>> settings["net.ipv4.ip_forward"]
     '1'
+    >>> ns.close()
     """
 
     __slots__ = ("_net",)
@@ -317,9 +318,11 @@ def hold(name: str, value: Value, *, ns: HasFileno | None = None) -> HeldSetting
     Examples
     --------
     >>> from isolib import new_netns
-    >>> with new_netns() as ns, hold("net.ipv4.ip_forward", 1, ns=ns):
+    >>> ns = new_netns()
+    >>> with hold("net.ipv4.ip_forward", 1, ns=ns):
     ...     Sysctls(ns)["net.ipv4.ip_forward"]
     '1'
+    >>> ns.close()
     """
     path, text = f"{_TOP}/{check_setting(name)}", _check_value(value)
     net = check_namespace(ns, "ns")

@@ -194,9 +194,11 @@ def new_tun(
     --------
     >>> from isolib import new_netns
     >>> from isolib.net.tap import new_tun
-    >>> with new_netns() as ns, new_tun(ns=ns, addresses=["10.0.0.1/24"]) as tun:
+    >>> ns = new_netns()
+    >>> with new_tun(ns=ns, addresses=["10.0.0.1/24"]) as tun:
     ...     tun.interface.link().up
     True
+    >>> ns.close()
     """
     return _made(Tun, _IFF_TUN, ns=ns, name=name, mtu=mtu, mac=None, addresses=addresses)
 

@@ -94,9 +94,12 @@ def new_veth(
     Examples
     --------
     >>> from isolib import new_netns
-    >>> with new_netns() as a, new_netns() as b, new_veth(a, b, addresses=("10.0.0.1/24", "10.0.0.2/24")) as cable:
+    >>> a, b = new_netns(), new_netns()
+    >>> with new_veth(a, b, addresses=("10.0.0.1/24", "10.0.0.2/24")) as cable:
     ...     cable.a.link().up, cable.b.link().up
     (True, True)
+    >>> a.close(), b.close()
+    (None, None)
     """
     own_names = check_name(check_pair(names, "names")[0], "names[0]"), check_name(names[1], "names[1]")
     own_addresses = [
