@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolib.errors import PlanError
 from isolib.net import parsing, requests
+from isolib.net.carrier import settle_addresses
 from isolib.net.checks import (
     check_address,
     check_alias,
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from isolib.net.values import Address, AnyAddress, AnyInterface, AnyNetwork, Link, LinkStats, Neighbour
     from isolib.net.where import Where
     from isolib.types import HasFileno
+
+_IPV6 = 6
 
 __all__ = ["Interface"]
 
@@ -125,6 +128,8 @@ class Interface:
         own = check_interface(address, "address")
         other = None if peer is None else check_address(peer, "peer")
         self._where.socket.ask(requests.add_address(own, self.index, self._name, peer=other))
+        if own.version == _IPV6 and self.link().state in {"up", "unknown"}:  # of one that is down they wait for its coming up
+            settle_addresses(self._where, (own.ip,))
 
     def remove_address(self, address: str | AnyInterface, *, peer: str | AnyAddress | None = None) -> None:
         """Take an address from it, as it was given; with EADDRNOTAVAIL it did not have it."""

@@ -10,7 +10,7 @@ from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.hints import typed
 from isolib.net import requests
 from isolib.net.bridge import Bridge, make_bridge, random_mac
-from isolib.net.carrier import settle
+from isolib.net.carrier import settle, settle_addresses
 from isolib.net.network import close_all
 from isolib.net.picture import picture_of
 from isolib.net.sysctl import Sysctls
@@ -161,6 +161,8 @@ def topology(text: str, *, ipv6: bool = False) -> Topology:
         for node in wiring.nodes:
             _equip(node, spaces[node.name], interfaces)
         settle(*interfaces.values(), *(bridge.interface for bridge in bridges.values()))
+        for node in wiring.nodes:
+            settle_addresses(Where(spaces[node.name]), node.addresses)
         made = Topology._make(wiring, spaces, bridges, interfaces, undo)
         undo.keep()
     return made

@@ -17,6 +17,7 @@ from isolib._kernel.hints import typed
 from isolib.errors import PlanError
 from isolib.net import hosts, requests
 from isolib.net.bridge import isolation
+from isolib.net.carrier import settle_addresses
 from isolib.net.checks import check_name, check_number
 from isolib.net.endpoint import Endpoint
 from isolib.net.firewall import Group
@@ -392,6 +393,8 @@ class Network(Handle, made_by="isolib.new_network()"):
                 then=(self._tame, partial(self._equip, taken, default_route=default_route)),
                 settled=(self.bridge.interface,),
             )
+            settle_addresses(there, taken)
+            settle_addresses(self._where, (pool.gateway for pool in self._pools))
             endpoint = Endpoint._make(
                 interface,
                 port,

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from isolib._kernel.netlink.codec import Message
     from isolib.net.values import AnyAddress, AnyInterface, AnyNetwork
 
-__all__ = ["is_about_to_carry", "is_of_ip", "parse_address", "parse_link", "parse_neighbour", "parse_route", "parse_rule"]
+__all__ = [
+    "is_about_to_carry",
+    "is_of_ip",
+    "parse_address",
+    "parse_link",
+    "parse_neighbour",
+    "parse_route",
+    "parse_route_type",
+    "parse_rule",
+]
 
 AF_INET: Final = 2
 AF_BRIDGE: Final = 7
@@ -279,6 +288,11 @@ def parse_route(message: Message) -> Route:
         type=TYPES[kind] if kind < len(TYPES) else str(kind),
         hops=_hops(found.get(9, b"")),
     )
+
+
+def parse_route_type(message: Message) -> int:
+    """Return RTN_* of an RTM_NEWROUTE."""
+    return _unpack(RTMSG, message)[7]
 
 
 def _via(value: bytes | None) -> AnyAddress | None:

@@ -43,6 +43,7 @@ __all__ = [
     "dump_neighbours",
     "dump_routes",
     "dump_rules",
+    "find_route",
     "get_link",
     "get_link_by_index",
     "link_attributes",
@@ -331,6 +332,14 @@ def remove_route(
     """Return the request that removes a route, whoever made it."""
     body = _route(destination, 0, _NOWHERE, gateway=gateway, index=index, metric=metric, table=table, kind=kind)
     return Request(DELROUTE, body, 0, "RTM_DELROUTE", str(destination), _ROUTE_HINTS)
+
+
+def find_route(destination: AnyAddress) -> Request:
+    """Return the request for the route that a packet to this address would take."""
+    is_4 = destination.version == 4  # noqa: PLR2004
+    length = 32 if is_4 else 128
+    body = RTMSG.pack(AF_INET if is_4 else AF_INET6, length, 0, 0, 0, 0, 0, 0, 0) + codec.attribute(1, destination.packed)
+    return Request(GETROUTE, body, 0, "RTM_GETROUTE", str(destination), _ROUTE_HINTS)
 
 
 def dump_routes() -> Request:

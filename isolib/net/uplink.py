@@ -14,7 +14,7 @@ from socket import SOCK_STREAM, getaddrinfo
 from typing import TYPE_CHECKING, Final
 
 from isolib.net import requests, sysctl
-from isolib.net.carrier import settle
+from isolib.net.carrier import settle, settle_addresses
 from isolib.net.firewall import BRIDGE_SETTINGS, open_firewall
 from isolib.net.hosts import nameservers
 from isolib.net.names import check_name as check_host
@@ -100,6 +100,8 @@ def lay_uplink(
     ways = [requests.default_route(cable[0].ip, ends[1].index) for cable in cables]
     where.socket.send(*inner, *ways)
     settle(*ends)
+    settle_addresses(here, [cable[0].ip for cable in cables])
+    settle_addresses(where, [cable[1].ip for cable in cables])
 
 
 def _cable(version: int, subnets: Sequence[AnyNetwork]) -> tuple[AnyInterface, AnyInterface]:

@@ -9,7 +9,7 @@ from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.hints import typed
 from isolib.errors import PlanError, SyscallError
 from isolib.net import requests
-from isolib.net.carrier import heed, question, settle
+from isolib.net.carrier import heed, question, settle, settle_addresses
 from isolib.net.checks import check_interface, check_mtu, check_name, check_pair
 from isolib.net.interface import Interface
 from isolib.net.owned import check_free, make_link, new_number, nothing_more
@@ -118,6 +118,8 @@ def new_veth(
     with Rollback() as undo:
         then = addressing(own_addresses[0]), addressing(own_addresses[1])
         pair = connect(*ends, undo, own_names, mtu=mtu, then=then, settled=())
+        for end, address in zip(ends, own_addresses, strict=True):
+            settle_addresses(end, () if address is None else (address.ip,))
         made = Veth._make(*pair, undo)
         undo.keep()
     return made
