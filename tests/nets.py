@@ -23,29 +23,46 @@ SOON = 0.5
 """Seconds in which nothing has come that must not come."""
 
 
-def socket_in(ns: HasFileno | None, kind: int = socket.SOCK_STREAM, *, version: int = 4) -> socket.socket:
-    """Return a socket of a namespace."""
-    family = socket.AF_INET if version == 4 else socket.AF_INET6
-    with open_socket(ns, family, kind) as fd:
+def socket_in(
+    ns: HasFileno | None, kind: int = socket.SOCK_STREAM, family: int = socket.AF_INET, protocol: int = 0
+) -> socket.socket:
+    """Return a socket of a namespace; it gives up after a while."""
+    with open_socket(ns, family, kind, protocol) as fd:
         made = socket.socket(fileno=os.dup(fd.fileno()))
     made.settimeout(PATIENCE)
     return made
 
 
-def server_in(ns: HasFileno | None, address: str | IPv4Address | IPv6Address, port: int = 0) -> socket.socket:
-    """Return a listening socket of a namespace."""
-    server = socket_in(ns, version=ip_address(address).version)
+def family_of(address: str | IPv4Address | IPv6Address) -> int:
+    """Return the family of an address."""
+    return socket.AF_INET if ip_address(address).version == 4 else socket.AF_INET6
+
+
+def listen(ns: HasFileno | None, address: str | IPv4Address | IPv6Address, port: int = 0) -> socket.socket:
+    """Return a socket of a namespace that waits for connections of TCP."""
+    server = socket_in(ns, family=family_of(address))
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     server.bind((str(address), port))
     server.listen(64)
     return server
 
 
+def dial(ns: HasFileno | None, address: str, port: int) -> socket.socket:
+    """Return a connection of TCP, or raise."""
+    made = socket_in(ns, family=family_of(address))
+    try:
+        made.connect((address, port))
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
 def reaches(
     ns: HasFileno | None, other: HasFileno | None, address: str | IPv4Address | IPv6Address, *, patience: float = PATIENCE
 ) -> bool:
     """Return whether a namespace reaches a server that listens on an address of another, and is heard there."""
-    with server_in(other, address) as server, socket_in(ns, version=ip_address(address).version) as client:
+    with listen(other, address) as server, socket_in(ns, family=family_of(address)) as client:
         client.settimeout(patience)
         try:
             client.connect(server.getsockname()[:2])
@@ -71,10 +88,9 @@ def until(condition: Callable[[], bool]) -> bool:
 
 def datagram_reaches(ns: HasFileno | None, other: HasFileno | None, address: str | IPv4Address | IPv6Address) -> bool:
     """Return whether a datagram of a namespace comes to another one, and its answer back."""
-    version = ip_address(address).version
     with (
-        socket_in(other, socket.SOCK_DGRAM, version=version) as there,
-        socket_in(ns, socket.SOCK_DGRAM, version=version) as here,
+        socket_in(other, socket.SOCK_DGRAM, family_of(address)) as there,
+        socket_in(ns, socket.SOCK_DGRAM, family_of(address)) as here,
         contextlib.suppress(TimeoutError),
     ):
         there.bind((str(address), 0))

@@ -32,20 +32,19 @@ FOREVER = 0xFFFFFFFF
 
 
 def run_in(ns: NetNS | None, *argv: str) -> str:
-    """Run a program in a namespace, or where this one is, and return what it writes."""
-    program = shutil.which(argv[0], path="/usr/sbin:/sbin:/usr/bin:/bin") or argv[0]
+    """Run a program in a namespace, or where this one is, and return what it writes; without it, skip the test."""
+    if shutil.which(argv[0]) is None:
+        pytest.skip(f"{argv[0]} is not installed")
     if ns is None:
-        return subprocess.run([program, *argv[1:]], capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
-    with ns.spawn([program, *argv[1:]], stdout=PIPE, stderr=PIPE) as process:
+        return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
+    with ns.spawn(argv, stdout=PIPE, stderr=PIPE) as process:
         out, errors = process.communicate(timeout=PATIENCE)
         assert process.wait(PATIENCE).code == 0, (argv, errors)
     return (out or b"").decode()
 
 
 def ip(ns: NetNS | None, *arguments: str) -> list[Object]:
-    """Return what `ip` says in JSON; skip the test where it is not installed."""
-    if shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin") is None:
-        pytest.skip("ip (iproute2) is not installed")
+    """Return what `ip` says in JSON."""
     found: list[Object] = json.loads(run_in(ns, "ip", "-j", "-d", *arguments) or "[]")
     return [one for one in found if one]
 

@@ -43,7 +43,7 @@ def on_skeleton(script: str, *mounts: Mount, new: frozenset[str] = KINDS, **opti
 def as_host(program: str, *prefix: str, cwd: str | Path = "/tmp") -> str:
     """Run a Python program, which has isolib, in a process of its own and return what it printed."""
     env = {
-        "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin",
+        "PATH": os.environ["PATH"],
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
     }
     argv = [*prefix, sys.executable, "-c", textwrap.dedent(program)]

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import socket
 import struct
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pytest
-
-from isolib import PIPE, new_netns
-from isolib._kernel.sockets import open_socket
+from isolib import new_netns
 from isolib.net.shaping import Shaping
 from isolib.net.veth import new_veth
 from isolib.net.where import Where
-from tests.examined import SYSTEM_PATH
+from tests.nets import PATIENCE, socket_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,8 +25,6 @@ if TYPE_CHECKING:
 
 NEAR = "10.9.0.1"
 FAR = "10.9.0.2"
-PATIENCE = 10
-"""Seconds that a packet may take which must come."""
 _SO_NO_CHECK = 11
 _SO_MEMINFO = 55
 _DROPS = 8
@@ -52,21 +46,9 @@ class Line:
 
 def opened(ns: NetNS, kind: int, address: str) -> socket.socket:
     """Return a socket that was born in a namespace, bound to a free port."""
-    with open_socket(ns, socket.AF_INET, kind, 0) as fd:
-        made = socket.socket(fileno=os.dup(fd.fileno()))
+    made = socket_in(ns, kind)
     made.bind((address, 0))
-    made.settimeout(PATIENCE)
     return made
-
-
-def tool(ns: NetNS, *argv: str) -> str:
-    """Return what an administrator's program prints in a namespace; without it, skip the test."""
-    if shutil.which(argv[0], path=SYSTEM_PATH) is None:
-        pytest.skip(f"{argv[0]} is not installed")
-    with ns.spawn(list(argv), stdout=PIPE, env={"PATH": SYSTEM_PATH}) as process:
-        out, _ = process.communicate(timeout=60)
-        assert process.wait(60).code == 0
-    return (out or b"").decode()
 
 
 @contextmanager
@@ -85,22 +67,13 @@ def line(*, without_netem: bool = False, one_processor: bool = False) -> Iterato
         stack.callback(os.sched_setaffinity, 0, processors)
         if one_processor:
             os.sched_setaffinity(0, {min(processors)})
-        near, far = (stack.enter_context(closed(new_netns())) for _ in range(2))
+        near, far = (stack.enter_context(closing(new_netns())) for _ in range(2))
         cable = stack.enter_context(new_veth(near, far, addresses=(f"{NEAR}/24", f"{FAR}/24")))
         shaping = Shaping(Where(near), cable.a.index, cable.a.name)
         stack.callback(shaping.clear)
         if without_netem:
             shaping._has_netem = False
         yield Line(near, far, cable, shaping)
-
-
-@contextmanager
-def closed(ns: NetNS) -> Iterator[NetNS]:
-    """Close a namespace at the end of the block; the calling thread does not go there."""
-    try:
-        yield ns
-    finally:
-        ns.close()
 
 
 class Flow:

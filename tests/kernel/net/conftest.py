@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,18 +18,12 @@ if TYPE_CHECKING:
 @pytest.fixture
 def a(user_namespaces: None) -> Iterator[NetNS]:
     """Return a network namespace."""
-    with_end = new_netns()
-    try:
-        yield with_end
-    finally:
-        with_end.close()
+    with closing(new_netns()) as made:  # itself, it would be entered
+        yield made
 
 
 @pytest.fixture
 def b(user_namespaces: None) -> Iterator[NetNS]:
     """Return another network namespace."""
-    with_end = new_netns()
-    try:
-        yield with_end
-    finally:
-        with_end.close()
+    with closing(new_netns()) as made:  # itself, it would be entered
+        yield made

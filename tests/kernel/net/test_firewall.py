@@ -15,8 +15,6 @@ import signal
 import socket
 import struct
 import sys
-import threading
-import time
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
@@ -30,7 +28,8 @@ from isolib._kernel.netlink.nft_expressions import DROP, Counter
 from isolib._kernel.netlink.socket import NETFILTER, open_netlink
 from isolib.errors import PlanError, SyscallError, Unsupported
 from isolib.net.firewall import BRIDGE_SETTINGS, Group, open_firewall
-from tests.wires import PATIENCE, Lab, add, address, change, connect, dial, inside, listen, look, route, sysctl
+from tests.nets import PATIENCE, dial, family_of, listen, socket_in, until
+from tests.wires import Lab, add, address, connect, look, plug, route, sysctl, up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,12 +82,12 @@ def net(lab: Lab) -> Internet:
         sysctl(forwards, "net.ipv4.ip_forward", "1")
         sysctl(forwards, "net.ipv6.conf.all.forwarding", "1")
     add(router, "br0", "bridge")
-    change(router, "br0", up=True)
+    up(router, "br0")
     connect(far, "eth0", host, "wan")
     connect(host, "down0", router, "up0")
     for name, end in (("a", a), ("b", b)):
         connect(router, name, end, "eth0")
-        change(router, name, master="br0")
+        plug(router, name, "br0")
     sysctl(router, "net.ipv4.conf.br0.send_redirects", "0")
     unhook(router, on=False)
     address(far, "eth0", f"{FAR[4]}/24", f"{FAR[6]}/64")
@@ -162,17 +161,13 @@ def reach(client: NetNS, host: str, port: int, server: socket.socket) -> str:
 
 def counted(firewall: Firewall, comment: str, least: int = 1) -> int:
     """Return how many packets rules have counted, once there are so many: the last steps of a packet are nobody's call."""
-    deadline = time.monotonic() + PATIENCE
-    pause = threading.Event()
-    while (found := firewall.counters()[comment].packets) < least and time.monotonic() < deadline:
-        pause.wait(0.01)
-    assert found >= least
-    return found
+    assert until(lambda: firewall.counters()[comment].packets >= least), firewall.counters()[comment]
+    return firewall.counters()[comment].packets
 
 
 def knock(client: NetNS, host: str, port: int) -> socket.socket:
     """Begin to connect, and do not wait."""
-    made = inside(client, family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    made = socket_in(client, family=family_of(host))
     made.settimeout(0)
     with contextlib.suppress(BlockingIOError):
         made.connect((host, port))
@@ -205,7 +200,7 @@ def test_publish_datagrams(net: Internet, version: int) -> None:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     net.outer.publish("udp", HOST[version], 5353, ROUTER[version], 5353)
     net.inner.publish("udp", ROUTER[version], 5353, A[version], 53)
-    with inside(net.a, socket.SOCK_DGRAM, family) as server, inside(net.far, socket.SOCK_DGRAM, family) as client:
+    with socket_in(net.a, socket.SOCK_DGRAM, family) as server, socket_in(net.far, socket.SOCK_DGRAM, family) as client:
         server.bind((A[version], 53))
         client.sendto(b"who?", (HOST[version], 5353))
         question, peer = server.recvfrom(100)
@@ -370,12 +365,12 @@ def test_services(net: Internet, version: int) -> None:
     """Of the router, endpoints reach the ports that were named, and no others, at whatever address."""
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     every = "0.0.0.0" if version == 4 else "::"
-    with listen(net.router, every, 22), inside(net.router, socket.SOCK_DGRAM, family) as names:
+    with listen(net.router, every, 22), socket_in(net.router, socket.SOCK_DGRAM, family) as names:
         for host in (GATEWAY[version], ROUTER[version]):
             with pytest.raises(CLOSED):
                 dial(net.a, host, 22)
         names.bind((every, 53))
-        with inside(net.a, socket.SOCK_DGRAM, family) as client:
+        with socket_in(net.a, socket.SOCK_DGRAM, family) as client:
             client.sendto(b"who?", (GATEWAY[version], 53))
             question, peer = names.recvfrom(100)
             names.sendto(question, peer)
@@ -400,7 +395,7 @@ def datagram(source: str, destination: str, port: int, text: bytes) -> bytes:
 
 def send_frame(net: Internet, destination: str, source: str = A[4]) -> None:
     """Have endpoint a send a frame to the router that its own kernel would not."""
-    with inside(net.a, socket.SOCK_RAW, socket.AF_PACKET) as wire:
+    with socket_in(net.a, socket.SOCK_RAW, socket.AF_PACKET) as wire:
         wire.bind(("eth0", 0))
         frame = look(net.router, "br0")[1] + look(net.a, "eth0")[1] + b"\x08\x00"
         wire.send(frame + datagram(source, destination, 53, b"for loopback"))
@@ -409,7 +404,7 @@ def send_frame(net: Internet, destination: str, source: str = A[4]) -> None:
 def test_loopback_is_not_routed(net: Internet) -> None:
     """A frame for 127.0.0.1 that an endpoint puts on the wire is dropped, even where the kernel was told to take such."""
     sysctl(net.router, "net.ipv4.conf.all.route_localnet", "1")
-    with inside(net.router, socket.SOCK_DGRAM) as service:
+    with socket_in(net.router, socket.SOCK_DGRAM) as service:
         service.bind(("127.0.0.1", 53))
         send_frame(net, "127.0.0.1")
         assert counted(net.inner, "loopback") == 1
@@ -444,7 +439,7 @@ def test_no_port_is_a_router(net: Internet) -> None:
     """An advertisement that an endpoint sends to all comes neither to its neighbour nor to the router; a ping does."""
     net.inner.guard_ports()
     raw = socket.SOCK_RAW, socket.AF_INET6, socket.IPPROTO_ICMPV6
-    with inside(net.b, *raw) as beside, inside(net.router, *raw) as above, inside(net.a, *raw) as liar:
+    with socket_in(net.b, *raw) as beside, socket_in(net.router, *raw) as above, socket_in(net.a, *raw) as liar:
         everybody = ("ff02::1", 0, 0, look(net.a, "eth0")[0])
         liar.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
         liar.sendto(advertisement(), everybody)
@@ -536,7 +531,7 @@ def test_bad_weather(net: Internet) -> None:
         lost = nft_match.rule(nft_match.port("udp", 9), nft_match.lose(0.25), nft_match.count(), DROP)
         requests = (scope.new(owned=False), scope.new_chain("out", Hook(3, 0)), scope.add("out", lost))
         netfilter.batch(SUBSYSTEM, *requests)
-        with inside(net.a, socket.SOCK_DGRAM) as client:
+        with socket_in(net.a, socket.SOCK_DGRAM) as client:
             for _ in range(2000):
                 with contextlib.suppress(PermissionError):
                     client.sendto(b"", (B[4], 9))

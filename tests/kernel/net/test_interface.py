@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from isolib import PlanError, SyscallError
-from isolib._kernel.sockets import open_socket
 from isolib.net import owned, queries
 from isolib.net.veth import new_veth
 from tests import oracles
+from tests.nets import socket_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,11 +111,10 @@ def test_name_of_another(a: NetNS, end: Interface) -> None:
 def test_statistics(a: NetNS, b: NetNS, end: Interface) -> None:
     """What passes is counted as ip counts it."""
     before = end.stats()
-    with open_socket(a, socket.AF_INET, socket.SOCK_DGRAM) as fd, socket.socket(fileno=fd.fileno()) as sender:
+    with socket_in(a, socket.SOCK_DGRAM) as sender:
         end.add_neighbour("10.0.0.9", "02:00:00:00:00:09")
         for _ in range(10):
             sender.sendto(bytes(1000), ("10.0.0.9", 9))
-        sender.detach()
     after = end.stats()
     assert before is not None
     assert after is not None

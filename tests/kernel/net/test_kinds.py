@@ -16,12 +16,12 @@ import pytest
 import isolib
 from isolib import ClosedError, PermissionDenied, PlanError, SyscallError, Unsupported, new_netns
 from isolib._kernel import reaper
-from isolib._kernel.sockets import open_socket
 from isolib.net import kinds, queries, tap
 from isolib.net.sysctl import Sysctls
 from isolib.net.veth import new_veth
 from tests import oracles, table
 from tests.interrupts import interrupt
+from tests.nets import socket_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -305,13 +305,10 @@ def test_macvlans_of_one_link_reach_each_other(ground: Ground, make: Callable[..
 def speaks(near: NetNS, far: NetNS, address: str) -> bool:
     """Say whether a datagram comes through."""
     with (
-        open_socket(far, socket.AF_INET, socket.SOCK_DGRAM) as there,
-        open_socket(near, socket.AF_INET, socket.SOCK_DGRAM) as here,
-        socket.socket(fileno=os.dup(there.fileno())) as receiver,
-        socket.socket(fileno=os.dup(here.fileno())) as sender,
+        socket_in(far, socket.SOCK_DGRAM) as receiver,
+        socket_in(near, socket.SOCK_DGRAM) as sender,
     ):
         receiver.bind((address, 9))
-        receiver.settimeout(oracles.PATIENCE)
         sender.sendto(b"word", (address, 9))
         return receiver.recv(10) == b"word"
 
@@ -455,12 +452,7 @@ def test_packets_of_tun(ground: Ground, make: Callable[..., Handle]) -> None:
     """What is sent into the interface is read here, and what is written here is received there."""
     tun = make("tun", ns=ground.a, name="it", addresses=["10.6.0.1/24"])
     assert isinstance(tun, tap.Tun)
-    with (
-        tun,
-        open_socket(ground.a, socket.AF_INET, socket.SOCK_DGRAM) as fd,
-        socket.socket(fileno=os.dup(fd.fileno())) as there,
-    ):
-        there.settimeout(oracles.PATIENCE)
+    with tun, socket_in(ground.a, socket.SOCK_DGRAM) as there:
         there.bind(("10.6.0.1", 9))
         there.sendto(b"out", ("10.6.0.2", 9))
         packet = tun.read(timeout=oracles.PATIENCE)
@@ -479,11 +471,7 @@ def test_reading_and_nothing_comes(ground: Ground, make: Callable[..., Handle]) 
         Sysctls(ground.a)[f"ipv6/conf/{name}/disable_ipv6"] = True
     tun = make("tun", ns=ground.a, addresses=["10.6.0.1/24"])
     assert isinstance(tun, tap.Tun)
-    with (
-        tun,
-        open_socket(ground.a, socket.AF_INET, socket.SOCK_DGRAM) as fd,
-        socket.socket(fileno=os.dup(fd.fileno())) as there,
-    ):
+    with tun, socket_in(ground.a, socket.SOCK_DGRAM) as there:
         assert tun.read(timeout=0) is None
         assert tun.read(timeout=0.01) is None
         for wrong in (-1, "x"):

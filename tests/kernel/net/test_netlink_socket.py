@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 import isolib
-from isolib import PIPE, ClosedError, PermissionDenied, SyscallError
+from isolib import ClosedError, PermissionDenied, SyscallError
 from isolib._kernel.netlink import codec
 from isolib._kernel.netlink import socket as module
 from isolib._kernel.netlink.socket import NETFILTER, ROUTE, Request, Socket, open_netlink
 from isolib._kernel.sockets import open_file_in, open_socket
 from tests.interrupts import interrupt
+from tests.oracles import run_in
 from tests.rights import RIGHTS, having
 from tests.threads import here
 
@@ -59,18 +60,9 @@ def route(net: NetNS) -> Iterator[Socket]:
         yield opened
 
 
-def output(net: NetNS, *argv: str) -> str:
-    """Return what a program writes that runs in a namespace."""
-    env = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
-    with net.spawn(list(argv), stdout=PIPE, env=env) as process:
-        out, _ = process.communicate(timeout=60)
-        assert process.wait(60).code == 0
-    return (out or b"").decode()
-
-
 def names(net: NetNS) -> set[str]:
     """Return the links of a namespace, as ip sees them."""
-    return {link["ifname"] for link in json.loads(output(net, "ip", "-j", "link"))}
+    return {link["ifname"] for link in json.loads(run_in(net, "ip", "-j", "link"))}
 
 
 def new_bridge(name: str) -> Request:
@@ -170,7 +162,7 @@ def test_socket_of_any_kind(net: NetNS) -> None:
     with opened, socket.fromfd(opened.fileno(), socket.AF_INET, socket.SOCK_STREAM) as server:
         server.bind(("127.0.0.1", 80))
         server.listen()
-        assert "127.0.0.1:80" in output(net, "ss", "-Hltn")
+        assert "127.0.0.1:80" in run_in(net, "ss", "-Hltn")
         assert os.get_inheritable(opened.fileno()) is False
 
 
@@ -361,7 +353,7 @@ def chain(name: str, of: str) -> Request:
 
 def tables(net: NetNS) -> set[str]:
     """Return the tables of a namespace, as nft sees them."""
-    found = json.loads(output(net, "nft", "-j", "list", "tables"))["nftables"]
+    found = json.loads(run_in(net, "nft", "-j", "list", "tables"))["nftables"]
     return {one["table"]["name"] for one in found if "table" in one}
 
 
@@ -634,7 +626,7 @@ def test_settings_are_the_namespaces(net: NetNS) -> None:
             os.write(opened.fileno(), value)
         with open_file_in(net, FORWARD, os.O_RDONLY) as opened:
             assert os.read(opened.fileno(), 8) == value
-        assert output(net, "cat", FORWARD) == value.decode()
+        assert run_in(net, "cat", FORWARD) == value.decode()
     with open(FORWARD, "rb") as file:
         assert file.read() == host
 

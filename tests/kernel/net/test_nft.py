@@ -15,7 +15,8 @@ from isolib._kernel.netlink.nft_expressions import ACCEPT, DROP, Unknown, Verdic
 from isolib._kernel.netlink.nft_numbers import Code, MetaKey
 from isolib._kernel.netlink.socket import NETFILTER, open_netlink
 from isolib.errors import SyscallError
-from tests.wires import PATIENCE, Lab
+from tests.nets import PATIENCE
+from tests.wires import Lab
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ import pytest
 import isolib
 from isolib import ClosedError, PlanError, SyscallError
 from isolib.net import new_network
-from tests.nets import PATIENCE, server_in, socket_in
+from tests.nets import PATIENCE, listen, socket_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +53,7 @@ def address_of(endpoint: Endpoint) -> IPv4Address:
 def test_published_tcp(network: Network, ns: NetNS, host: str) -> None:
     """Who comes to a published port speaks with the server in the endpoint, both ways and to the end."""
     endpoint = network.attach(ns)
-    with server_in(ns, address_of(endpoint), 80) as server, network.publish(0, endpoint, 80, host=host) as published:
+    with listen(ns, address_of(endpoint), 80) as server, network.publish(0, endpoint, 80, host=host) as published:
         with socket.create_connection((host, published.port), PATIENCE) as client:
             inner, peer = server.accept()
             assert peer[0] == str(network.gateway)
@@ -85,7 +85,7 @@ def test_published_udp(network: Network, ns: NetNS) -> None:
 def test_unpublished(network: Network, ns: NetNS) -> None:
     """A port is free again, and nobody is let in, once it is not published any more."""
     endpoint = network.attach(ns)
-    with server_in(ns, address_of(endpoint), 80):
+    with listen(ns, address_of(endpoint), 80):
         published = network.publish(0, endpoint, 80)
         published.close()
         with pytest.raises(ConnectionRefusedError):

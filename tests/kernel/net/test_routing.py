@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from isolib import ClosedError, PlanError, SyscallError, new_netns
-from isolib._kernel.sockets import open_socket
 from isolib.net import queries
 from isolib.net.routing import add_barrier, add_rule, new_rule, remove_barrier, remove_rule
 from isolib.net.veth import new_veth
 from tests import oracles
+from tests.nets import socket_in
 
 if TYPE_CHECKING:
     from isolib.namespaces import NetNS
@@ -123,9 +123,8 @@ def test_what_a_barrier_says(a: NetNS, b: NetNS) -> None:
     with new_veth(a, b, addresses=("10.0.0.1/24", "10.0.0.2/24")):
         for kind, number in (("unreachable", errno.EHOSTUNREACH), ("prohibit", errno.EACCES), ("blackhole", errno.EINVAL)):
             add_barrier("10.9.0.0/16", kind, ns=a)
-            with open_socket(a, socket.AF_INET, socket.SOCK_DGRAM) as fd, socket.socket(fileno=fd.fileno()) as sender:
+            with socket_in(a, socket.SOCK_DGRAM) as sender:
                 assert sender.connect_ex(("10.9.0.1", 9)) == number
-                sender.detach()
             remove_barrier("10.9.0.0/16", kind, ns=a)
 
 

@@ -16,11 +16,12 @@ import pytest
 
 from isolib._kernel.netlink import tc
 from isolib._kernel.netlink.qdiscs import Bfifo, Htb, HtbClass, Ingress, Pfifo, Tbf
-from isolib._kernel.sockets import open_socket
 from isolib.errors import SyscallError
 from isolib.net.queries import links
 from isolib.net.weather import Impairment, parse_impairment
-from tests.traffic import FAR, NEAR, PATIENCE, Flow, line, opened, tool
+from tests.nets import PATIENCE, socket_in
+from tests.oracles import run_in as tool
+from tests.traffic import FAR, NEAR, Flow, line, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -261,10 +262,8 @@ def test_tags_pass(relayed: Line) -> None:
     ends = ((relayed.near, relayed.cable.a.name), (relayed.far, relayed.cable.b.name))
     sockets = []
     for ns, name in ends:
-        with open_socket(ns, socket.AF_PACKET, socket.SOCK_RAW, 0) as fd:
-            sockets.append(socket.socket(fileno=os.dup(fd.fileno())))
+        sockets.append(socket_in(ns, socket.SOCK_RAW, socket.AF_PACKET))
         sockets[-1].bind((name, ETH_P_ALL))
-        sockets[-1].settimeout(PATIENCE)
     out, into = sockets
     with out, into:
         into.setsockopt(263, 8, 1)  # SOL_PACKET, PACKET_AUXDATA: the kernel tells the tag beside the frame
@@ -305,9 +304,7 @@ def test_down_and_up(near: Line) -> None:
 def test_capture_sees_what_leaves(relayed: Line) -> None:
     """Who captures at the interface sees each packet once, when it really leaves."""
     relayed.shaping.apply(parse_impairment(delay="10ms", duplicate=1))
-    with open_socket(relayed.near, socket.AF_PACKET, socket.SOCK_RAW, 0) as fd:
-        tap = socket.socket(fileno=os.dup(fd.fileno()))
-    with tap, Flow(relayed) as flow:
+    with socket_in(relayed.near, socket.SOCK_RAW, socket.AF_PACKET) as tap, Flow(relayed) as flow:
         tap.bind((relayed.cable.a.name, ETH_P_ALL))
         tap.settimeout(0)
         flow.send(10)
@@ -362,11 +359,8 @@ sys.stdin.read()
 """
     near = relayed.near.fileno()
     end = relayed.cable.a
-    with open_socket(relayed.near, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as fd:
-        events = socket.socket(fileno=os.dup(fd.fileno()))
-    with events:
+    with socket_in(relayed.near, socket.SOCK_RAW, socket.AF_NETLINK, socket.NETLINK_ROUTE) as events:
         events.bind((0, 1))  # RTMGRP_LINK
-        events.settimeout(PATIENCE)
         argv = [sys.executable, "-c", code, str(near), str(end.index), end.name]
         with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[near]) as program:
             assert program.stdout is not None

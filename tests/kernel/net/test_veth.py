@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +15,12 @@ import pytest
 import isolib
 from isolib import ClosedError, PermissionDenied, PlanError, SyscallError, new_netns
 from isolib._kernel import reaper
-from isolib._kernel.sockets import open_socket
 from isolib.net import queries
 from isolib.net.sysctl import Sysctls
 from isolib.net.veth import new_veth
 from tests import oracles, table
 from tests.interrupts import interrupt
+from tests.nets import dial, listen
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -50,14 +49,6 @@ def entrusted() -> set[int]:
     return set(table.indices())
 
 
-def socket_in(ns: NetNS, family: int) -> socket.socket:
-    """Return a socket for streams that belongs to a namespace."""
-    with open_socket(ns, family, socket.SOCK_STREAM) as fd:
-        made = socket.socket(fileno=os.dup(fd.fileno()))
-    made.settimeout(oracles.PATIENCE)
-    return made
-
-
 # ---- made ----
 
 
@@ -83,11 +74,7 @@ def test_what_goes_in_comes_out(a: NetNS, b: NetNS) -> None:
     for addresses in (("10.0.0.1/24", "10.0.0.2/24"), ("fd00::1/64", "fd00::2/64")):
         with new_veth(a, b, addresses=addresses):
             target = addresses[1].split("/")[0]
-            family = socket.AF_INET6 if ":" in target else socket.AF_INET
-            with socket_in(b, family) as server, socket_in(a, family) as near:
-                server.bind((target, 8080))
-                server.listen()
-                near.connect((target, 8080))
+            with listen(b, target, 8080) as server, dial(a, target, 8080) as near:
                 near.sendall(b"there")
                 assert near.getsockname()[0] == addresses[0].split("/")[0]
                 with server.accept()[0] as far:

@@ -11,7 +11,7 @@ import isolib
 from isolib import PlanError
 from isolib.net import links, new_network, new_veth
 from isolib.net.sysctl import Sysctls
-from tests.nets import SOON, reaches, server_in, socket_in, until
+from tests.nets import SOON, listen, reaches, socket_in, until
 from tests.wires import route
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def test_internet(world: World, new_ns: Callable[[], NetNS]) -> None:
     ns = new_ns()
     with new_network("10.77.0.0/24", internet=True) as network:
         network.attach(ns)
-        with server_in(world.outside, "198.51.100.2") as server, socket_in(ns) as client:
+        with listen(world.outside, "198.51.100.2") as server, socket_in(ns) as client:
             client.connect(server.getsockname()[:2])
             inner, peer = server.accept()
             inner.close()
