@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
-import resource
 import select
 import signal
 import threading
@@ -16,15 +14,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from isolib.cgroups.events import Event, EventKind, Events, KillCount, wait_empty, wait_oom
-from isolib.errors import ClosedError, GoneError, PlanError, SyscallError, Unsupported
-from tests.groups import has_version_2, is_legacy
+from isolib.errors import GoneError, PlanError, SyscallError, Unsupported
+from tests import watches
+from tests.groups import PATIENCE, has_version_2, is_legacy
+from tests.watches import in_background, join
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.kernel.cgroups.conftest import RawGroup
-
-PATIENCE = 30.0
 
 
 @pytest.fixture
@@ -45,19 +43,6 @@ def take(events: Events, *kinds: EventKind) -> list[Event]:
             del wanted[0]
             found.append(event)
     return found
-
-
-def in_background(events: Events, found: SimpleQueue[Event] | None = None) -> threading.Thread:
-    """Iterate on a thread."""
-
-    def body() -> None:
-        for event in events:
-            if found is not None:
-                found.put(event)
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    return thread
 
 
 def test_populated_and_empty(raw_group: RawGroup, events: Events) -> None:
@@ -142,8 +127,7 @@ def test_removal_ends_a_blocked_iteration(raw_group: RawGroup, events: Events) -
     """An iteration that waits on another thread ends when somebody removes the group."""
     thread = in_background(events)
     raw_group.remove()
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
+    join(thread)
     with pytest.raises(GoneError, match="removed"):
         events.wait()
     assert list(events) == []
@@ -156,8 +140,7 @@ def test_removal_is_seen_in_each_hierarchy(raw_group: RawGroup, name: str) -> No
     with Events(raw_group.in_v2() if is_v2 else None, {} if is_v2 else {name: raw_group.controllers[name]}) as events:
         thread = in_background(events)
         raw_group.remove()
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
+        join(thread)
 
 
 def test_removal_of_a_neighbour_is_nothing(raw_group: RawGroup, events: Events) -> None:
@@ -174,17 +157,7 @@ def test_removal_of_a_neighbour_is_nothing(raw_group: RawGroup, events: Events) 
 def test_close_ends_blocked_iterations(raw_group: RawGroup) -> None:
     """Closing it on one thread ends the iterations of others, and nothing stays open."""
     events = Events(raw_group.unified, raw_group.controllers)
-    threads = [in_background(events) for _ in range(3)]
-    events.close()
-    for thread in threads:
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
-    events.close()
-    with pytest.raises(ClosedError):
-        events.fileno()
-    with pytest.raises(ClosedError):
-        events.wait(0)
-    assert "closed" in repr(events)
+    watches.check_close_ends_blocked_iterations(events)
 
 
 def test_closing_the_directories_does_not_disturb(raw_group: RawGroup) -> None:
@@ -211,9 +184,7 @@ def test_each_event_is_given_once(raw_group: RawGroup, events: Events) -> None:
             assert found.get(timeout=PATIENCE) == Event(EventKind.EMPTY, 1, turn)
     finally:
         raw_group.remove()
-    for thread in threads:
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
+    join(*threads)
     assert found.empty()
 
 
@@ -273,23 +244,7 @@ def test_asyncio_with_trio_in_the_process(raw_group: RawGroup) -> None:
 
 def test_asyncio_tasks_wait_side_by_side(raw_group: RawGroup) -> None:
     """Several tasks may wait for the next event; closing ends them all, and a cancelled one disturbs no other."""
-
-    async def body() -> None:
-        with Events(raw_group.unified, raw_group.controllers) as events:
-
-            async def collect() -> list[Event]:
-                return [event async for event in events]
-
-            tasks = [asyncio.create_task(collect()) for _ in range(3)]
-            await asyncio.wait(tasks, timeout=0)
-            tasks[0].cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await tasks[0]
-            events.close()
-            async with asyncio.timeout(PATIENCE):
-                assert await asyncio.gather(*tasks[1:]) == [[], []]
-
-    asyncio.run(body())
+    watches.check_asyncio_tasks_wait_side_by_side(lambda: Events(raw_group.unified, raw_group.controllers))
 
 
 def test_interrupt(raw_group: RawGroup, events: Events) -> None:
@@ -340,17 +295,7 @@ def test_signal_does_not_end_a_wait(raw_group: RawGroup, events: Events) -> None
 
 def test_fork(raw_group: RawGroup, events: Events) -> None:
     """In a fork it is of no use, and closing it there takes nothing from the parent."""
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            with pytest.raises(ClosedError, match="fork"):
-                events.wait(0)
-            events.close()
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    watches.check_fork(events)
     assert events.wait(0) is None
     if has_version_2():
         process = raw_group.stay()
@@ -370,26 +315,7 @@ def test_group_that_is_gone(raw_group: RawGroup) -> None:
 
 def test_no_descriptors(raw_group: RawGroup) -> None:
     """Whichever descriptor is refused, the error names that limit and nothing stays open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    first = os.dup(0)
-    os.close(first)
-    refusals: list[tuple[int | None, str]] = []
-    try:
-        for allowed in range(first, first + 40):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-            try:
-                Events(raw_group.unified, raw_group.controllers).close()
-            except OSError as error:
-                refusals.append((error.errno, str(error)))
-            else:
-                break
-        else:
-            pytest.fail("never enough")
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert len(refusals) > 3
-    assert {number for number, _ in refusals} == {errno.EMFILE}
-    assert [text for _, text in refusals if "RLIMIT_NOFILE" not in text] == []
+    watches.check_no_descriptors(lambda: Events(raw_group.unified, raw_group.controllers))
 
 
 def test_too_many_inotify_instances(raw_group: RawGroup) -> None:
@@ -416,17 +342,7 @@ def test_nothing_to_watch(raw_group: RawGroup) -> None:
 def test_handler_closes(raw_group: RawGroup) -> None:
     """A signal handler may close what the interrupted thread waits for."""
     events = Events(raw_group.unified, raw_group.controllers)
-
-    def handler(*_: object) -> None:
-        events.close()
-
-    before = signal.signal(signal.SIGALRM, handler)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
-        assert list(events) == []
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    watches.check_handler_closes(events)
 
 
 # ---- waiting for one thing ----
@@ -459,8 +375,7 @@ def test_wait_oom_of_a_group_that_is_removed(raw_group: RawGroup) -> None:
     thread = threading.Thread(target=body)
     thread.start()
     raw_group.remove()
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
+    join(thread)
     assert isinstance(outcome.get_nowait(), GoneError)
 
 

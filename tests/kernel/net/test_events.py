@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import random
-import resource
 import select
 import signal
 import socket
@@ -20,11 +18,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 import isolib
-from isolib import PIPE, STDOUT, ClosedError, PlanError, SyscallError
+from isolib import PIPE, STDOUT, ClosedError, PlanError
 from isolib._kernel.netlink import codec
-from isolib._kernel.sockets import open_file_in, open_socket
-from isolib.net import Address, Change, Link, Neighbour, Route, addresses, changes, links, neighbours, routes
+from isolib._kernel.netlink.socket import open_netlink
+from isolib.net import Address, Change, Link, Neighbour, Route, addresses, changes, links, neighbours, requests, routes
+from tests import watches
+from tests.nets import PATIENCE, socket_in
 from tests.rights import RIGHTS, having
+from tests.watches import in_background, join
+from tests.wires import sysctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from isolib.namespaces import NetNS
     from isolib.net import Changes
 
-PATIENCE = 30.0
 PACKAGE = os.path.dirname(isolib.__file__)
 
 
@@ -55,8 +56,7 @@ def net() -> Iterator[NetNS]:
 def without_ipv6(net: NetNS) -> None:
     """Switch IPv6 off in a namespace, in which things happen by themselves."""
     for name in ("all", "default"):
-        with open_file_in(net, f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", os.O_WRONLY) as fd:
-            os.write(fd.fileno(), b"1")
+        sysctl(net, f"net.ipv6.conf.{name}.disable_ipv6", "1")
 
 
 @pytest.fixture
@@ -104,7 +104,9 @@ def test_a_link(net: NetNS, news: Changes) -> None:
     assert news.wait(0) is None
     ip(net, "link add br0 type bridge")
     made = take(news, "added", Link).what
-    assert made == next(link for link in links(net) if link.name == "br0") or isinstance(made, Link)
+    assert isinstance(made, Link)
+    (there,) = [link for link in links(net) if link.name == "br0"]
+    assert (made.index, made.name, made.kind, made.mac) == (there.index, "br0", "bridge", there.mac)
     ip(net, "link set br0 up")
     up = take(news, "changed", Link)
     assert isinstance(up.what, Link)
@@ -117,7 +119,6 @@ def test_a_link(net: NetNS, news: Changes) -> None:
     ip(net, "link del br1")
     gone = take(news, "removed", Link)
     assert isinstance(gone.what, Link)
-    assert isinstance(made, Link)
     assert (gone.what.name, gone.what.index) == ("br1", made.index)
     assert told(everything(news), Link) == []
 
@@ -292,9 +293,8 @@ def test_nobody_but_the_kernel_tells(net: NetNS, news: Changes) -> None:
     """Root of the namespace cannot tell of what has not happened."""
     body = struct.pack("=BxHiII", 0, 1, 99, 0, 0) + codec.text(3, "forged")
     message = codec.HEADER.pack(16 + len(body), 16, 0, 0, 0) + body
-    opened = open_socket(net, socket.AF_NETLINK, socket.SOCK_RAW, 0)
-    with opened as fd, socket.fromfd(fd.fileno(), socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:
-        sock.sendto(message, (0, 1))
+    with socket_in(net, socket.SOCK_RAW, socket.AF_NETLINK) as forger:
+        forger.sendto(message, (0, 1))
     ip(net, "link add real type bridge")
     assert told(everything(news), Link)[0] == ("added", "real")
 
@@ -302,33 +302,9 @@ def test_nobody_but_the_kernel_tells(net: NetNS, news: Changes) -> None:
 # ---- waiting ----
 
 
-def in_background(news: Changes, found: SimpleQueue[Change] | None = None) -> threading.Thread:
-    """Iterate on a thread."""
-
-    def body() -> None:
-        for change in news:
-            if found is not None:
-                found.put(change)
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    return thread
-
-
 def test_close_ends_blocked_iterations(net: NetNS) -> None:
     """Closing it on one thread ends the iterations of others, and nothing stays open."""
-    news = changes(net)
-    threads = [in_background(news) for _ in range(3)]
-    news.close()
-    for thread in threads:
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
-    news.close()
-    with pytest.raises(ClosedError):
-        news.fileno()
-    with pytest.raises(ClosedError):
-        news.wait(0)
-    assert "closed" in repr(news)
+    watches.check_close_ends_blocked_iterations(changes(net))
 
 
 def test_each_change_is_given_once(net: NetNS) -> None:
@@ -338,9 +314,7 @@ def test_each_change_is_given_once(net: NetNS) -> None:
         threads = [in_background(news, found) for _ in range(3)]
         ip(net, *(f"address add 10.1.{number}.1/32 dev lo" for number in range(100)))
         seen = [str(found.get(timeout=PATIENCE).what) for _ in range(100)]
-    for thread in threads:
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
+    join(*threads)
     assert len(set(seen)) == 100
     assert found.empty()
 
@@ -388,23 +362,7 @@ def test_trio(net: NetNS) -> None:
 
 def test_asyncio_tasks_wait_side_by_side(net: NetNS) -> None:
     """Several tasks may wait for the next change; closing ends them all, and a cancelled one disturbs no other."""
-
-    async def body() -> None:
-        with changes(net) as news:
-
-            async def collect() -> list[Change]:
-                return [change async for change in news]
-
-            tasks = [asyncio.create_task(collect()) for _ in range(3)]
-            await asyncio.wait(tasks, timeout=0)
-            tasks[0].cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await tasks[0]
-            news.close()
-            async with asyncio.timeout(PATIENCE):
-                assert await asyncio.gather(*tasks[1:]) == [[], []]
-
-    asyncio.run(body())
+    watches.check_asyncio_tasks_wait_side_by_side(lambda: changes(net))
 
 
 def test_interrupts_lose_nothing(net: NetNS) -> None:
@@ -447,26 +405,14 @@ def test_interrupts_lose_nothing(net: NetNS) -> None:
 
 def test_handler_closes(net: NetNS) -> None:
     """A signal handler may close what the interrupted thread waits for."""
-    news = changes(net)
-
-    def handler(*_: object) -> None:
-        news.close()
-
-    before = signal.signal(signal.SIGALRM, handler)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
-        assert list(news) == []
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    watches.check_handler_closes(changes(net))
 
 
 def test_closing_the_handle_does_not_disturb(net: NetNS, news: Changes) -> None:
     """The namespace lives on, and its changes are told, when its handle is closed."""
-    with open_socket(net, socket.AF_NETLINK, socket.SOCK_RAW, 0) as fd:
+    with open_netlink(net) as route:
         net.close()
-        body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + codec.text(3, "br0") + codec.nested(18, codec.text(1, "bridge"))
-        os.write(fd.fileno(), codec.request(16, body, flags=codec.CREATE))
+        route.ask(requests.new_link("bridge", requests.link_attributes(name="br0"), name="br0"))
     assert take(news, "added", Link).kind == "added"
     with pytest.raises(ClosedError):
         changes(net)
@@ -475,43 +421,13 @@ def test_closing_the_handle_does_not_disturb(net: NetNS, news: Changes) -> None:
 def test_fork(net: NetNS, news: Changes) -> None:
     """In a fork it is of no use, and closing it there takes nothing from the parent."""
     ip(net, "link add br0 type bridge")
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            with pytest.raises(ClosedError, match="fork"):
-                news.wait(0)
-            news.close()
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    watches.check_fork(news)
     assert take(news, "added", Link).kind == "added"
 
 
 def test_no_descriptors(net: NetNS) -> None:
     """Whichever descriptor is refused, the error names that limit and nothing stays open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    changes(net).close()
-    first = os.dup(0)
-    os.close(first)
-    refusals: list[tuple[int | None, str]] = []
-    try:
-        for allowed in range(first, first + 40):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-            try:
-                changes(net).close()
-            except SyscallError as error:
-                refusals.append((error.errno, str(error)))
-            else:
-                break
-        else:
-            pytest.fail("never enough")
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert len(refusals) > 3
-    assert {number for number, _ in refusals} == {errno.EMFILE}
-    assert [text for _, text in refusals if "RLIMIT_NOFILE" not in text] == []
+    watches.check_no_descriptors(lambda: changes(net))
 
 
 @pytest.mark.parametrize("of", [[], "Link", [str], [Link, None], 5, [["Link"]]])
