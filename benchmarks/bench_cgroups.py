@@ -203,14 +203,6 @@ def isolib_spawn() -> None:
 
 # ---- the questions ----
 
-Goals = list[dict[str, object] | None]
-
-
-def answer(timings: Sequence[common.Timing], absent: dict[str, str], goals: Goals) -> dict[str, object]:
-    """Say who is absent, and return everything as JSON takes it."""
-    common.tell_absent(absent)
-    return {"timings": common.timings_of(timings), "goals": [one for one in goals if one], "absent": absent}
-
 
 def life(bare: Bare, host: common.Host, directory: str, *, quick: bool) -> dict[str, object]:
     """Measure a group with three limits from its making to its end, with a process in it and without."""
@@ -241,13 +233,13 @@ def life(bare: Bare, host: common.Host, directory: str, *, quick: bool) -> dict[
         timings = common.interleave(working, rounds)
         common.table(title, timings, FLOOR)
         goals = [common.goal(timings, ISOLIB, name, 1.5) for name in (FLOOR, LAUNCHED)]
-        found[title] = answer(timings, absent, goals)
+        found[title] = common.answer(timings, absent, goals)
     for title, contenders in others.items():
         working, absent = common.present(contenders)
         timings = common.interleave(working, rounds // 5)
         common.table(title, timings, ISOLIB)
         goals = [common.goal(timings, ISOLIB, one.name, 0.1) for one in working if one.name != ISOLIB]
-        found[title] = answer(timings, absent, goals)
+        found[title] = common.answer(timings, absent, goals)
     return found
 
 
@@ -307,8 +299,8 @@ def birth(bare: Bare, *, quick: bool) -> dict[str, object]:
                     contenders, absent = common.present(wanted)
                     timings = common.interleave(contenders, 10 if quick else 150 if idle else 400)
                     common.table(title, timings, floor)
-                    goals: Goals = [] if to_end or some is naive else [common.goal(timings, inside, plain, 1.1)]
-                    found[f"{title}: {', '.join(some)}"] = answer(timings, absent, goals)
+                    goals: common.Goals = [] if to_end or some is naive else [common.goal(timings, inside, plain, 1.1)]
+                    found[f"{title}: {', '.join(some)}"] = common.answer(timings, absent, goals)
     return found
 
 
@@ -340,8 +332,8 @@ def sample(*, quick: bool) -> dict[str, object]:
         working, absent = common.present(contenders)
         timings = common.interleave(working, 10 if quick else 200)
     common.table("A counter of memory, read again and again", timings, "pread of a kept descriptor")
-    goals: Goals = [common.goal_within(timings, name, 0.005) for name in ("Directory.sample()", "group.memory.current")]
-    return answer(timings, absent, goals)
+    goals: common.Goals = [common.goal_within(timings, name, 0.005) for name in ("Directory.sample()", "group.memory.current")]
+    return common.answer(timings, absent, goals)
 
 
 #: A command that is so many processes, all told of by one line.
@@ -381,7 +373,7 @@ def end(bare: Bare, *, quick: bool) -> dict[str, object]:
             working, absent = common.present(wanted)
             timings = common.interleave(working, 3 if quick else 20 if processes > 1 else 60)
             common.table(title, timings, FLOOR)
-            found[title] = answer(timings, absent, [])
+            found[title] = common.answer(timings, absent, [])
     return found
 
 
@@ -403,7 +395,7 @@ def reaper(bare: Bare, *, quick: bool) -> dict[str, object]:
     for fd in fds:
         os.close(fd)
     common.table(f"A name in {len(fds)} directories, entrusted to the reaper and struck", timings)
-    return answer(timings, absent, [])
+    return common.answer(timings, absent, [])
 
 
 QUESTIONS: Final = ("life", "birth", "sample", "end", "reaper")
@@ -422,26 +414,15 @@ def ask(questions: Sequence[str], interpreter: str, *, quick: bool) -> dict[str,
             "end": lambda: end(bare, quick=quick),
             "reaper": lambda: reaper(bare, quick=quick),
         }
-        found: dict[str, object] = {}
-        for question in questions:
-            try:
-                found[question] = answers[question]()
-            except Exception as error:  # noqa: BLE001 - what a host refuses may be anything, and is reported
-                print(f"\nnot answered: {question}: {type(error).__name__}: {error}")
-                found[question] = {"refused": str(error)}
-        return found
+        return common.ask(questions, answers)
 
 
 def main() -> None:
     """Measure and report."""
     parser = common.arguments(__doc__)
-    parser.add_argument("questions", nargs="*", default=QUESTIONS, help=f"of: {', '.join(QUESTIONS)}; all of them by default")
     parser.add_argument("--peers", metavar="PYTHON", default=sys.executable, help="one that has benchexec and cgroupspy")
     parser.add_argument("--serve", action="store_true", help="be the process in which those two run")
-    options = parser.parse_args()
-    unknown = set(options.questions) - set(QUESTIONS)
-    if unknown:
-        parser.error(f"no such question: {', '.join(sorted(unknown))}")
+    options = common.parse(parser, QUESTIONS)
     if options.serve:
         serve()
         return

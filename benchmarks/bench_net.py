@@ -33,7 +33,7 @@ from benchmarks import common
 from benchmarks.common import Contender
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
 CLONE_NEWNET: Final = 0x40000000
 CLONE_NEWNS: Final = 0x20000
@@ -108,9 +108,7 @@ def attaching(way: Way) -> Callable[[], int]:
     """Return a function that attaches one namespace, and returns what that took alone."""
 
     def once() -> int:
-        start = time.perf_counter_ns()
-        way.attach()
-        taken = time.perf_counter_ns() - start
+        taken = common.taken(way.attach)
         way.drop()
         settle(way.hub())
         return taken
@@ -211,9 +209,9 @@ class Attached:
         self._made.close()
 
     def close(self) -> None:
-        """Close the network."""
-        self.drop()
+        """Close the network, and then what is attached to it."""
         self.network.close()
+        self.drop()
 
 
 class Wired:
@@ -372,14 +370,6 @@ def ways(floor: Floor) -> Iterator[tuple[dict[str, Way], dict[str, str]]]:
 
 # ---- the questions ----
 
-Goals = list[dict[str, object] | None]
-
-
-def answer(timings: Sequence[common.Timing], absent: dict[str, str], goals: Goals) -> dict[str, object]:
-    """Say who is absent, and return everything as JSON takes it."""
-    common.tell_absent(absent)
-    return {"timings": common.timings_of(timings), "goals": [one for one in goals if one], "absent": absent}
-
 
 def attach(floor: Floor, host: common.Host | None, *, busy: bool, quick: bool) -> dict[str, object]:
     """Measure how long it takes until a namespace is on a bridge."""
@@ -394,11 +384,11 @@ def attach(floor: Floor, host: common.Host | None, *, busy: bool, quick: bool) -
         timings = common.interleave(working, 5 if quick else 40 if busy else 150)
     beside = f", beside {BUSY_THREADS} threads that compute" if busy else ""
     common.table(f"A namespace on a bridge, with address and default route{beside}", timings, FLOOR)
-    goals: Goals = []
+    goals: common.Goals = []
     if not busy:
         goals = [common.goal(timings, name, base, 1.5) for name in (ISOLIB, PLAIN) for base in (FLOOR, CARRYING)]
         goals += [common.goal(timings, name, other, 0.125) for name in (ISOLIB, PLAIN) for other in (PYROUTE2, IP)]
-    return answer(timings, absent | refused, goals)
+    return common.answer(timings, absent | refused, goals)
 
 
 def _lab(size: int) -> Attached:
@@ -414,10 +404,7 @@ def closing(size: int, floor: Floor) -> Callable[[], int]:
 
     def once() -> int:
         lab = _lab(size)
-        start = time.perf_counter_ns()
-        lab.network.close()
-        lab.drop()
-        taken = time.perf_counter_ns() - start
+        taken = common.taken(lab.close)
         _quiet(floor)
         return taken
 
@@ -441,9 +428,7 @@ def close(floor: Floor, *, quick: bool) -> dict[str, object]:
         def once() -> int:
             for _ in range(size):
                 floor.attach()
-            start = time.perf_counter_ns()
-            floor.drop()
-            taken = time.perf_counter_ns() - start
+            taken = common.taken(floor.drop)
             settle(floor.hub())
             return taken
 
@@ -453,12 +438,12 @@ def close(floor: Floor, *, quick: bool) -> dict[str, object]:
     working, absent = common.present(wanted)
     timings = common.interleave(working, 3 if quick else 15)
     common.table("A network closed, and its namespaces", timings)
-    goals: Goals = [
+    goals: common.Goals = [
         common.goal_within(timings, one.name, 0.1 * size)
         for one, size in zip(wanted, sizes, strict=False)  # of isolib's
     ]
     goals.append(common.goal_within(timings, wanted[2].name, 50))
-    return answer(timings, absent, goals)
+    return common.answer(timings, absent, goals)
 
 
 def spaces(floor: Floor, *, quick: bool) -> dict[str, object]:
@@ -467,26 +452,24 @@ def spaces(floor: Floor, *, quick: bool) -> dict[str, object]:
 
     count = 100 if quick else 1000
 
-    def ours() -> int:
-        start = time.perf_counter_ns()
+    def ours() -> None:
         for _ in range(count):
             isolib.new_netns().close()
-        taken = time.perf_counter_ns() - start
-        _quiet(floor)
-        return taken
 
-    def bare() -> int:
-        start = time.perf_counter_ns()
-        floor.spaces(count)
-        taken = time.perf_counter_ns() - start
-        _quiet(floor)
-        return taken
+    def then_quiet(once: Callable[[], None]) -> Callable[[], int]:
+        def both() -> int:
+            taken = common.taken(once)
+            _quiet(floor)
+            return taken
+
+        return both
 
     name = "isolib: new_netns().close()"
-    working, absent = common.present([Contender(FLOOR, bare), Contender(name, ours)])
+    wanted = [Contender(FLOOR, then_quiet(lambda: floor.spaces(count))), Contender(name, then_quiet(ours))]
+    working, absent = common.present(wanted)
     timings = common.interleave(working, 2 if quick else 10)
     common.table(f"{count} namespaces, made and dropped", timings, FLOOR)
-    return answer(timings, absent, [common.goal(timings, name, FLOOR, 1 / 0.9)])
+    return common.answer(timings, absent, [common.goal(timings, name, FLOOR, 1 / 0.9)])
 
 
 def flow(floor: Floor, *, quick: bool) -> dict[str, object]:
@@ -526,7 +509,7 @@ def flow(floor: Floor, *, quick: bool) -> dict[str, object]:
         timings = common.interleave(working, rounds)
     common.table("A GiB through it", timings)
     goals = [common.goal(timings, f"{what}: isolib", f"{what}: ip", 1.03) for what in ("cable", "bridge")]
-    return answer(timings, absent, goals)
+    return common.answer(timings, absent, goals)
 
 
 QUESTIONS: Final = ("attach", "busy", "close", "spaces", "flow")
@@ -551,17 +534,12 @@ def peer(interpreter: str) -> common.Host | None:
 def main() -> None:
     """Measure and report."""
     parser = common.arguments(__doc__)
-    parser.add_argument("questions", nargs="*", default=QUESTIONS, help=f"of: {', '.join(QUESTIONS)}; all of them by default")
     parser.add_argument("--peers", metavar="PYTHON", default=sys.executable, help="one that has pyroute2")
     parser.add_argument("--serve", action="store_true", help="be the process in which that runs")
-    options = parser.parse_args()
-    unknown = set(options.questions) - set(QUESTIONS)
-    if unknown:
-        parser.error(f"no such question: {', '.join(sorted(unknown))}")
+    options = common.parse(parser, QUESTIONS)
     if options.serve:
         serve()
         return
-    results: dict[str, object] = {}
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="isolib-bench-"))
         try:
@@ -581,13 +559,7 @@ def main() -> None:
             "spaces": lambda: spaces(floor, quick=options.quick),
             "flow": lambda: flow(floor, quick=options.quick),
         }
-        for question in options.questions:
-            try:
-                results[question] = answers[question]()
-            except Exception as error:  # noqa: BLE001 - what a host refuses may be anything, and is reported
-                print(f"\nnot answered: {question}: {type(error).__name__}: {error}")
-                results[question] = {"refused": str(error)}
-    common.write_json(options.json, results)
+        common.write_json(options.json, common.ask(options.questions, answers))
 
 
 if __name__ == "__main__":

@@ -293,8 +293,7 @@ def latency(floor: common.Floor, directory: str, *, quick: bool) -> dict[str, ob
         contenders, absent = common.present(wanted)
         timings = common.interleave(contenders, 10 if quick else 200)
     common.table("One full sandbox with /bin/true in it", timings, FLOOR)
-    common.tell_absent(absent)
-    return {"timings": common.timings_of(timings), "absent": absent}
+    return common.answer(timings, absent)
 
 
 def host(directory: str, size: int, *before: str) -> common.Host:
@@ -318,8 +317,7 @@ def host_size(directory: str, *, quick: bool) -> dict[str, object]:
             [one for one in timings if one.name.startswith(f"{name}, ")],
             f"{name}, 50 MB",
         )
-    common.tell_absent({**absent, **skipped})
-    return {"timings": common.timings_of(timings), "absent": {**absent, **skipped}}
+    return common.answer(timings, {**absent, **skipped})
 
 
 def busy(floor: common.Floor, *, quick: bool) -> dict[str, object]:
@@ -328,8 +326,7 @@ def busy(floor: common.Floor, *, quick: bool) -> dict[str, object]:
     with common.busy_threads(2):
         timings = common.interleave(contenders, 5 if quick else 60)
     common.table("Beside two busy Python threads", timings, FLOOR)
-    common.tell_absent(absent)
-    return {"timings": common.timings_of(timings), "absent": absent}
+    return common.answer(timings, absent)
 
 
 def throughput(floor: common.Floor, *, quick: bool) -> dict[str, object]:
@@ -378,12 +375,8 @@ def ask(questions: Sequence[str], *, quick: bool) -> dict[str, object]:
 def main() -> None:
     """Measure and report."""
     parser = common.arguments(__doc__)
-    parser.add_argument("questions", nargs="*", default=QUESTIONS, help=f"of: {', '.join(QUESTIONS)}; all of them by default")
     parser.add_argument("--serve", nargs=2, metavar=("BYTES", "DIRECTORY"), help="be a host process of that size")
-    options = parser.parse_args()
-    unknown = set(options.questions) - set(QUESTIONS)
-    if unknown:
-        parser.error(f"no such question: {', '.join(sorted(unknown))}")
+    options = common.parse(parser, QUESTIONS)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if options.serve:
         size, directory = options.serve

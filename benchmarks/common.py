@@ -21,10 +21,10 @@ import sysconfig
 import threading
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 HERE: Final = os.path.dirname(os.path.abspath(__file__))
 
@@ -66,6 +66,13 @@ def present(contenders: Sequence[Contender]) -> tuple[list[Contender], dict[str,
         else:
             working.append(contender)
     return working, absent
+
+
+def taken(once: Callable[[], object]) -> int:
+    """Return the nanoseconds that something takes, for a contender whose turn has more to it."""
+    start = time.perf_counter_ns()
+    once()
+    return time.perf_counter_ns() - start
 
 
 def each_of(times: int, once: Callable[[], object]) -> Callable[[], int]:
@@ -296,6 +303,28 @@ def timings_of(timings: Sequence[Timing]) -> list[dict[str, object]]:
     return [asdict(one) for one in timings]
 
 
+Goals: TypeAlias = "list[dict[str, object] | None]"
+"""What `goal` and `goal_within` have found."""
+
+
+def answer(timings: Sequence[Timing], absent: dict[str, str], goals: Goals | None = None) -> dict[str, object]:
+    """Say who is absent, and return everything as JSON takes it."""
+    tell_absent(absent)
+    return {"timings": timings_of(timings), "goals": [one for one in goals or () if one], "absent": absent}
+
+
+def ask(questions: Sequence[str], answers: Mapping[str, Callable[[], dict[str, object]]]) -> dict[str, object]:
+    """Answer questions; one that this host refuses is told, and the others are answered all the same."""
+    found: dict[str, object] = {}
+    for question in questions:
+        try:
+            found[question] = answers[question]()
+        except Exception as error:  # noqa: BLE001 - what a host refuses may be anything, and is reported
+            print(f"\nnot answered: {question}: {type(error).__name__}: {error}")
+            found[question] = {"refused": str(error)}
+    return found
+
+
 def machine() -> dict[str, object]:
     """Return what a reader must know of the machine to judge the numbers."""
     with open("/proc/self/mountinfo", "rb") as mounts:
@@ -316,6 +345,16 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="few rounds: to see that it works, not to compare")
     parser.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
     return parser
+
+
+def parse(parser: argparse.ArgumentParser, questions: Sequence[str]) -> argparse.Namespace:
+    """Return what the command line says, with the questions to be answered: all, where it names none."""
+    parser.add_argument("questions", nargs="*", default=questions, help=f"of: {', '.join(questions)}; all of them by default")
+    options = parser.parse_args()
+    unknown = set(options.questions) - set(questions)
+    if unknown:
+        parser.error(f"no such question: {', '.join(sorted(unknown))}")
+    return options
 
 
 def write_json(path: str | None, results: dict[str, object]) -> None:
