@@ -168,8 +168,7 @@ def test_iperf3_agrees(weather: Weather) -> None:
     far, near = weather.line.far, weather.line.near
     with far.spawn(["iperf3", "-s", "-1", "-B", FAR, "--forceflush"], stdout=PIPE) as server:
         assert server.stdout is not None
-        while b"listening" not in server.stdout.readline():
-            pass
+        assert any(b"listening" in line for line in iter(server.stdout.readline, b""))
         with near.spawn(["iperf3", "-c", FAR, "-t", "4", "-O", "1", "-J"], stdout=PIPE) as client:
             out, _ = client.communicate(timeout=60)
         server.wait(60)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from subprocess import PIPE
 from typing import TYPE_CHECKING
 
@@ -47,11 +49,8 @@ NFT_GETTABLE = 10 << 8 | 1
 @pytest.fixture
 def host() -> Iterator[NetNS]:
     """Return the namespace of a host."""
-    made = isolib.new_netns()
-    try:
+    with closing(isolib.new_netns()) as made:
         yield made
-    finally:
-        made.close()
 
 
 def state(host: NetNS) -> tuple[object, ...]:
@@ -79,6 +78,7 @@ def test_killed_at_rest(host: NetNS) -> None:
         assert len(during[3]) == 1  # type: ignore[arg-type]
         assert {"lab0", "cable0", "cable1"} <= during[0]  # type: ignore[operator]
         process.kill()
+    assert process.returncode == -signal.SIGKILL
     assert until(lambda: state(host) == before), state(host)
 
 
@@ -90,7 +90,8 @@ def test_killed_at_work(host: NetNS, moment: int) -> None:
     with host.run(subprocess.Popen, [sys.executable, "-c", PROGRAM, "go"], stdout=PIPE) as process:
         assert process.stdout is not None
         for _ in range(number.randint(1, 4)):
-            process.stdout.readline()
+            assert process.stdout.readline() == b"\n"
         threading.Event().wait(number.random() * 0.05)
         process.kill()
+    assert process.returncode == -signal.SIGKILL
     assert until(lambda: state(host) == before), state(host)
