@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import resource
 import signal
 import threading
 from contextlib import closing
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pytest
 
-from isolib.errors import ClosedError, SyscallError
+from isolib.errors import ClosedError
+from tests.descriptors import refusals
 from tests.groups import PATIENCE
 
 if TYPE_CHECKING:
@@ -128,24 +128,7 @@ def check_fork(watch: Watch[object]) -> None:
 
 def check_no_descriptors(new: Callable[[], Watch[object]]) -> None:
     """Fail unless the error names the limit, whichever descriptor is refused."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    new().close()  # what is opened once and for all is there
-    first = os.dup(0)
-    os.close(first)
-    refusals: list[tuple[int | None, str]] = []
-    try:
-        for allowed in range(first, first + 40):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-            try:
-                new().close()
-            except SyscallError as error:
-                refusals.append((error.errno, str(error)))
-            else:
-                break
-        else:
-            pytest.fail("never enough")
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert len(refusals) > 3
-    assert {number for number, _ in refusals} == {errno.EMFILE}
-    assert [text for _, text in refusals if "RLIMIT_NOFILE" not in text] == []
+    refused = refusals(lambda: new().close())
+    assert len(refused) > 3
+    assert {error.errno for error in refused} == {errno.EMFILE}
+    assert [str(error) for error in refused if "RLIMIT_NOFILE" not in str(error)] == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import signal
 import socket
 import struct
@@ -23,6 +22,7 @@ from isolib._kernel.netlink import codec
 from isolib._kernel.netlink import socket as module
 from isolib._kernel.netlink.socket import NETFILTER, ROUTE, Request, Socket, open_netlink
 from isolib._kernel.sockets import open_file_in, open_socket
+from tests.descriptors import refusals
 from tests.interrupts import interrupt
 from tests.oracles import run_in
 from tests.rights import RIGHTS, having
@@ -194,26 +194,9 @@ def test_what_is_no_namespace(net: NetNS, tmp_path: object) -> None:
 
 def test_no_descriptors(net: NetNS) -> None:
     """Whichever descriptor is refused, the exception is isolib's and nothing stays open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    open_netlink(net).close()  # what every launch stands on is opened once
-    first = os.dup(0)
-    os.close(first)
-    refused = 0
-    try:
-        for allowed in range(first, first + 40):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-            try:
-                open_netlink(net).close()
-            except SyscallError as error:
-                assert error.errno == errno.EMFILE, error  # noqa: PT017
-                refused += 1
-            else:
-                break
-        else:
-            pytest.fail("never enough")
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert refused >= 2
+    refused = refusals(lambda: open_netlink(net).close())
+    assert len(refused) >= 2
+    assert {error.errno for error in refused} == {errno.EMFILE}
 
 
 # ---- requests ----

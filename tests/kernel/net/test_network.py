@@ -5,45 +5,23 @@ from __future__ import annotations
 import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
 import pytest
 
-import isolib
 from isolib import ClosedError, PlanError, SyscallError
 from isolib._kernel.sockets import open_file_in
 from isolib.net import addresses, links, new_network, routes
 from tests.nets import SOON, datagram_reaches, reaches, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from isolib.namespaces import NetNS
     from isolib.net import Network
 
 pytestmark = pytest.mark.usefixtures("user_namespaces")
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    """Return a network of both kinds of addresses."""
-    with new_network("10.77.0.0/24", ipv6="fd77::/64") as made:
-        yield made
-
-
-@pytest.fixture
-def new_ns() -> Iterator[Callable[[], NetNS]]:
-    """Return what makes a namespace that is closed after the test."""
-    with ExitStack() as stack:
-
-        def make() -> NetNS:
-            ns = isolib.new_netns()
-            stack.callback(ns.close)
-            return ns
-
-        yield make
 
 
 def setting(ns: NetNS, path: str) -> str:

@@ -17,21 +17,11 @@ from isolib.net import links, new_bridge, new_veth, owned, requests
 from isolib.net.where import Where
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from isolib._kernel.netlink.socket import Request
     from isolib.namespaces import NetNS
     from isolib.net import Interface
 
 pytestmark = pytest.mark.usefixtures("user_namespaces")
-
-
-@pytest.fixture
-def ns() -> Iterator[NetNS]:
-    """Return a namespace that is closed after the test."""
-    made = isolib.new_netns()
-    yield made
-    made.close()
 
 
 def next_number() -> int:

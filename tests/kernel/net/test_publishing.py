@@ -18,29 +18,12 @@ from isolib.net import new_network
 from tests.nets import PATIENCE, listen, socket_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from ipaddress import IPv4Address
 
     from isolib.namespaces import NetNS
     from isolib.net import Endpoint, Network
 
 pytestmark = pytest.mark.usefixtures("user_namespaces")
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    """Return a network of both kinds of addresses."""
-    with new_network("10.77.0.0/24", ipv6="fd77::/64") as made:
-        yield made
-
-
-@pytest.fixture
-def ns() -> Iterator[NetNS]:
-    """Return a namespace."""
-    with ExitStack() as stack:
-        made = isolib.new_netns()
-        stack.callback(made.close)
-        yield made
 
 
 def address_of(endpoint: Endpoint) -> IPv4Address:

@@ -42,19 +42,6 @@ def world(needs_root: None) -> Iterator[World]:
             yield World(host, outside)
 
 
-@pytest.fixture
-def new_ns() -> Iterator[Callable[[], NetNS]]:
-    """Return what makes a namespace that is closed after the test."""
-    with ExitStack() as stack:
-
-        def make() -> NetNS:
-            ns = isolib.new_netns()
-            stack.callback(ns.close)
-            return ns
-
-        yield make
-
-
 def test_internet(world: World, new_ns: Callable[[], NetNS]) -> None:
     """An endpoint reaches what the host reaches, with the host's address, and nothing of it is left afterwards."""
     before = {link.name for link in links()}
