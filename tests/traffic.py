@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isolib import new_netns
+from isolib._kernel.netlink import tc
 from isolib.net.shaping import Shaping
 from isolib.net.veth import new_veth
 from isolib.net.where import Where
@@ -42,6 +43,11 @@ class Line:
     def udp(self, *, far: bool = False) -> socket.socket:
         """Return a socket at one end, bound to a free port."""
         return opened(self.far if far else self.near, socket.SOCK_DGRAM, FAR if far else NEAR)
+
+    def queues(self) -> list[tc.QdiscState]:
+        """Return the queueing disciplines that the near end has, with what has passed them."""
+        found = map(tc.parse_qdisc, self.near.netlink().dump(tc.dump_qdiscs(self.cable.a.index)))
+        return [one for one in found if one.index == self.cable.a.index]
 
 
 def opened(ns: NetNS, kind: int, address: str) -> socket.socket:
@@ -85,7 +91,7 @@ class Flow:
         self._in.settimeout(0)
         self._in.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)  # net.core.rmem_max bounds it
         self.size = size
-        self._next = 0
+        self.sent = 0
         self.received: list[bytes] = []
         self.arrived = 0
         self._out.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, int(not checksum))
@@ -101,11 +107,19 @@ class Flow:
 
     def send(self, count: int = 1) -> None:
         """Send datagrams, each with its number, and take meanwhile what has come."""
-        for number in range(self._next, self._next + count):
+        for number in range(self.sent, self.sent + count):
             self._out.send(struct.pack(">I", number).ljust(self.size, b"\0"))
             if number % 50 == 0:
                 self.take()
-        self._next += count
+        self.sent += count
+
+    def send_on(self) -> None:
+        """Send datagrams until one of them has come, and with it whatever of those before it comes."""
+        first, looked_at = self.sent, len(self.received)
+        while not any(first <= number < self.sent for number in self.numbers_from(looked_at)):
+            assert self.sent < first + 5000, "none has come"
+            self.send()
+            self.take(0.002)
 
     def take(self, timeout: float = 0) -> None:
         """Take what has come, until nothing more comes for so long."""
@@ -127,7 +141,11 @@ class Flow:
     @property
     def numbers(self) -> list[int]:
         """The numbers of the datagrams that came, in that order."""
-        return [int(struct.unpack(">I", one[:4])[0]) for one in self.received]
+        return self.numbers_from(0)
+
+    def numbers_from(self, start: int) -> list[int]:
+        """The numbers of the datagrams that came after the first so many."""
+        return [int(struct.unpack(">I", one[:4])[0]) for one in self.received[start:]]
 
     @property
     def delivered(self) -> int:

@@ -10,17 +10,16 @@ It is a daemon thread: Python ends without waiting for it. It holds no reference
 from __future__ import annotations
 
 import os
-import sys
 from _queue import SimpleQueue  # not queue.SimpleQueue: gevent replaces that one, and here native threads meet
 from contextlib import suppress
 from contextvars import copy_context
-from errno import EAGAIN
 from functools import partial
-from threading import Lock, Thread
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from isolib._kernel import calls
-from isolib.errors import ClosedError, IsolibError, from_errno
+from isolib._kernel.threads import OwnThread
+from isolib.errors import ClosedError, IsolibError
 from isolib.namespaces import enter
 
 if TYPE_CHECKING:
@@ -67,35 +66,21 @@ class _Worker:
         self.ended: SimpleQueue[None] = SimpleQueue()
         self.current: _Job | None = None
         self.waiting_for: _Worker | None = None
-        self._thread: Thread | None = None
+        self._thread = OwnThread(f"isolib {label}", f"a thread in {label}")
 
     def start(self, fd: int, unclean: Callable[[_Worker], None]) -> None:
         """Start the thread; it is inside when this returns."""
         started: SimpleQueue[BaseException | None] = SimpleQueue()
-        body = partial(self._live, fd, enter.outside(), started, unclean)
-        try:
-            self._begin(body)
-            error = started.get()
-        except RuntimeError as error:
-            raise from_errno("pthread_create", f"a thread in {self.label}", EAGAIN) from error
+        self._thread.start(partial(self._live, fd, enter.outside(), started, unclean))
+        error = started.get()
         if error is not None:
             raise error
-
-    def _begin(self, body: Callable[[], None]) -> None:
-        monkey = sys.modules.get("gevent.monkey")
-        if monkey is not None and monkey.is_module_patched("_thread"):
-            # What it calls a thread would run in the caller's, and take that one inside.
-            monkey.get_original("_thread", "start_new_thread")(body, ())
-        else:
-            self._thread = Thread(target=body, name=f"isolib {self.label}", daemon=True)
-            self._thread.start()
 
     def join(self) -> None:
         """Wait until the thread has left the namespace and ended."""
         self.ended.get()
         self.ended.put(None)  # for whoever asks next
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.join()
 
     def _live(
         self,

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import stat
-import sys
 import time
-from _queue import SimpleQueue  # not queue.SimpleQueue, which gevent replaces
 from contextlib import suppress
-from errno import EAGAIN, EEXIST
-from functools import partial
-from threading import Thread
+from errno import EEXIST
 from typing import TYPE_CHECKING, Final, Protocol
 
-from isolib._kernel import assembly, calls
+from isolib._kernel import calls
 from isolib._kernel.handle import Epoll, Fd, Handle, Rollback
 from isolib._kernel.hints import typed
+from isolib._kernel.threads import OwnThread
 from isolib._kernel.waiting import Alarm, poll
 from isolib.errors import PlanError, from_errno
 from isolib.net import pcapng
@@ -47,9 +43,6 @@ __all__ = ["Capture", "capture"]
 # sys/epoll.h; not of the module select, from which gevent takes them
 _EPOLLIN: Final = 0x1
 _EPOLLERR: Final = 0x8
-
-#: Signals by which the kernel tells a thread of its own fault.
-_FAULTS: Final = {signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP}
 
 
 class _Sink:
@@ -119,17 +112,21 @@ class _Recorder:
         self.is_ending = False
         self.error: BaseException | None = None
         self.number = 0
-        self.is_begun = False
         self.is_over = False
+        #: Whether the thread writes: said once, by itself or who started it, or by who ends this where that was interrupted.
+        self._is_begun: dict[None, bool] = {}
         self._ended = Alarm()
         self._is_settled = False
-        self._thread: Thread | None = None
+        self._thread = OwnThread("isolib capture", "the thread that captures")
         self._epoll = Epoll()
         self._epoll.register(source.fileno(), _EPOLLIN)
         self._epoll.register(self.alarm.fileno(), _EPOLLIN)
 
     def run(self) -> None:
-        """Write packets down until somebody rings, then those that are left."""
+        """Write packets down until somebody rings, then those that are left; on the thread."""
+        self.number = calls.thread_number()
+        if not self._is_begun.setdefault(None, True):
+            return
         try:
             self._write_all()
         except BaseException as error:  # noqa: BLE001 - raised by close()
@@ -141,11 +138,8 @@ class _Recorder:
                 self.sink.finish()
             except BaseException as error:  # noqa: BLE001
                 self.error = self.error or error
-            self._tell_end()
-
-    def _tell_end(self) -> None:
-        self.is_over = True
-        self._ended.ring()
+            self.is_over = True
+            self._ended.ring()
 
     def _write_all(self) -> None:
         while not self.is_ending:
@@ -179,49 +173,20 @@ class _Recorder:
     # ---- for others ----
 
     def start(self) -> None:
-        """Start the thread, which blocks all signals, in the namespaces that this one was in before it went anywhere."""
-        away = assembly.outside()
-        moved: SimpleQueue[BaseException | None] = SimpleQueue()
-        body = partial(self._live, away, moved)
-        monkey = sys.modules.get("gevent.monkey")
-        self.is_begun = True
-        try:
-            if monkey is not None and monkey.is_module_patched("_thread"):
-                # What it calls a thread would run in the caller's.
-                monkey.get_original("_thread", "start_new_thread")(body, ())
-            else:
-                self._thread = Thread(target=body, name="isolib capture", daemon=True)
-                self._thread.start()
-        except RuntimeError as error:
-            self.is_begun = False
-            raise from_errno("pthread_create", "the thread that captures", EAGAIN) from error
-        if (failure := moved.get()) is not None:
-            raise failure
-
-    def _live(self, away: list[tuple[int, int]], moved: SimpleQueue[BaseException | None]) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
-        try:
-            for fd, flag in away:
-                calls.setns(fd, flag, "the namespace outside")
-        except BaseException as error:  # noqa: BLE001 - raised where the thread was started
-            moved.put(error)
-            self._tell_end()
-            return
-        self.number = calls.thread_number()
-        moved.put(None)
-        self.run()
+        """Start the thread."""
+        self._thread.start_outside(self.run)
+        self._is_begun.setdefault(None, True)
 
     def end(self) -> None:
         """Have the rest written, and wait for it; but a finalizer that runs in the thread itself cannot."""
         self.is_ending = True
-        if self.is_begun and not self._is_settled:
+        if self._is_begun.setdefault(None, False) and not self._is_settled:
             self.alarm.ring()
             if calls.thread_number() == self.number:
                 return
             poll(self._ended, None)
-            if self._thread is not None:
-                self._thread.join()
             self._is_settled = True
+        self._thread.join()
         self._epoll.close()
         self.alarm.close()
         self._ended.close()

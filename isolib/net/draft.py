@@ -9,7 +9,7 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Interface
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from isolib.errors import PlanError
-from isolib.net.notation import LONGEST_INTERFACE, is_bridge
+from isolib.net.notation import LONGEST_INTERFACE, is_bridge, medium_of
 from isolib.net.pool import address_of, choose_subnet, choose_ula, parse_subnet, usable
 
 if TYPE_CHECKING:
@@ -119,8 +119,7 @@ class Draft:
             return place, port
 
         for left, right in self._sketch.cables:
-            medium: Medium = left if is_bridge(left) else right if is_bridge(right) else (left, right)
-            ground = self._by_medium[medium]
+            ground = self._by_medium[medium_of(left, right)]
             self.cables.append((end(left, ground), end(right, ground)))
 
     def give_subnets(self, *, ipv6: bool) -> None:

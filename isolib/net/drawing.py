@@ -56,7 +56,7 @@ def draw(picture: Picture) -> str:
 
 
 def _n(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0").replace("-0.0", "0")
+    return f"{value:z.1f}".removesuffix(".0")
 
 
 def _escape(text: str) -> str:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from isolib.net.pool import IPAddress, IPNetwork
 
-__all__ = ["Medium", "Sketch", "is_bridge", "read"]
+__all__ = ["Medium", "Sketch", "is_bridge", "medium_of", "read"]
 
 #: What frames travel in: a bridge, by its name, or a cable between two namespaces, by theirs.
 Medium: TypeAlias = str | tuple[str, str]
@@ -58,6 +58,11 @@ LONGEST_INTERFACE: Final = 15
 def is_bridge(name: str) -> bool:
     """Return whether a name is one of a bridge: ``br0``, ``br12``."""
     return _BRIDGE.fullmatch(name) is not None
+
+
+def medium_of(left: str, right: str) -> Medium:
+    """Return what frames travel in over a cable between two places."""
+    return left if is_bridge(left) else right if is_bridge(right) else (left, right)
 
 
 @dataclass(slots=True)
@@ -203,7 +208,7 @@ class _Reader:
             raise PlanError(f"topology: '{left} {cable[0]} {right}' is a second cable between the two")
         self._pairs.add(frozenset((left, right)))
         self.sketch.cables.append((left, right))
-        medium: Medium = left if is_bridge(left) else right if is_bridge(right) else (left, right)
+        medium = medium_of(left, right)
         if isinstance(medium, tuple):
             self.sketch.media.append(medium)
         if cable["label"] is not None:

@@ -17,9 +17,10 @@ from isolib.errors import SyscallError, Unsupported, from_errno
 from isolib.net import pcapng, ring
 
 if TYPE_CHECKING:
+    from isolib._kernel.handle import Fd
     from isolib.types import HasFileno
 
-__all__ = ["ALL", "NONE", "PacketSocket", "open_packet_socket", "refused"]
+__all__ = ["ALL", "NONE", "PacketSocket", "new_packet_socket", "open_packet_socket", "refused"]
 
 _AF_PACKET: Final = 17
 _SOCK_RAW: Final = 3
@@ -58,6 +59,11 @@ def refused(op: str, target: str, error: OSError) -> SyscallError:
     return from_errno(op, target, number, hint(op, number, target))
 
 
+def new_packet_socket(net: HasFileno | None) -> Fd:
+    """Return a packet socket of a namespace, which receives nothing yet; otherwise as `open_socket`."""
+    return open_socket(net, _AF_PACKET, _SOCK_RAW, label="packet socket")
+
+
 def open_packet_socket(net: HasFileno | None, name: str, *, snaplen: int, promiscuous: bool) -> PacketSocket:
     """Return a socket that receives nothing yet, of an interface of a namespace; None: that of the calling thread.
 
@@ -68,7 +74,7 @@ def open_packet_socket(net: HasFileno | None, name: str, *, snaplen: int, promis
     Unsupported
         The interface is of a kind whose packets cannot be described in a file.
     """
-    with open_socket(net, _AF_PACKET, _SOCK_RAW, label="packet socket") as fd:
+    with new_packet_socket(net) as fd:
         try:
             # In one go of C functions: an interrupt leaves no descriptor that nobody owns.
             sock = next(map(partial(Socket, _AF_PACKET, _SOCK_RAW, 0), map(os.dup, (fd.fileno(),))))

@@ -24,22 +24,20 @@ from isolib._kernel.handle import Rollback
 from isolib._kernel.netlink import codec, tc
 from isolib._kernel.netlink.qdiscs import CERTAIN, Clsact
 from isolib._kernel.netlink.socket import open_netlink
-from isolib._kernel.sockets import new_namespace_beside, open_socket
+from isolib._kernel.sockets import new_namespace_beside
 from isolib.errors import ClosedError, SyscallError
 from isolib.net import parsing, requests
+from isolib.net.packet_socket import new_packet_socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from isolib._kernel.calls import RelayCounts
     from isolib._kernel.netlink.socket import Request
     from isolib.net.weather import Impairment
     from isolib.net.where import Where
 
 __all__ = ["GONE", "Relay", "parts", "suppress_errno"]
 
-_AF_PACKET: Final = 17
-_SOCK_RAW: Final = 3
 #: No frame has it: below 0x600 the field is a length.
 _PUT_BACK: Final = 0x0150
 #: Of the filters; who adds others between them decides himself.
@@ -137,10 +135,7 @@ class Relay:
             # has seen that it has a carrier (net/core/link_watch.c).
             far.ask(requests.set_link(_INNER, "veth0", up=True))
             where.socket.ask(requests.set_link(near, label, up=True))
-            with (
-                open_socket(inner, _AF_PACKET, _SOCK_RAW, 0, label="packet socket") as taken,
-                open_socket(where.net, _AF_PACKET, _SOCK_RAW, 0, label="packet socket") as put,
-            ):
+            with new_packet_socket(inner) as taken, new_packet_socket(where.net) as put:
                 ends = calls.RelayEnds(taken.fileno(), _INNER, put.fileno(), self._index, self.mtu, _PUT_BACK)
                 undo.push(calls.relay_end, self._thread)
                 calls.relay_start(self._thread, ends, _weather(asked), f"relay of {name}")
@@ -168,10 +163,6 @@ class Relay:
     def change(self, asked: Impairment) -> None:
         """Change what happens to packets that come from now on; those that wait leave when they were to."""
         calls.relay_change(self._thread, _weather(asked))
-
-    def counts(self) -> RelayCounts:
-        """Return what has happened to packets so far."""
-        return calls.relay_counts(self._thread)
 
     def end(self) -> None:
         """Have the thread end, and with it the veth, but leave the interface as it is; it is not waited for."""

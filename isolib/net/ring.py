@@ -38,8 +38,9 @@ _FRAME: Final = 2048
 #: Milliseconds after which a block is handed over that is not full.
 _PATIENCE: Final = 20
 
-# Of one block: version, offset of private data, status, packets, offset of the first.  Native: its words are read in one piece.
-_BLOCK: Final = struct.Struct("@IIIII")
+# Of one block, behind its version and the offset of private data: status, packets, offset of the first.  Native: its words are
+# read in one piece.
+_BLOCK: Final = struct.Struct("@II")
 _WORD: Final = struct.Struct("@I")
 _STATUS: Final = 8
 _COUNT: Final = 12
@@ -114,9 +115,11 @@ class Ring:
             The kernel writes no more: what is in a block that it has not handed over is taken too.
         """
         at = self._next * self._size
-        _, _, status, count, first = _BLOCK.unpack_from(self._memory, at)
+        # The status goes first: what is beside it is whole when this says so.
+        status = _WORD.unpack_from(self._memory, at + _STATUS)[0]
         if not status & _OURS and not rest:
             return []
+        count, first = _BLOCK.unpack_from(self._memory, at + _COUNT)
         found = packets(self._memory, at + first, count, self._snaplen)
         # The count goes first: what the kernel may write from then on must be its own.
         _WORD.pack_into(self._memory, at + _COUNT, 0)

@@ -15,26 +15,23 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import stat
-import sys
 import time
-from _queue import SimpleQueue  # not queue.SimpleQueue, which gevent replaces
 from _socket import socket as Socket  # noqa: N812 - not socket.socket, which gevent replaces
 from _thread import RLock  # reentrant: a finalizer, which may run anywhere, stops what it owns
 from collections import deque
-from errno import EAGAIN, ENOTSOCK
+from errno import ENOTSOCK
 from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import count
-from threading import Thread
 from traceback import format_tb
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel import assembly, calls
+from isolib._kernel import calls
 from isolib._kernel.handle import Epoll, Fd, home
 from isolib._kernel.hints import typed
-from isolib.errors import ClosedError, from_errno
+from isolib._kernel.threads import OwnThread
+from isolib.errors import ClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,10 +52,6 @@ OUT: Final = select.EPOLLOUT
 _CHUNK: Final = 1 << 18
 #: From how many timers on those that were cancelled are cleared away.
 _TIMERS: Final = 256
-#: What the thread leaves to itself: it is told of its own faults. All others are for the program's threads; and SIGPIPE, which
-#: a program may have set to kill it, comes to nobody.
-_FAULTS: Final = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGTRAP}
-
 
 #: In C throughout, so that nothing comes between a descriptor and its owner.
 _socket_of: Final = partial(Socket, -1, -1, -1)
@@ -281,21 +274,7 @@ class _Loop:
 
     def start(self) -> None:
         """Start the thread."""
-        away = assembly.outside()
-        # A new thread is where its creator is, which may be inside a namespace that is to end before this thread does.
-        moved: SimpleQueue[BaseException | None] = SimpleQueue()
-        body = partial(self._live, away, moved)
-        monkey = sys.modules.get("gevent.monkey")
-        try:
-            if monkey is not None and monkey.is_module_patched("_thread"):
-                # What it calls a thread would run in the caller's.
-                monkey.get_original("_thread", "start_new_thread")(body, ())
-            else:
-                Thread(target=body, name="isolib serving", daemon=True).start()
-        except RuntimeError as error:
-            raise from_errno("pthread_create", "the thread that serves sockets", EAGAIN) from error
-        if away and (failure := moved.get()) is not None:
-            raise failure
+        OwnThread("isolib serving", "the thread that serves sockets").start_outside(self._live)
 
     def discharge(self, served: Served) -> None:
         """Serve something no longer; no lock is taken, for a finalizer may call this anywhere."""
@@ -336,16 +315,8 @@ class _Loop:
 
     # ---- the thread ----
 
-    def _live(self, away: list[tuple[int, int]], moved: SimpleQueue[BaseException | None]) -> None:
+    def _live(self) -> None:
         self._number = calls.thread_number()
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
-        try:
-            for fd, flag in away:
-                calls.setns(fd, flag, "the namespace outside")
-        except BaseException as error:  # noqa: BLE001 - raised where the thread was started
-            moved.put(error)
-            return
-        moved.put(None)
         while not _is_over(self):
             self._turn()
         self._timers.clear()

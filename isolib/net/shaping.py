@@ -130,11 +130,6 @@ class Shaping:
             self._relay = self._loss = self._root = None
             self._in_force = InForce(Impairment())
 
-    def queues(self) -> list[tc.QdiscState]:
-        """Return the queueing disciplines that the interface has, with what has passed them."""
-        found = map(tc.parse_qdisc, self._where.socket.dump(tc.dump_qdiscs(self._index)))
-        return [one for one in found if one.index == self._index]
-
     # ---- backends: each returns what it does, or nothing when it cannot do all of it ----
 
     def _link(self) -> Link:
@@ -256,37 +251,33 @@ def _netem(asked: Impairment) -> Netem:
 
 
 def _effects_of_netem(asked: Impairment, netem: Netem) -> tuple[Effect, ...]:
-    values = {
-        "delay": (netem.delay / 1e9, "from the kernel's high-resolution timers"),
-        "jitter": (netem.jitter / 1e9, "uniform from so much less to so much more; no packet overtakes another"),
-        "loss": (netem.loss / CERTAIN, f"each packet by itself, {_STEP}; {_TOGETHER}"),
-        "duplicate": (netem.duplicate / CERTAIN, f"each packet by itself, {_STEP}; {_TOGETHER}"),
-        "corrupt": (netem.corrupt / CERTAIN, f"one bit of a packet, {_STEP}"),
-        "reorder": (netem.reorder / CERTAIN, f"these are not delayed, {_STEP}"),
-        "rate": (netem.rate * _BITS, "Ethernet's headers included, without bursts"),
-    }
-    return _effects(asked, "netem", values)
+    late = "from the kernel's high-resolution timers"
+    return _effects(asked, "netem", rate=netem.rate * _BITS, late=late, unit="packet", together=f"; {_TOGETHER}")
 
 
 def _effects_of_relay(asked: Impairment) -> tuple[Effect, ...]:
-    values = {
-        "delay": (round(asked.delay * 1e9) / 1e9, "and what it takes to wake a thread, some 0.1 ms on an idle machine"),
-        "jitter": (round(asked.jitter * 1e9) / 1e9, "uniform from so much less to so much more; no packet overtakes another"),
-        "loss": (parts(asked.loss) / CERTAIN, f"each frame by itself, {_STEP}"),
-        "duplicate": (parts(asked.duplicate) / CERTAIN, f"each frame by itself, {_STEP}"),
-        "corrupt": (parts(asked.corrupt) / CERTAIN, f"one bit of a frame, {_STEP}"),
-        "reorder": (parts(asked.reorder) / CERTAIN, f"these are not delayed, {_STEP}"),
-        "rate": (asked.rate or 0, "Ethernet's headers included, without bursts"),
+    late = "and what it takes to wake a thread, some 0.1 ms on an idle machine"
+    return _effects(asked, "relay", rate=asked.rate or 0, late=late, unit="frame")
+
+
+def _effects(asked: Impairment, backend: str, *, rate: int, late: str, unit: str, together: str = "") -> tuple[Effect, ...]:
+    """Return what a backend does that does everything: in nanoseconds, and in parts of 2^32."""
+    by_itself = f"each {unit} by itself, {_STEP}{together}"
+    exactly = {
+        "delay": late,
+        "jitter": "uniform from so much less to so much more; no packet overtakes another",
+        "loss": by_itself,
+        "duplicate": by_itself,
+        "corrupt": f"one bit of a {unit}, {_STEP}",
+        "reorder": f"these are not delayed, {_STEP}",
     }
-    return _effects(asked, "relay", values)
-
-
-def _effects(asked: Impairment, backend: str, values: dict[str, tuple[float, str]]) -> tuple[Effect, ...]:
-    effects = [Effect(name, *_told(backend, values[name])) for name, _ in asked.asked() if name in values]
+    effects = []
+    for name, value in asked.asked():
+        if name in exactly:
+            rounded = round(value * 1e9) / 1e9 if name in {"delay", "jitter"} else parts(value) / CERTAIN
+            effects.append(Effect(name, rounded, backend, exactly[name]))
+    if asked.rate:
+        effects.append(Effect("rate", rate, backend, "Ethernet's headers included, without bursts"))
     if asked.delay or asked.rate:
         effects.append(Effect("limit", asked.queue, backend, "packets"))
     return tuple(effects)
-
-
-def _told(backend: str, value: tuple[float, str]) -> tuple[float, str, str]:
-    return value[0], backend, value[1]

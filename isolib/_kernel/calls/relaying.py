@@ -36,19 +36,6 @@ class RelayWeather(NamedTuple):
     limit: int
 
 
-class RelayCounts(NamedTuple):
-    """What happened to packets in a relay since its start; ``waiting`` is how many do now."""
-
-    taken: int
-    sent: int
-    lost: int
-    duplicated: int
-    corrupted: int
-    reordered: int
-    dropped: int
-    waiting: int
-
-
 class RelayEnds(NamedTuple):
     """Where a relay takes from and gives to: two packet sockets, and the interfaces of their namespaces.
 
@@ -88,13 +75,6 @@ def relay_start(relay: Relay, ends: RelayEnds, weather: RelayWeather, target: st
 def relay_change(relay: Relay, weather: RelayWeather) -> None:
     """Change what happens to packets that are taken from now on; one that has ended does not mind."""
     lib.isolib_relay_change(relay, ffi.new("struct isolib_weather *", tuple(weather)))
-
-
-def relay_counts(relay: Relay) -> RelayCounts:
-    """Return what has happened so far; of one that has ended, nothing."""
-    counts = ffi.new("struct isolib_relay_counts *")
-    lib.isolib_relay_count(relay, counts)
-    return RelayCounts(*(int(getattr(counts, name)) for name in RelayCounts._fields))
 
 
 def relay_end(relay: Relay) -> None:

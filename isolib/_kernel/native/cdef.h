@@ -465,17 +465,6 @@ struct isolib_weather {
     uint64_t reorder; /* goes at once, before those that wait */
     uint32_t limit;   /* packets that may wait */
 };
-/* Packets, all but `waiting` since the start. */
-struct isolib_relay_counts {
-    uint64_t taken;
-    uint64_t sent;
-    uint64_t lost;
-    uint64_t duplicated;
-    uint64_t corrupted;
-    uint64_t reordered;
-    uint64_t dropped; /* too many waited, or the interface did not take it */
-    uint64_t waiting;
-};
 /* Two packet sockets, of which the relay keeps copies, and the interfaces: `in` has no protocol yet. */
 struct isolib_ends {
     int32_t in;
@@ -493,7 +482,6 @@ struct isolib_relay {
 };
 int isolib_relay_start(struct isolib_relay *relay, const struct isolib_ends *ends, const struct isolib_weather *weather);
 void isolib_relay_change(struct isolib_relay *relay, const struct isolib_weather *weather);
-void isolib_relay_count(struct isolib_relay *relay, struct isolib_relay_counts *counts);
 /* sends what waits, ends the thread and closes everything; in a fork of the host, closes only */
 void isolib_relay_end(struct isolib_relay *relay);
 /* the same, but does not wait: the thread closes everything when it has sent all */

@@ -63,12 +63,10 @@ struct isolib_relay_state {
     size_t ring_size;
     uint32_t frame_size, frame_count, next;
     pthread_t thread;
-    pthread_mutex_t lock; /* of the following five */
+    pthread_mutex_t lock; /* of the following four */
     struct isolib_weather wanted;
     int changed; /* read without the lock too */
     int ending, alone;
-    uint64_t overrun;
-    struct isolib_relay_counts counts; /* written by the thread alone */
     /* the thread's own */
     struct isolib_weather weather;
     int over;
@@ -77,10 +75,6 @@ struct isolib_relay_state {
     struct waiting *heap;
     uint32_t count, capacity;
 };
-
-static void add(uint64_t *counter, int64_t much) {
-    __atomic_store_n(counter, *counter + (uint64_t)much, __ATOMIC_RELAXED);
-}
 
 /* ---- chance: splitmix64 ---- */
 
@@ -195,10 +189,8 @@ static void damage(struct isolib_relay_state *relay, struct packet *packet) {
 static int64_t due(struct isolib_relay_state *relay, int64_t now, uint32_t size) {
     const struct isolib_weather *weather = &relay->weather;
     int64_t leaves = now + weather->delay_ns;
-    if (happens(relay, weather->reorder)) {
-        add(&relay->counts.reordered, 1);
+    if (happens(relay, weather->reorder))
         return now;
-    }
     if (weather->jitter_ns)
         leaves += (int64_t)(draw(relay) % (2 * (uint64_t)weather->jitter_ns + 1)) - weather->jitter_ns;
     if (leaves < relay->last)
@@ -209,19 +201,18 @@ static int64_t due(struct isolib_relay_state *relay, int64_t now, uint32_t size)
     return leaves;
 }
 
-static void hold(struct isolib_relay_state *relay, struct packet *packet, int64_t now) {
-    struct waiting one = {0, relay->number++, packet};
-    if (packet && relay->count < relay->weather.limit) {
-        if (happens(relay, relay->weather.corrupt)) {
-            damage(relay, packet);
-            add(&relay->counts.corrupted, 1);
-        }
-        one.due = due(relay, now, packet->size - HEADER);
-        if (push(relay, one) == 0)
-            return;
-    }
-    free(packet);
-    add(&relay->counts.dropped, 1);
+static void hold(struct isolib_relay_state *relay, const struct tpacket2_hdr *header, int64_t now) {
+    struct waiting one = {0, relay->number++, NULL};
+    if (relay->count >= relay->weather.limit)
+        return;
+    one.packet = copy((const uint8_t *)header + header->tp_mac, header->tp_snaplen, header);
+    if (!one.packet)
+        return;
+    if (happens(relay, relay->weather.corrupt))
+        damage(relay, one.packet);
+    one.due = due(relay, now, one.packet->size - HEADER);
+    if (push(relay, one) < 0)
+        free(one.packet);
 }
 
 /* Takes what was ordered meanwhile: before each packet, for whoever has ordered it may have sent that afterwards. */
@@ -245,21 +236,14 @@ static void take(struct isolib_relay_state *relay, const struct tpacket2_hdr *he
     int copies = 1;
     if (from->sll_pkttype == PACKET_OUTGOING) /* said by the interface here, not led to it */
         return;
-    add(&relay->counts.taken, 1);
-    if (header->tp_snaplen < header->tp_len || header->tp_snaplen < ETH_HLEN) {
-        add(&relay->counts.dropped, 1);
+    if (header->tp_snaplen < header->tp_len || header->tp_snaplen < ETH_HLEN)
         return;
-    }
-    if (happens(relay, relay->weather.duplicate)) {
-        add(&relay->counts.duplicated, 1);
+    if (happens(relay, relay->weather.duplicate))
         copies++;
-    }
-    if (happens(relay, relay->weather.loss)) {
-        add(&relay->counts.lost, 1);
+    if (happens(relay, relay->weather.loss))
         copies--;
-    }
     while (copies--)
-        hold(relay, copy(start + header->tp_mac, header->tp_snaplen, header), now);
+        hold(relay, header, now);
 }
 
 /* Returns whether there may be more. */
@@ -281,15 +265,19 @@ static ssize_t put(struct isolib_relay_state *relay, const struct packet *packet
                   sizeof(relay->way));
 }
 
-static void put_first(struct isolib_relay_state *relay) {
+/* Returns whether the socket took something in time; an interface that is down, or full, loses it. */
+static int put_first(struct isolib_relay_state *relay, int patience) {
     struct pollfd room = {relay->out, POLLOUT, 0};
     struct packet *packet = pop(relay);
-    ssize_t sent = put(relay, packet);
+    int is_in_time = 1;
     /* The other end has not taken what was sent before: it is the kernel's own, and has it soon. */
-    if (sent < 0 && errno == EAGAIN && poll(&room, 1, PATIENCE) > 0)
-        sent = put(relay, packet);
-    add(sent < 0 ? &relay->counts.dropped : &relay->counts.sent, 1); /* an interface that is down sends nothing */
+    if (put(relay, packet) < 0 && errno == EAGAIN) {
+        is_in_time = poll(&room, 1, patience) > 0;
+        if (is_in_time)
+            put(relay, packet);
+    }
     free(packet);
+    return is_in_time;
 }
 
 static void wait_for_news(struct isolib_relay_state *relay) {
@@ -322,6 +310,22 @@ static void dispose(struct isolib_relay_state *relay) {
     errno = error;
 }
 
+/*
+ * The way is open again: what was led here before does not wait any more, and goes in its order.  Somebody may wait for this,
+ * while others still lead packets here: so no more than one turn of the ring is taken, and room is waited for once.
+ */
+static void send_the_rest(struct isolib_relay_state *relay) {
+    int patience = PATIENCE;
+    relay->weather.delay_ns = relay->weather.jitter_ns = 0;
+    relay->weather.rate = relay->weather.reorder = 0;
+    relay->weather.limit = UINT32_MAX;
+    for (uint32_t taken = 0; taken < relay->frame_count && take_some(relay); taken += BATCH)
+        ;
+    while (relay->count)
+        if (!put_first(relay, patience))
+            patience = 0;
+}
+
 static void *run(void *argument) {
     struct isolib_relay_state *relay = argument;
     prctl(PR_SET_NAME, "isolib-relay");
@@ -329,19 +333,11 @@ static void *run(void *argument) {
     while (!relay->over) {
         int64_t now = isolib_monotonic_ns();
         while (relay->count && relay->heap[0].due <= now)
-            put_first(relay);
-        __atomic_store_n(&relay->counts.waiting, relay->count, __ATOMIC_RELAXED);
+            put_first(relay, PATIENCE);
         if (!take_some(relay))
             wait_for_news(relay);
     }
-    /* The way is open again: what was led here before does not wait any more, and goes in its order. */
-    relay->weather.delay_ns = relay->weather.jitter_ns = 0;
-    relay->weather.rate = relay->weather.reorder = 0;
-    relay->weather.limit = UINT32_MAX;
-    while (take_some(relay))
-        ;
-    while (relay->count)
-        put_first(relay);
+    send_the_rest(relay);
     if (relay->alone) { /* each of the two sockets takes the kernel milliseconds */
         close(relay->in);
         close(relay->out);
@@ -423,18 +419,18 @@ int isolib_relay_start(struct isolib_relay *handle, const struct isolib_ends *en
     struct isolib_relay_state *relay = mmap(NULL, sizeof(*relay), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (relay == MAP_FAILED)
         return -1;
-    handle->in = relay->in = fcntl(ends->in, F_DUPFD_CLOEXEC, 3);
-    handle->out = relay->out = fcntl(ends->out, F_DUPFD_CLOEXEC, 3);
-    handle->wake = relay->wake = isolib_raise_fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     relay->way = (struct sockaddr_ll){.sll_family = AF_PACKET, .sll_ifindex = ends->out_index, .sll_halen = ETH_ALEN};
     relay->way.sll_protocol = ends->protocol;
     relay->wanted = relay->weather = *weather;
     relay->alive = 1;
-    setsockopt(relay->out, SOL_SOCKET, SO_SNDBUF, &buffer, sizeof(buffer)); /* net.core.wmem_max bounds it */
     pthread_mutex_init(&relay->lock, NULL);
-    if (relay->in >= 0 && relay->out >= 0 && relay->wake >= 0 && madvise(relay, sizeof(*relay), MADV_WIPEONFORK) == 0 &&
+    if ((handle->in = relay->in = fcntl(ends->in, F_DUPFD_CLOEXEC, 3)) >= 0 &&
+        (handle->out = relay->out = fcntl(ends->out, F_DUPFD_CLOEXEC, 3)) >= 0 &&
+        (handle->wake = relay->wake = isolib_raise_fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))) >= 0 &&
+        madvise(relay, sizeof(*relay), MADV_WIPEONFORK) == 0 &&
         getrandom(&relay->seed, sizeof(relay->seed), 0) == (ssize_t)sizeof(relay->seed) &&
         setsockopt(relay->out, SOL_PACKET_LEVEL, PACKET_VNET_HDR, &on, sizeof(on)) == 0 &&
+        setsockopt(relay->out, SOL_SOCKET, SO_SNDBUF, &buffer, sizeof(buffer)) == 0 && /* net.core.wmem_max bounds it */
         open_ring(relay, ends->in_index, ends->mtu) == 0 && start_thread(relay) == 0) {
         handle->state = relay;
         return 0;
@@ -450,24 +446,6 @@ void isolib_relay_change(struct isolib_relay *handle, const struct isolib_weathe
     struct isolib_relay_state *relay = handle->state;
     if (relay && relay->alive)
         order(relay, weather, 0, 0);
-}
-
-void isolib_relay_count(struct isolib_relay *handle, struct isolib_relay_counts *counts) {
-    struct isolib_relay_state *relay = handle->state;
-    struct tpacket_stats stats = {0};
-    socklen_t size = sizeof(stats);
-    const uint64_t *from;
-    uint64_t *to = (uint64_t *)counts;
-    if (!relay || !relay->alive)
-        return;
-    from = (const uint64_t *)&relay->counts;
-    for (size_t at = 0; at < sizeof(*counts) / sizeof(*to); at++)
-        to[at] = __atomic_load_n(&from[at], __ATOMIC_RELAXED);
-    pthread_mutex_lock(&relay->lock);
-    if (getsockopt(relay->in, SOL_PACKET_LEVEL, PACKET_STATISTICS, &stats, &size) == 0)
-        relay->overrun += stats.tp_drops; /* counted from the last time on */
-    counts->dropped += relay->overrun;
-    pthread_mutex_unlock(&relay->lock);
 }
 
 void isolib_relay_end(struct isolib_relay *handle) {

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import resource
-import select
 import shutil
 import socket
 import struct
@@ -24,7 +23,10 @@ import pytest
 import isolib
 from isolib import PIPE, ClosedError, PlanError, SyscallError
 from isolib._kernel.sockets import open_socket
+from isolib._kernel.waiting import poll
 from isolib.net import capture, links, new_veth
+from isolib.net.capture import _Recorder, _Sink
+from isolib.net.packet_socket import open_packet_socket
 from tests.interrupts import interrupt
 from tests.rights import RIGHTS, having
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from isolib.namespaces import NetNS
-    from isolib.net import Capture, Veth
+    from isolib.net import Veth
 
 PORT = 7777
 OUT, IN = "0x00000002", "0x00000001"
@@ -260,22 +262,22 @@ def mac(net: NetNS, name: str) -> bytes:
     return bytes.fromhex(next(link.mac for link in links(net) if link.name == name).replace(":", ""))
 
 
-def heard(captured: Capture, packets: int) -> None:
-    """Wait until so many packets are in the file."""
-    for _ in range(3000):
-        if captured.packets >= packets:
-            return
-        select.select([], [], [], 0.01)
-    pytest.fail(f"{captured.packets} packets, and not {packets}")
+@contextmanager
+def heard(net: NetNS, name: str, packets: int) -> Iterator[None]:
+    """Wait at the end of the block until so many frames have come, and every capture has them, which the kernel tells first."""
+    with in_netns(net, socket.SOCK_RAW, socket.AF_PACKET) as sock:
+        sock.bind((name, 0x88B5))
+        yield
+        for _ in range(packets):
+            sock.recv(2000)
 
 
 def test_whom_frames_are_for(cable: Cable, tmp_path: Path, read: Callable[..., list[list[str]]]) -> None:
     """What comes is told apart: for this interface, for several, for all, for somebody else."""
     own, sender = mac(cable.b, "two"), mac(cable.a, "one")
     everybody, several, other = b"\xff" * 6, b"\x01\0\x5e\0\0\x01", b"\x02\0\0\0\0\x99"
-    with capture(cable.b, "two", tmp_path / "file") as captured:
+    with capture(cable.b, "two", tmp_path / "file"), heard(cable.b, "two", 4):
         frames(cable, *(to + sender + b"\x88\xb5" + bytes(50) for to in (own, several, everybody, other)))
-        heard(captured, 4)
     found = read(tmp_path / "file", "frame.packet_flags_reception_type", only="eth.type==0x88b5")
     assert found == [["1"], ["2"], ["3"], ["4"]]
 
@@ -284,9 +286,8 @@ def test_tagged_frames(cable: Cable, tmp_path: Path, read: Callable[..., list[li
     """The tag of a VLAN is in the frame, which is as long as it was on the wire, at both ends."""
     own, sender = mac(cable.b, "two"), mac(cable.a, "one")
     tagged = [own + sender + tag + b"\x88\xb5" + bytes(60) for tag in (b"\x81\0\x60\x05", b"\x88\xa8\0\x07")]
-    with capture(cable.a, "one", tmp_path / "a"), capture(cable.b, "two", tmp_path / "b") as captured:
+    with capture(cable.a, "one", tmp_path / "a"), capture(cable.b, "two", tmp_path / "b"), heard(cable.b, "two", 2):
         frames(cable, *tagged)
-        heard(captured, 2)
     for file in ("a", "b"):
         found = read(tmp_path / file, "vlan.id", "ieee8021ad.id", "vlan.priority", "frame.len", only="vlan || ieee8021ad")
         assert [line[0] or line[1] for line in found] == ["5", "7"]
@@ -408,10 +409,7 @@ def test_full_disk(net: NetNS, tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
         captured = capture(net, "lo", file)
         chatter(net, "127.0.0.1", 1000)
-        for _ in range(3000):
-            if not captured.running:
-                break
-            select.select([], [], [], 0.01)
+        assert poll(captured._recorder._ended, 30_000)
         assert not captured.running
         with pytest.raises(SyscallError) as raised:
             captured.close()
@@ -532,6 +530,17 @@ def test_own_namespace(rights: str, tmp_path: Path) -> None:
     assert captured.packets == 6
 
 
+def test_end_before_it_began(net: NetNS) -> None:
+    """Who was interrupted before there was a thread does not wait for one, and one that comes yet does nothing."""
+    file = io.BytesIO()
+    with closing(open_packet_socket(net, "lo", snaplen=100, promiscuous=False)) as source:
+        recorder = _Recorder(source, _Sink(file), 0)
+        recorder.end()
+        recorder.run()
+        assert source.fileno() >= 0
+    assert file.getvalue() == b""
+
+
 def test_several_at_once(net: NetNS) -> None:
     """Each of several captures of one interface has every packet."""
     files = [io.BytesIO() for _ in range(5)]
@@ -599,7 +608,7 @@ def test_no_descriptors(net: NetNS, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:never closed:ResourceWarning", "ignore:unclosed:ResourceWarning")
 def test_interrupt_at_every_point(rights: str, net: NetNS) -> None:
     """Wherever a KeyboardInterrupt comes, no thread, socket or file is left."""
-    own = {f"/isolib/net/{name}.py" for name in ("capture", "packet_socket", "ring")}
+    own = {f"/isolib/{name}.py" for name in ("net/capture", "net/packet_socket", "net/ring", "_kernel/threads")}
 
     def scenario() -> None:
         with capture(net, "lo", io.BytesIO()):
