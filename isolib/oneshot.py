@@ -74,7 +74,7 @@ class OneShotGroups:
     @staticmethod
     def avoid_clone() -> bool:
         """Be told that CLONE_INTO_CGROUP killed a process at its birth."""
-        from isolib.cgroups.group import avoid_clone  # noqa: PLC0415 - it is loaded by now
+        from isolib.cgroups.lodge import avoid_clone  # noqa: PLC0415 - it is loaded by now
 
         return avoid_clone()
 

@@ -96,8 +96,12 @@ class Errands:
 
     @property
     def batch(self) -> calls.Batch:
-        """The operations, for a call that does them as well."""
+        """The operations, to be lent to a call that does them as well; then `take` comes before `attempt`."""
         return self._batch
+
+    def take(self) -> None:
+        """Have them done here only; a call that does them at this moment is waited for."""
+        self._batch.take()
 
     def attempt(self) -> SyscallError | None:
         """Do what is left to be done; returns the exception for what was refused, which can be passed over."""

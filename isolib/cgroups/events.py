@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import os
 import select
-from collections import deque
 from contextlib import suppress
 from errno import ENODEV
-from threading import RLock
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel.handle import Epoll, Fd, home
+from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
-from isolib._kernel.waiting import Alarm, Deadline, poll, readable
+from isolib._kernel.news import News
+from isolib._kernel.waiting import Deadline, poll
 from isolib.cgroups.controllers.pids import counts_refusals
 from isolib.cgroups.files import parse_flat
 from isolib.cgroups.removal import is_populated
 from isolib.cgroups.sources import MEMORY, PIDS, Counts, Event, EventKind, KillCount, LegacyOom, Removal, States
 from isolib.cgroups.tree import pids_in
-from isolib.errors import ClosedError, GoneError, Unsupported
+from isolib.errors import GoneError, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import timedelta
-    from types import TracebackType
-    from typing import Self, TypeVar
+    from typing import TypeVar
 
     from isolib.cgroups.files import Directory
     from isolib.cgroups.sources import Source
@@ -42,7 +40,7 @@ _V2: Final = 2
 _LOOK_AGAIN: Final = 2
 
 
-class Events:
+class Events(News[Event]):
     """What happens to a group from now on: an iterator, for `for` and for `async for` (asyncio and trio).
 
     It ends when the group has been removed, or `close` was called, by whichever thread.  `fileno` is readable when there is
@@ -73,9 +71,10 @@ class Events:
         Nothing of it tells anything.
     """
 
+    _what = "the events of a control group"
     kinds: frozenset[EventKind]
 
-    @typed("the events of a control group")
+    @typed(_what)
     def __init__(
         self,
         unified: Directory | None,
@@ -83,17 +82,9 @@ class Events:
         *,
         oom_kills: Callable[[], int] | None = None,
     ) -> None:
-        self._lock = RLock()  # of what follows; nobody waits while he holds it, but a signal handler may close us there
-        self._found: deque[Event] = deque()
-        self._waiting = 0
-        self._closed = False
-        self._gone: GoneError | None = None
-        self._home = home()
-        self._alarm = Alarm()
-        self._epoll = Epoll()
+        super().__init__()
         self._sources: dict[int, Source] = {}
         self._copies: dict[int, Directory] = {}
-        self._epoll.register(self._alarm.fileno(), select.EPOLLIN)
         self._path = next((one.path for one in (unified, *controllers.values()) if one is not None), "nowhere")
         try:
             self.kinds = frozenset(self._watch(unified, controllers, oom_kills))
@@ -137,162 +128,25 @@ class Events:
             return None
         number = directory.fileno()
         if number not in self._copies:
-            self._copies[number] = directory.copy()
+            self._copies[number] = self._own(directory.copy())
         return self._copies[number]
 
     def _add(self, source: SourceT) -> SourceT:
-        self._sources[source.fileno()] = source
+        self._sources[source.fileno()] = self._own(source)
         self._epoll.register(source.fileno(), source.mask)
         return source
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "group gone" if self._gone else ", ".join(sorted(one.value for one in self.kinds))
+        state = "closed" if self._closed else "group gone" if self._over else ", ".join(sorted(one.value for one in self.kinds))
         return f"<Events of {self._path}: {state}>"
-
-    # ---- taking ----
-
-    def wait(self, timeout: float | timedelta | None = None) -> Event | None:
-        """Wait for the next event.
-
-        Parameters
-        ----------
-        timeout
-            Seconds or a timedelta; None: no limit.
-
-        Returns
-        -------
-        Event or None
-            None: there was none in time.
-
-        Raises
-        ------
-        GoneError
-            The group has been removed; what happened before is given first.
-        ClosedError
-            This was closed, perhaps meanwhile.
-        """
-        return self.wait_until(Deadline(timeout))
-
-    def wait_until(self, deadline: Deadline) -> Event | None:
-        """As `wait`."""
-        self._enter()
-        try:
-            while (event := self._take()) is None:
-                if not poll(self._epoll, deadline.milliseconds()) and deadline.is_over:
-                    return None
-            return event
-        finally:
-            self._leave()
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Event:
-        try:
-            event = self.wait()
-        except (GoneError, ClosedError):
-            raise StopIteration from None
-        assert event is not None  # noqa: S101 - there was no deadline
-        return event
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Event:
-        try:
-            self._enter()
-            try:
-                while (event := self._take()) is None:
-                    # Of each waiter's own: an event loop knows one waiter for a descriptor.
-                    with _copy(self._epoll.fileno()) as own:
-                        await readable(own.fileno())
-                return event
-            finally:
-                self._leave()
-        except (GoneError, ClosedError):
-            raise StopAsyncIteration from None
-
-    def _take(self) -> Event | None:
-        """Return what is there; None: wait."""
-        with self._lock:
-            if not self._found and self._gone is None and not self._closed:
-                self._look()
-            if self._found and not self._closed:
-                return self._found.popleft()
-        if self._closed:
-            raise ClosedError(f"{self!r} cannot be used any more")
-        if self._gone is not None:
-            raise self._gone
-        return None
 
     def _look(self) -> None:
         for number, _ in self._epoll.poll(0):
             if (source := self._sources.get(number)) is not None:
                 try:
-                    self._found.extend(source.read())
+                    self._tell(source.read())
                 except GoneError as error:
-                    self._gone = error
-                    self._alarm.ring()  # the others that wait
-
-    def fileno(self) -> int:
-        """Return a descriptor that is readable when there is something to `wait` for.
-
-        Raises
-        ------
-        ClosedError
-            This was closed.
-        """
-        if self._closed:
-            raise ClosedError(f"{self!r} cannot be used any more")
-        return self._epoll.fileno()
-
-    # ---- the end ----
-
-    def _enter(self) -> None:
-        if self._home != home():
-            raise ClosedError(f"{self!r} belongs to another process: this one is a fork of it")
-        with self._lock:
-            if self._closed:
-                raise ClosedError(f"{self!r} cannot be used any more")
-            self._waiting += 1
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._waiting -= 1
-            if self._closed and not self._waiting:
-                self._release()
-
-    def close(self) -> None:
-        """Stop watching, and end the waiting of others; again is nothing."""
-        if self._home != home():  # nobody else uses it here, and nobody may be left to release the lock
-            self._release()
-            return
-        with self._lock:
-            self._closed = True
-            self._alarm.ring()
-            if not self._waiting:  # else the last of those does it: a descriptor that is waited for must not change its meaning
-                self._release()
-
-    def _release(self) -> None:
-        self._closed = True
-        self._epoll.close()
-        for source in self._sources.values():
-            source.close()
-        for one in self._copies.values():
-            one.close()
-        self._alarm.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-
-def _copy(number: int) -> Fd:
-    fd = Fd.take(os.dup, number)
-    assert fd is not None  # noqa: S101 - os.dup raises
-    return fd
+                    self._end(error)
 
 
 def wait_oom(

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
 from isolib._kernel import seam
-from isolib._kernel.handle import home
 from isolib.cgroups import freezing, moving, removal
 from isolib.cgroups.files import distinct
 from isolib.cgroups.freezing import Frozen
-from isolib.cgroups.lodge import Lodge, Quarters
+from isolib.cgroups.lodge import Lodge, Quarters, avoid_clone
 from isolib.cgroups.moving import Entered, process_id
 from isolib.cgroups.place import enabled_in, open_house
 from isolib.cgroups.watched import Watched
-from isolib.errors import GoneError, IsolibError, Unsupported
+from isolib.errors import ClosedError, GoneError, IsolibError, Unsupported
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Unpack
 
     import psutil
@@ -46,17 +45,6 @@ __all__ = ["THREADED", "Cgroup"]
 THREADED: Final = frozenset({"cpu", "cpuset", "perf_event", "pids"})
 #: The group below for processes that are moved in.
 _JOINED: Final = "joined"
-
-#: The processes (see `home`) whose children CLONE_INTO_CGROUP kills: where the caller's own group was killed once, some kernels
-#: kill whoever it clones into another.
-_clone_kills: Final[set[tuple[int, int]]] = set()
-
-
-def avoid_clone() -> bool:
-    """Remember that CLONE_INTO_CGROUP kills; returns whether that is news."""
-    is_news = home() not in _clone_kills
-    _clone_kills.add(home())
-    return is_news
 
 
 class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
@@ -259,10 +247,16 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         """What a launch must provide for (for `isolib.spawn`)."""
         return self._housing().shape
 
+    def _check_lasting(self) -> None:
+        """Fail when it is closed, or somebody is about to; for who holds the lock."""
+        self._check_open()
+        if self._ending:
+            raise ClosedError(f"{self!r} is being closed")
+
     def _housing(self) -> Quarters:
         """Return what those who live here are given; made when it is first needed."""
         with self._lock:
-            self._check_open()
+            self._check_lasting()
             controls = self._controls
             found = self._quarters
             if found is None or found.legacy.keys() != controls.legacy.keys():
@@ -294,7 +288,7 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
             if self.is_frozen:
                 raise IsolibError(f"{self!r} is frozen, and a process would not come to be in it: thaw() it first")
             spare, self._spare = self._spare, None
-            found = spare or Lodge(quarters, clone=home() not in _clone_kills, left=self._left)
+            found = spare or Lodge(quarters, left=self._left)
             self._lodges.add(found)
             self._births += 1
         found.ready(was_spare=spare is not None)
@@ -304,13 +298,14 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         """Make the place of the next process now, that its birth need not wait for it."""
         with self._lock:
             if self._spare is None and not self._ending:
-                self._spare = Lodge(self._housing(), clone=home() not in _clone_kills, left=self._left)
+                self._spare = Lodge(self._housing(), left=self._left)
 
     def _left(self, account: Account) -> None:
         """One process is gone: where several have come, more will."""
-        if "memory" in self._controls.legacy:
-            self._kills_before += account.oom_kills
-        self._hits_before += account.pids_hits
+        with self._lock:
+            if "memory" in self._controls.legacy:
+                self._kills_before += account.oom_kills
+            self._hits_before += account.pids_hits
         if self._births > 1:
             with suppress(IsolibError):  # the group is gone, or going
                 self.prepare()
@@ -321,7 +316,8 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         return self._controls.unified is not None and avoid_clone()
 
     def _drop_spare(self) -> None:
-        spare, self._spare = self._spare, None
+        with self._lock:
+            spare, self._spare = self._spare, None
         if spare is not None:
             spare.settle()
 
@@ -372,9 +368,15 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         """
         from isolib.cgroups.make import new_cgroup  # noqa: PLC0415 - the two need each other
 
-        made = new_cgroup(name=name, parent=self, threaded=threaded, **limits)
-        self._children.add(made)
-        return made
+        return new_cgroup(name=name, parent=self, threaded=threaded, **limits)
+
+    def bear(self, make: Callable[[Controls], Cgroup]) -> Cgroup:
+        """Have a group made below this one, which stays open meanwhile, and closes it before itself (for `new_cgroup`)."""
+        with self._lock:
+            self._check_lasting()
+            made = make(self._controls)
+            self._children.add(made)
+            return made
 
     # ---- control ----
 
@@ -457,15 +459,19 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         try:
             if controls.owned and not any(one.closed for one in controls.directories):
                 self._take_down()
-                self._forget()
+                for ticket in controls.tickets:
+                    ticket.strike()
         except Exception:  # what could not be removed stays entrusted to the reaper
+            for lodge in list(self._lodges):
+                lodge.abandon()
             controls.close()
             raise
         controls.close()
 
     def _take_down(self) -> None:
         controls = self._controls
-        self._ending = True
+        with self._lock:  # who makes a place, or a group below, has it; and nobody begins to do so from now on
+            self._ending = True
         for visit in list(self._visits):  # it would kill this very process
             visit.leave()
         for child in list(self._children):
@@ -474,18 +480,15 @@ class Cgroup(Watched, made_by="isolib.new_cgroup() or isolib.open_cgroup()"):
         where = controls.place
         parents = distinct([*map(where.legacy.get, controls.legacy), None if controls.unified is None else where.unified])
         is_left = self._spare is None and all(lodge.is_gone for lodge in self._lodges)
-        if is_left and removal.remove_empty(parents, self.name):
-            return
-        with suppress(GoneError):
-            removal.kill(controls.unified, controls.distinct)
-        for lodge in list(self._lodges):
+        is_gone = is_left and removal.remove_empty(parents, self.name)
+        if not is_gone:
+            with suppress(GoneError):
+                removal.kill(controls.unified, controls.distinct)
+        for lodge in list(self._lodges):  # or wait until somebody else has
             lodge.settle()
-        self._drop_spare()
-        removal.remove_all(parents, self.name)
-
-    def _forget(self) -> None:
-        for ticket in self._controls.tickets:
-            ticket.strike()
+        if not is_gone:
+            self._drop_spare()
+            removal.remove_all(parents, self.name)
 
 
 Cgroup.__module__ = "isolib.cgroups"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from isolib._kernel.calls import Batch
 
-__all__ = ["COUNTING", "LEGACY", "Lodge", "Quarters", "apart"]
+__all__ = ["COUNTING", "LEGACY", "Lodge", "Quarters", "apart", "avoid_clone"]
 
 #: The controllers that count apart what each process in a group uses; processes do not compete within a group, so cpu is not.
 COUNTING: Final = frozenset({"memory", "io", "pids"})
@@ -52,6 +52,16 @@ _FILES: Final = (
     ("pids events", "pids", "pids.events", "pids.events"),
     ("io", "io", "io.stat", ""),
 )
+#: The processes (see `home`) whose children CLONE_INTO_CGROUP kills: where the caller's own group was killed once, some kernels
+#: kill whoever it clones into another.
+_clone_kills: Final[set[tuple[int, int]]] = set()
+
+
+def avoid_clone() -> bool:
+    """Remember that CLONE_INTO_CGROUP kills; returns whether that is news."""
+    is_news = home() not in _clone_kills
+    _clone_kills.add(home())
+    return is_news
 
 
 def apart(legacy: Mapping[str, Directory]) -> list[Directory]:
@@ -118,7 +128,7 @@ class Quarters:
 class Lodge:
     """A group for one process; see `isolib._kernel.lodging.Lodge`."""
 
-    def __init__(self, quarters: Quarters, *, clone: bool, left: Callable[[Account], object]) -> None:
+    def __init__(self, quarters: Quarters, *, left: Callable[[Account], object]) -> None:
         self.directory = self.procs = self.oom = self.oom_kills = -1
         self.tasks: Sequence[int] = ()
         self.name = f"p{next(quarters.numbers)}"
@@ -138,7 +148,7 @@ class Lodge:
         self.supervisor = 0
         self.killed = False
         try:
-            self._make(clone=clone)
+            self._make(clone=home() not in _clone_kills)
         except BaseException:
             self._leave()
             raise
@@ -214,14 +224,18 @@ class Lodge:
 
     def kill(self) -> None:
         """Kill everybody in it, the supervisor too, and wait for their ends."""
-        if self._home == home() and not self._quarters.flat and self._account is None and not self.is_gone:
-            with suppress(ProcessLookupError):  # it has been removed
-                if self._unified is not None:
-                    removal.kill(self._unified, [])
-                elif self.is_frozen():
-                    self._kill_frozen(self._quarters.legacy["freezer"])
-                else:
-                    removal.kill(None, self._legacy())
+        if self._home != home() or self._quarters.flat:
+            return
+        with self._lock:
+            self._take()
+            if self._account is None and not self.is_gone:
+                with suppress(ProcessLookupError):  # it has been removed
+                    if self._unified is not None:
+                        removal.kill(self._unified, [])
+                    elif self.is_frozen():
+                        self._kill_frozen(self._quarters.legacy["freezer"])
+                    else:
+                        removal.kill(None, self._legacy())
 
     def _kill_frozen(self, freezer: Directory) -> None:
         """Kill in a frozen group of v1, where nobody dies who is frozen; the others stop again at once."""
@@ -270,22 +284,38 @@ class Lodge:
 
     def parting(self) -> Batch | None:
         """Return what is done when v2 tells that everybody is gone: what it says is read, and it is taken down, in one call."""
-        if self._unified is None or self._quarters.flat:
-            return None
-        if self._parting is None:
-            errands = Errands()
-            errands.hold(self._unified, "cgroup.events", "populated 0")
-            numbers = {what: errands.read(*file) for what, file in self._files().items()}
-            for parent in self._parents:
-                errands.remove(parent, self.name)
-            errands.close_those_of(self._making)
-            self._parting = errands, numbers
-        return self._parting[0].batch
+        with self._lock:
+            if self._unified is None or self._quarters.flat or self._settled:
+                return None
+            if self._parting is None:
+                errands = Errands()
+                errands.hold(self._unified, "cgroup.events", "populated 0")
+                numbers = {what: errands.read(*file) for what, file in self._files().items()}
+                for parent in self._parents:
+                    errands.remove(parent, self.name)
+                errands.close_those_of(self._making)
+                self._parting = errands, numbers
+            return self._parting[0].batch
+
+    def _take(self) -> None:
+        """Keep the call of another thread that may do the parting out of the directories from now on."""
+        if self._parting is not None:
+            self._parting[0].take()
+
+    def abandon(self) -> None:
+        """Leave the place as it is, for the directories around it are closed: the reaper has it."""
+        with self._lock:
+            self._take()
+            self._account = self._account or Account()
+            self._gone = True
+            self._leave()
+            self._settled = True
 
     def _end(self) -> tuple[Account, SyscallError | None]:
         """Kill who is left, and read what it says."""
         if self.parting() is not None and self._parting is not None:
             errands, numbers = self._parting
+            errands.take()
             found, refused = do_reading(errands, numbers)
             if not errands.is_done(0):
                 self.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from errno import EEXIST
 from itertools import count
 from typing import TYPE_CHECKING, Final
@@ -154,31 +155,31 @@ def make(
     limits = Limits(given)
     allowed = parse_allow(allow)
     chosen = None if name is None else check_name(name, below=parent is not None)
-    if parent is not None:
-        if not isinstance(parent, Cgroup):
-            raise PlanError(f"parent={parent!r}: a Cgroup is wanted; isolib.open_cgroup() adopts one that is there")
-        parent._check_open()  # noqa: SLF001 - the package's own
-        limits.check_within(parent._controls)  # noqa: SLF001
     counting = frozenset() if threaded else COUNTING | LEGACY
-    if threaded:
-        if parent is None:
-            raise PlanError("threaded=True: it is for threads of the processes of a group: use child() of that one")
-        if wrong := limits.controllers - THREADED:
-            raise PlanError(f"threaded=True: a threaded group cannot have {', '.join(sorted(wrong))}, which are for processes")
-        parent.flatten()
-    try:
-        if parent is None:
-            where = place.find(limits.controllers, allowed, trust=True)
-        else:
-            where = _below(parent._controls, limits.controllers, counting)  # noqa: SLF001
+
+    def make_in(where: Place) -> Cgroup:
         limits.check_possible("memory" in where.legacy)
         return _named(where, chosen, limits, allowed, counting=counting, oom=oom)
-    except GoneError:
-        if parent is not None:
-            raise
-    # Somebody has removed the groups in which those before were made.
-    where = place.find(limits.controllers, allowed)
-    return _named(where, chosen, limits, allowed, counting=counting, oom=oom)
+
+    if parent is None:
+        if threaded:
+            raise PlanError("threaded=True: it is for threads of the processes of a group: use child() of that one")
+        with suppress(GoneError):
+            return make_in(place.find(limits.controllers, allowed, trust=True))
+        # Somebody has removed the groups in which those before were made.
+        return make_in(place.find(limits.controllers, allowed))
+    if not isinstance(parent, Cgroup):
+        raise PlanError(f"parent={parent!r}: a Cgroup is wanted; isolib.open_cgroup() adopts one that is there")
+
+    def make_below(controls: Controls) -> Cgroup:
+        limits.check_within(controls)
+        if threaded and (wrong := limits.controllers - THREADED):
+            raise PlanError(f"threaded=True: a threaded group cannot have {', '.join(sorted(wrong))}, which are for processes")
+        if threaded:
+            parent.flatten()
+        return make_in(_below(controls, limits.controllers, counting))
+
+    return parent.bear(make_below)
 
 
 def _named(

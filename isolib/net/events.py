@@ -5,31 +5,23 @@ from __future__ import annotations
 import os
 import select
 from _socket import socket as Socket  # noqa: N812 - not socket.socket, which gevent replaces
-from collections import deque
 from collections.abc import Iterable
 from errno import ENOBUFS
 from functools import partial
-from threading import RLock
 from typing import TYPE_CHECKING, Final
-from weakref import ref
 
-from isolib._kernel.handle import Epoll, Fd, Rollback, home
 from isolib._kernel.hints import typed
 from isolib._kernel.netlink import codec
 from isolib._kernel.netlink.socket import ROUTE, open_netlink
+from isolib._kernel.news import News
 from isolib._kernel.sockets import open_socket
-from isolib._kernel.waiting import Alarm, Deadline, poll, readable
-from isolib.errors import ClosedError, PlanError
+from isolib.errors import PlanError
 from isolib.net import requests
 from isolib.net.ledger import KINDS, Change, Ledger
 from isolib.net.values import Address, Link, Neighbour, Route
 from isolib.net.where import check_namespace
 
 if TYPE_CHECKING:
-    from datetime import timedelta
-    from types import TracebackType
-    from typing import Self
-
     from isolib.net.ledger import Thing
     from isolib.types import HasFileno
 
@@ -55,13 +47,7 @@ _DUMPS: Final = {
 _BEFORE_ROUTES: Final = frozenset({Link, Address})
 
 
-class _Waiter:
-    """Who waits: known as long as he has this, for an interrupt may keep him from saying that he does no longer."""
-
-    __slots__ = ("__weakref__",)
-
-
-class Changes:
+class Changes(News[Change]):
     """What changes in a network namespace from now on: an iterator, for `for` and for `async for` (asyncio and trio).
 
     It ends when `close` was called, by whichever thread.  `fileno` is readable when there is something, for other event loops.
@@ -70,121 +56,35 @@ class Changes:
     What is undone before it was seen may not be told; what the kernel tells again and again is told once.
     """
 
+    _what = "the changes of a network namespace"
+
+    @typed(_what)
     def __init__(self, net: HasFileno | None, of: frozenset[type[Thing]]) -> None:
-        self._lock = RLock()  # of what follows; nobody waits while he holds it, but a signal handler may close us there
-        self._found: deque[Change] = deque()
-        self._waiting: list[ref[_Waiter]] = []
-        self._closed = False
-        self._home = home()
+        super().__init__()
         self._of = of
         self._kinds = of | _BEFORE_ROUTES if Route in of else of
         self._ledger = Ledger(self._kinds)
         self._due = set(self._kinds)
         self._torn = False
-        self._is_marked = False
-        with Rollback() as undo, typed("the changes of a network namespace"):
-            self._alarm = Alarm()
-            undo.push(self._alarm.close)
-            self._news = _subscribe(net, self._kinds)
-            undo.push(self._news.close)
-            self._asking = open_netlink(net)
-            undo.push(self._asking.close)
-            mark = Fd.take(os.eventfd, 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            assert mark is not None  # noqa: S101 - os.eventfd raises
-            self._mark = undo.adopt(mark)
-            self._epoll = Epoll()
-            undo.push(self._epoll.close)
-            for fd in (self._alarm, self._news, self._mark):
-                self._epoll.register(fd.fileno(), select.EPOLLIN)
+        try:
+            self._news = self._own(_subscribe(net, self._kinds))
+            self._asking = self._own(open_netlink(net))
+            self._epoll.register(self._news.fileno(), select.EPOLLIN)
             # What changed since it was subscribed is known already, and nothing to tell.
             while self._listen():
                 pass
             self._found.clear()
-            undo.dismiss()
+        except BaseException:
+            self._release()
+            raise
 
     def __repr__(self) -> str:
         kinds = ", ".join(kind.__name__ for kind in KINDS if kind in self._of)
         return f"<Changes of {kinds}{': closed' if self._closed else ''}>"
 
-    # ---- taking ----
-
-    def wait(self, timeout: float | timedelta | None = None) -> Change | None:
-        """Wait for the next change.
-
-        Parameters
-        ----------
-        timeout
-            Seconds or a timedelta; None: no limit.
-
-        Returns
-        -------
-        Change or None
-            None: there was none in time.
-
-        Raises
-        ------
-        ClosedError
-            This was closed, perhaps meanwhile.
-        """
-        deadline = Deadline(timeout)
-        waiter = self._enter()
-        try:
-            while (change := self._take()) is None:
-                if not poll(self._epoll, deadline.milliseconds()) and deadline.is_over:
-                    return None
-            return change
-        finally:
-            self._leave(waiter)
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Change:
-        try:
-            change = self.wait()
-        except ClosedError:
-            raise StopIteration from None
-        assert change is not None  # noqa: S101 - there was no deadline
-        return change
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Change:
-        try:
-            waiter = self._enter()
-            try:
-                while (change := self._take()) is None:
-                    # Of each waiter's own: an event loop knows one waiter for a descriptor.
-                    with typed("the changes of a network namespace"):
-                        own = Fd.take(os.dup, self._epoll.fileno())
-                    assert own is not None  # noqa: S101 - os.dup raises
-                    with own:
-                        await readable(own.fileno())
-                return change
-            finally:
-                self._leave(waiter)
-        except ClosedError:
-            raise StopAsyncIteration from None
-
-    def _take(self) -> Change | None:
-        """Return what is there; None: wait."""
-        with self._lock:
-            while not self._found and not self._closed and self._listen():
-                pass
-            if self._closed:
-                raise ClosedError(f"{self!r} cannot be used any more")
-            change = self._found.popleft() if self._found else None
-            if bool(self._found) != self._is_marked:  # for the others who wait, and for who waits for `fileno`
-                self._turn_mark()
-            return change
-
-    def _turn_mark(self) -> None:
-        self._is_marked = not self._is_marked
-        if self._is_marked:
-            os.eventfd_write(self._mark.fileno(), 1)
-        else:
-            os.eventfd_read(self._mark.fileno())
+    def _look(self) -> None:
+        while not self._found and not self._closed and self._listen():
+            pass
 
     def _listen(self) -> bool:
         """Look at what the kernel has told; return whether it was anything."""
@@ -200,7 +100,7 @@ class Changes:
             except OSError as error:
                 if error.errno != ENOBUFS:
                     raise
-                self._found.append(Change("lost", None))
+                self._tell([Change("lost", None)])
                 self._due.update(self._kinds)
             else:
                 if sender == 0:  # the kernel; root of the namespace could tell something, too
@@ -216,63 +116,7 @@ class Changes:
         return heard
 
     def _note(self, found: Iterable[Change]) -> None:
-        self._found.extend(change for change in found if type(change.what) in self._of)
-
-    def fileno(self) -> int:
-        """Return a descriptor that is readable when there is something to `wait` for.
-
-        Raises
-        ------
-        ClosedError
-            This was closed.
-        """
-        if self._closed:
-            raise ClosedError(f"{self!r} cannot be used any more")
-        return self._epoll.fileno()
-
-    # ---- the end ----
-
-    def _enter(self) -> _Waiter:
-        if self._home != home():
-            raise ClosedError(f"{self!r} belongs to another process: this one is a fork of it")
-        with self._lock:
-            if self._closed:
-                raise ClosedError(f"{self!r} cannot be used any more")
-            waiter = _Waiter()
-            self._waiting.append(ref(waiter))
-            return waiter
-
-    def _leave(self, waiter: _Waiter) -> None:
-        with self._lock:
-            self._waiting = [other for other in self._waiting if other() not in {None, waiter}]
-            if self._closed and not self._waiting:
-                self._release()
-
-    def close(self) -> None:
-        """Listen no longer, and end the waiting of others; again is nothing."""
-        if self._home != home():  # nobody else uses it here, and nobody may be left to release the lock
-            self._release()
-            return
-        with self._lock:
-            self._closed = True
-            self._alarm.ring()
-            # Else the last of those does it: a descriptor that is waited for must not change its meaning.
-            if all(waiter() is None for waiter in self._waiting):
-                self._release()
-
-    def _release(self) -> None:
-        self._closed = True
-        self._epoll.close()
-        self._mark.close()
-        self._asking.close()
-        self._news.close()
-        self._alarm.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        self._tell(change for change in found if type(change.what) in self._of)
 
 
 def _subscribe(net: HasFileno | None, kinds: Iterable[type[Thing]]) -> Socket:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import threading
 from errno import EBADF, EEXIST, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY
 from typing import TYPE_CHECKING
 
 import pytest
+from isolib._kernel._ext import lib
 
 from isolib._kernel import calls
 from isolib._kernel.calls import Batch, Refused
@@ -272,6 +274,44 @@ def test_close_another(base: int) -> None:
     third = Batch()
     third.add_close(never_run)
     assert third.run() is None
+
+
+def test_taken(place: Path, base: int) -> None:
+    """What was lent to a call is not done by that when it was taken; what was not taken is."""
+    for name, is_taken in (("first", False), ("second", True)):
+        batch = Batch()
+        batch.add(calls.ERRAND_MKDIR, base, name)
+        lent = batch.lend()
+        if is_taken:
+            batch.take()
+            batch.take()
+        lib.isolib_batch_run_lent(lent)
+        assert (place / name).is_dir() != is_taken
+        assert batch.is_complete != is_taken
+        batch.take()
+        assert batch.run() is None
+        assert (place / name).is_dir()
+
+
+def test_taken_by_one_of_two(base: int, place: Path) -> None:
+    """Who takes it waits for the call that does it at this moment: each errand is done once, and by one of them."""
+    os.mkfifo(place / "pipe")
+    batch = Batch()
+    batch.add(calls.ERRAND_MKDIR, base, "new")
+    batch.add_read(base, "pipe", 10)
+    batch.add(calls.ERRAND_RMDIR, base, "new")
+    lent = batch.lend()
+    thread = threading.Thread(target=lib.isolib_batch_run_lent, args=(lent,))
+    thread.start()
+    end = os.open(place / "pipe", os.O_WRONLY)  # returns when the other end is opened
+    late = threading.Timer(0.05, os.write, (end, b"x"))
+    late.start()
+    batch.take()
+    assert (batch.done, batch.data(1)) == (3, b"x")
+    assert not (place / "new").exists()
+    thread.join()
+    late.join()
+    os.close(end)
 
 
 def test_forgotten(base: int) -> None:

@@ -115,7 +115,7 @@ class Batch:
     >>> os.close(root)
     """
 
-    __slots__ = ("_alive", "_batch", "_opened", "_rows", "_texts")
+    __slots__ = ("_alive", "_batch", "_is_lent", "_opened", "_rows", "_texts")
 
     def __init__(self) -> None:
         self._rows: list[tuple[object, ...]] = []
@@ -123,6 +123,7 @@ class Batch:
         self._alive: list[object] = []
         self._opened: list[int] = []
         self._batch: Any = None
+        self._is_lent = False
 
     def add(self, kind: int, base: int, name: str, text: str = "", *, flags: int = 0) -> int:
         """Add an errand; returns its number.
@@ -163,8 +164,24 @@ class Batch:
         self._rows.append((ERRAND_CLOSE, -1, 0, -1, other._batch, 0, 0))
         self._texts += ("", "")
 
-    def begun(self) -> Any:
-        """Return the C structure, for a call that does it too; no more errands are added then."""
+    def lend(self) -> Any:
+        """Return the C structure, for a call that runs it too, until `returned`; no more errands are added then."""
+        self._is_lent = True
+        return self._begun()
+
+    def returned(self) -> None:
+        """Be told that the call is over."""
+        self._is_lent = False
+
+    def take(self) -> None:
+        """Keep a call that it was lent to from running it; one that does so at this moment is waited for.
+
+        After this, and not before, it may be run here, and the directories be closed that it is about.
+        """
+        if self._is_lent:  # else the call would give the GIL away for nothing
+            lib.isolib_batch_take(self._begun())
+
+    def _begun(self) -> Any:
         if self._batch is None:
             self._begin()
         return self._batch
@@ -175,7 +192,7 @@ class Batch:
             raise ValueError(f"a NUL in a name or a text: {self._texts}")
         encoded = ffi.new(_CHARS, os.fsencode(texts))
         self._alive.append(encoded)
-        batch = ffi.new(_BATCH, (len(self._rows), 0, _NULL, encoded, self._rows))
+        batch = ffi.new(_BATCH, (len(self._rows), 0, 0, _NULL, encoded, self._rows))
         if self._opened:
             key, memory = id(batch), batch[0]
             owner = ffi.gc(ffi.addressof(memory), lib.isolib_batch_close)
@@ -185,7 +202,7 @@ class Batch:
 
     def run(self) -> Refused | None:
         """Do what is left to be done; returns what was refused: called again, it begins with that one, number `done`."""
-        batch = self.begun()
+        batch = self._begun()
         if self.is_complete:  # the call would give the GIL away for nothing
             return None
         while lib.isolib_batch_run(batch) < 0:

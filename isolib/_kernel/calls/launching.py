@@ -127,7 +127,7 @@ def _fill(request: LaunchRequest, wanted: Launch) -> tuple[object, ...]:
     request.stream_owner = wanted.stream_owner or (lib.ISOLIB_NOBODY, lib.ISOLIB_NOBODY)
     request.host, request.proc = wanted.host, wanted.proc
     request.careful = wanted.careful
-    request.after = ffi.NULL if wanted.after is None else wanted.after.begun()
+    request.after = ffi.NULL if wanted.after is None else wanted.after.lend()
     if wanted.premises is not None:
         where = ffi.new("char[]", wanted.premises[0])
         request.premise_cwd, request.premise_root_ns = where, wanted.premises[1]
@@ -177,6 +177,8 @@ def run(request: LaunchRequest, pump: Pump, wanted: Launch, timeout_ns: int) -> 
     pumped = ffi.new("int32_t *")
     try:
         result = lib.isolib_run(request, pump, timeout_ns, pumped)
+        if wanted.after is not None:
+            wanted.after.returned()
         if result == 0:  # nothing to close or to free: each such call would give the GIL away once more
             ffi.gc(request, None)
             if pump.out.capacity <= _SHORT and pump.err.capacity <= _SHORT:

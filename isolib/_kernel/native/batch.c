@@ -5,10 +5,13 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "wrappers.h"
@@ -151,6 +154,36 @@ int isolib_batch_run(struct isolib_batch *batch) {
     }
     return 0;
 }
+
+/* ---- by a launch ---- */
+
+enum { FREE, RUNNING, TAKEN };
+
+static long futex(uint32_t *word, int operation, uint32_t value) {
+    return syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0);
+}
+
+/* Returns what the state was before: FREE when it has been changed. */
+static uint32_t leave_free(struct isolib_batch *batch, uint32_t state) {
+    uint32_t found = FREE;
+    __atomic_compare_exchange_n(&batch->state, &found, state, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+    return found;
+}
+
+void isolib_batch_run_lent(struct isolib_batch *batch) {
+    if (leave_free(batch, RUNNING) != FREE)
+        return;
+    isolib_batch_run(batch);
+    __atomic_store_n(&batch->state, FREE, __ATOMIC_RELEASE);
+    futex(&batch->state, FUTEX_WAKE, INT_MAX);
+}
+
+void isolib_batch_take(struct isolib_batch *batch) {
+    while (leave_free(batch, TAKEN) == RUNNING)
+        futex(&batch->state, FUTEX_WAIT, RUNNING);
+}
+
+/* ---- closing ---- */
 
 /* Two threads may come here at once, without the GIL: one of them closes it. */
 void isolib_errand_close(struct isolib_errand *errand) {

@@ -361,12 +361,17 @@ struct isolib_errand {
 struct isolib_batch {
     uint32_t count;
     uint32_t done;     /* how many have been done: where one has failed, its number */
+    uint32_t state;    /* whose it is, where a launch runs it too; 0 at first */
     const char *call;  /* which call of it has failed */
     const char *texts; /* two for each errand, one after the other: the name of what is in its directory, and its text */
     struct isolib_errand errands[];
 };
 /* 0, or -1 and errno when one has failed: called again, it goes on with that one */
 int isolib_batch_run(struct isolib_batch *batch);
+/* runs it, if nobody has taken it */
+void isolib_batch_run_lent(struct isolib_batch *batch);
+/* keeps a launch from running it, now that the directories may be closed; one that does so at this moment is waited for */
+void isolib_batch_take(struct isolib_batch *batch);
 /* closes all that was opened, or one */
 void isolib_batch_close(struct isolib_batch *batch);
 void isolib_errand_close(struct isolib_errand *errand);

@@ -209,6 +209,6 @@ int isolib_run(struct isolib_launch *launch, struct isolib_pump *pump, int64_t t
     }
     close_results(launch);
     if (launch->after)
-        isolib_batch_run(launch->after);
+        isolib_batch_run_lent(launch->after);
     return pump->has_failure ? -1 : 0;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from isolib._kernel._ext import lib
 
 import isolib
 from isolib import PIPE, STDOUT, Reason
+from isolib._kernel.lodging import Account
 from tests.groups import controllers, is_legacy, needs
 from tests.programs import EAT, FORK_BOMB
 
@@ -495,8 +498,10 @@ def test_nested_groups() -> None:
             assert process.pid in outer.pids()
             assert eat(inner, 100)[1].reason is Reason.OOM
             assert eat(outer, 60)[1].reason is Reason.EXITED
+        other = isolib.new_cgroup(parent=outer)
         outer.close()
         assert inner.closed
+        assert other.closed
 
 
 def burn(group: isolib.Cgroup, seconds: float) -> tuple[float, isolib.Usage]:
@@ -552,6 +557,80 @@ def test_from_many_threads() -> None:
 
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(one, range(200)))
+
+
+# ---- closed by another thread ----
+
+
+def test_nobody_comes_while_it_is_closed() -> None:
+    """From when somebody begins to close a group on, nothing is made in it; what was made before goes with it."""
+    reached, go_on = threading.Event(), threading.Event()
+
+    class Child:
+        def close(self) -> None:
+            reached.set()
+            assert go_on.wait(PATIENCE)
+
+    with isolib.new_cgroup() as group:
+        child = Child()
+        group._children.add(child)  # type: ignore[arg-type]
+        lodge = group.lodge()
+        closing = threading.Thread(target=group.close)
+        closing.start()
+        try:
+            assert reached.wait(PATIENCE)
+            for make in (group.lodge, lambda: group.child("inner"), lambda: isolib.new_cgroup(parent=group)):
+                with pytest.raises(isolib.ClosedError, match="being closed"):
+                    make()
+        finally:
+            go_on.set()
+            closing.join(PATIENCE)
+        assert lodge.is_gone
+
+
+def test_a_place_that_was_left_touches_nothing(tmp_path: Path) -> None:
+    """Where a group is closed and a place in it is not, nothing more is done in it, whoever has its numbers by now."""
+    with isolib.new_cgroup() as group:
+        lodge = group.lodge()
+        parting = lodge.parting()
+        if parting is None:
+            pytest.skip("there is no cgroup v2")
+        lent = parting.lend()
+        lodge.abandon()
+    for name in ("cgroup.events", "cgroup.procs"):
+        (tmp_path / name).write_text("populated 0\n")
+    (tmp_path / lodge.name).mkdir()
+    others = [os.open(tmp_path, os.O_RDONLY) for _ in range(64)]
+    try:
+        lib.isolib_batch_run_lent(lent)
+        lodge.kill()
+        assert lodge.settle() == Account()
+        assert (tmp_path / lodge.name).is_dir()
+        assert not (tmp_path / "cgroup.kill").exists()
+    finally:
+        for other in others:
+            os.close(other)
+
+
+def test_closed_while_commands_run() -> None:
+    """A sandbox that is closed while others run commands in it is gone with all of them, and so are their groups."""
+    needs("memory", "pids")
+
+    def keep_running() -> int:
+        done = 0
+        with contextlib.suppress(isolib.IsolibError):
+            while True:
+                done += box.run(["true"]).returncode == 0
+        return done
+
+    for _ in range(20):
+        with ThreadPoolExecutor(4) as pool, isolib.Sandbox(memory="64M", pids=64) as box:
+            running = [pool.submit(keep_running) for _ in range(4)]
+            box.run(["true"])
+            places = directories(box.cgroup)
+            box.close()
+            assert all(one.result(PATIENCE) >= 0 for one in running)
+        assert not any(place.exists() for place in places)
 
 
 # ---- bad input ----
