@@ -39,7 +39,7 @@ from isolib._kernel.netlink.nft_expressions import (
     encode,
     register,
 )
-from isolib._kernel.netlink.nft_numbers import Code
+from isolib._kernel.netlink.nft_numbers import Code, Op
 from isolib.errors import PlanError
 from isolib.net.egress import Egress, Interval
 from isolib.net.ruleset import Changes, Published, State, Target, check_port, check_published
@@ -230,6 +230,29 @@ def test_shares_are_between_none_and_all(share: float) -> None:
     """More than all cannot be lost, nor less than nothing."""
     with pytest.raises(ValueError, match="share"):
         m.lose(share)
+
+
+def test_loss_compares_bytes() -> None:
+    """A packet is lost when a random number, its first byte first, is below the threshold."""
+    assert m.lose(0.25) == (Numgen(2**32 - 1), Byteorder(1, 4, 4), Compare(Op.LT, b"\x40\0\0\0"))
+
+
+@given(st.floats(0, 1))
+def test_loss_threshold(share: float) -> None:
+    """The threshold is the share, to one part of 2^32; nothing that is possible becomes impossible, and 1 is always."""
+    below = m.threshold(share)
+    assert 0 <= below <= m.MODULUS
+    assert below / m.MODULUS == pytest.approx(share, abs=1 / m.MODULUS)
+    assert bool(below) is bool(share)
+
+
+def test_hooks_of_a_device_name_it() -> None:
+    """A chain on an interface's way out names the interface, and others name none."""
+    hooks = [
+        codec.table(codec.table(Scope(family, "t").new_chain("c", hook).body, 4)[4])
+        for family, hook in ((nft.NETDEV, Hook(nft.EGRESS, 0, device="eth0")), (nft.INET, Hook(nft.FORWARD, 0)))
+    ]
+    assert hooks == [{1: b"\0\0\0\1", 2: bytes(4), 3: b"eth0\0"}, {1: b"\0\0\0\2", 2: bytes(4)}]
 
 
 # ---- which destinations are refused ----

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ESTABLISHED",
     "INVALID",
+    "MODULUS",
     "PROTOCOLS",
     "Expressions",
     "arrives",
@@ -53,6 +54,7 @@ __all__ = [
     "rule",
     "set_mark",
     "snat",
+    "threshold",
     "to",
     "to_here",
     "translated",
@@ -71,6 +73,9 @@ _DNAT: Final = 1 << 5
 _LOCAL: Final = 2  # RTN_LOCAL
 _OF_DESTINATION: Final = 2
 _ADMIN_PROHIBITED: Final = 3
+
+MODULUS: Final = 2**32 - 1
+"""Random numbers are drawn below this one, the greatest that the kernel takes."""
 
 _NAME: Final = 16
 _BYTE: Final = 8
@@ -227,8 +232,13 @@ def limit(rate: int, seconds: int = 1, *, burst: int = 5, over: bool = False) ->
     return (nft.Limit(rate, seconds, burst, flags=int(over)),)
 
 
+def threshold(share: Fraction | float) -> int:
+    """Return the number below which as many are as this share of all; nothing that is possible becomes impossible."""
+    return max(1, round(share * MODULUS)) if share else 0
+
+
 def lose(share: Fraction | float) -> Expressions:
-    """Go on for this share of the packets, picked at random: to the millionth.
+    """Go on for this share of the packets, picked at random, in steps of 2^-32.
 
     Raises
     ------
@@ -237,10 +247,8 @@ def lose(share: Fraction | float) -> Expressions:
     """
     if not 0 <= share <= 1:
         raise ValueError(f"a share lies between 0 and 1: {share}")
-    of = 1_000_000
-    below = round(share * of).to_bytes(4, "big")
     # Numbers are compared as bytes are.
-    return nft.Numgen(of), nft.Byteorder(1, 4, 4), Compare(Op.LT, below)
+    return nft.Numgen(MODULUS), nft.Byteorder(1, 4, 4), Compare(Op.LT, threshold(share).to_bytes(4, "big"))
 
 
 # ---- what is done ----

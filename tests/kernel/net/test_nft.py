@@ -49,7 +49,7 @@ FILTER = [
     ("meta mark set 0x2a", m.set_mark(42)),
     ("limit rate 10/second counter", m.rule(m.limit(10), m.count())),
     ("limit rate over 7/minute burst 9 packets drop", m.rule(m.limit(7, 60, burst=9, over=True), DROP)),
-    ("numgen random mod 1000000 < 10000 drop", m.rule(m.lose(0.01), DROP)),
+    ("numgen random mod 4294967295 < 42949673 drop", m.rule(m.lose(0.01), DROP)),
     ("reject with icmpx type admin-prohibited", m.refuse()),
     ("reject with tcp reset", m.rule(m.protocol("tcp"), m.reset())),
     ("fib daddr type local accept", m.rule(m.to_here(), ACCEPT)),
