@@ -47,6 +47,9 @@ from isolib.net.ruleset import Changes, Published, State, Target, check_port, ch
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from ipaddress import IPv4Network
+    from typing import TypeAlias
+
+    Decisions: TypeAlias = Sequence[tuple[Sequence[IPv4Network], bool]]
 
     from isolib._kernel.netlink.socket import Request
 
@@ -349,15 +352,46 @@ def test_hairpins_are_made_once_for_each_subnet() -> None:
 
 def test_decisions_change_only_what_differs() -> None:
     """An interval that stays is not sent again."""
-    made = changes(state=State(egress=Egress().decide([ip_network("192.0.2.0/24")], allowed=False)))
-    made.route("br0", None, outward=True)
-    before = len(made.requests)
+    first = changes(state=State(egress=Egress().decide([ip_network("192.0.2.0/24")], allowed=False)))
+    first.route("br0", None, outward=True)
+    assert ops(first.batch())[-1] == "NEWSETELEM elements of refused4"
+    made = changes(state=first.state)
+    assert made.batch() == []
     made.decide(made.state.egress.decide([ip_network("198.51.100.0/24")], allowed=False))
-    (request,) = made.requests[before:]
+    (request,) = made.batch()
     (element,) = parse_elements([told(request.body)])
     assert element == Element(ip_address("198.51.100.0").packed, ip_address("198.51.101.0").packed)
-    made.decide(made.state.egress)
-    assert len(made.requests) == before + 1
+    made.decide(first.state.egress)
+    assert made.batch() == []
+
+
+DECISIONS = st.lists(st.tuples(st.lists(SMALL, min_size=1, max_size=3), st.booleans()), max_size=6)
+
+
+@given(DECISIONS, DECISIONS, st.booleans())
+def test_decisions_of_one_batch_are_one_difference(before: Decisions, after: Decisions, is_routed: bool) -> None:  # noqa: FBT001
+    """However many decisions are made in one batch, nothing is put in and taken out again, and the kernel has the last word."""
+    first = changes()
+    if is_routed:
+        first.route("br0", None, outward=True)
+    for networks, allowed in before:
+        first.decide(first.state.egress.decide(networks, allowed=allowed))
+    made = changes(state=first.state)
+    for networks, allowed in after:
+        made.decide(made.state.egress.decide(networks, allowed=allowed))
+    if not is_routed:
+        made.route("br0", None, outward=True)
+    take, put = "NFT_MSG_DELSETELEM", "NFT_MSG_NEWSETELEM"
+    held: set[Element] = set()
+    for batch in (first.batch(), made.batch()):
+        said = [one for one in batch if one.target.endswith("elements of refused4")]
+        assert [one.op for one in said] in ([], [take], [put], [take, put])
+        for one in said:
+            elements = set(parse_elements([told(one.body)]))
+            assert held.isdisjoint(elements) if one.op == put else held >= elements
+            held ^= elements
+    bounds = [(one.start, one.end) for one in made.state.egress.refused(4)]
+    assert sorted((int.from_bytes(one.key, "big"), int.from_bytes(one.end or b"", "big")) for one in held) == bounds
 
 
 def test_sets_of_one_batch_have_numbers_of_their_own() -> None:
