@@ -635,6 +635,18 @@ def test_settings_are_the_namespaces(net: NetNS) -> None:
         assert file.read() == host
 
 
+def test_setting_on_the_way_to_a_socket(net: NetNS) -> None:
+    """A setting is written on the way on which a socket is made; where there is no such setting, there is no socket either."""
+    with open_netlink(net, put=(FORWARD, "1")):
+        assert output(net, "cat", FORWARD) == "1\n"
+    path = "/proc/sys/net/ipv4/isolib"
+    for where in (net, None):
+        with pytest.raises(SyscallError) as raised:
+            open_netlink(where, put=(path, "1"))
+        assert raised.value.errno == errno.ENOENT
+        assert path in str(raised.value)
+
+
 def test_setting_that_there_is_not(net: NetNS) -> None:
     """A setting that there is not is an error that names it, in the namespace and in one's own."""
     path = "/proc/sys/net/ipv4/isolib"
