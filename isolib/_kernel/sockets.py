@@ -114,14 +114,14 @@ def open_file_in(net: HasFileno | None, path: str, flags: int) -> Fd:
     if net is None:
         return _open(path, flags)
     step = Step("OPEN", text=path.encode(), flags=flags | os.O_CLOEXEC, what=path)
-    return _opened(net, step, path, here=lambda: _open(path, flags), there=lambda fd: calls.open_in(fd, path, flags, path))
+    return _opened(net, step, path, here=lambda: _open(path, flags), there=lambda fd: calls.open_in(fd, path, flags))
 
 
 def put_in(net: HasFileno | None, path: str, text: str) -> None:
     """Write to a file beneath /proc/sys/net, which is that of a network namespace; otherwise as `open_file_in`."""
     if net is not None:
         try:
-            calls.put_in(net.fileno(), path, text, path)
+            calls.put_in(net.fileno(), path, text)
         except SyscallError as error:
             _check_refusal(error, path)
         else:

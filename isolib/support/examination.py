@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from errno import ENOENT
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib._kernel.netlink.socket import Socket
 from isolib._kernel.plan import INSIDE
@@ -86,6 +87,7 @@ class Examination:
             step = netlink_step(protocol, f"netlink protocol {protocol}")
             fd = Fd.take(fcntl.fcntl, self.handed(label, step), fcntl.F_DUPFD_CLOEXEC, 0)
             assert fd is not None  # noqa: S101 - it raises
+            calls.netlink_prepare(fd.fileno(), label)
             known = self._netlink[protocol] = Socket(fd, label)
             self._stack.callback(known.close)
         return known
