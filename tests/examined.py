@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,3 +69,14 @@ def succeeds(*argv: str) -> bool:
     env = {"PATH": SYSTEM_PATH}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.run(argv, check=False, env=env, **quiet).returncode == 0  # type: ignore[call-overload,no-any-return]
+
+
+def in_new_net(*script: str) -> bool:
+    """Return whether a shell script succeeds in a network namespace as this caller can make it."""
+    return succeeds("unshare", *([] if os.geteuid() == 0 else ["-Ur"]), "--net", "sh", "-ec", "\n".join(script))
+
+
+@cache
+def nft_can(command: str) -> bool:
+    """Return whether the program nft can do this in a network namespace of this caller's: what the host has, not isolib."""
+    return in_new_net(f"exec nft {shlex.quote(command)}")

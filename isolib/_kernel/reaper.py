@@ -2,7 +2,8 @@
 
 The reaper is one small process beside this one, started when something is entrusted for the first time (`native/reap.c`). It
 sleeps until this process has ended, by whatever: then it ends what is in the directories that are entrusted still, removes
-them, and ends too. One exception: where this process is PID 1 of a pid namespace, the kernel ends the reaper with it.
+them, and links, gives settings their values back, and ends too. One exception: where this process is PID 1 of a pid namespace,
+the kernel ends the reaper with it.
 
 What is entrusted stands in memory that both share, so recording it and striking it are stores: no system call, nobody is woken,
 and the GIL is not given away. An entry's body is written first, and the word that makes it count last; an aligned word of four
@@ -378,7 +379,7 @@ def entrust_setting(file: int, value: str, keep: Callable[[Ticket], object] | No
     keep
         As in `entrust`.
     """
-    return _entrust(calls.ENTRY_SETTING, file, value, keep)
+    return _entrust(calls.ENTRY_SETTING, file, f"{value}\n", keep)  # an empty one would be no write at all
 
 
 def _entrust(kind: int, base: int, name: str, keep: Callable[[Ticket], object] | None) -> Ticket:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from errno import ENOENT, EPERM
+from errno import EPERM
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from isolib.types import HasFileno
 
-__all__ = ["new_namespace_beside", "open_file_in", "open_netlink_socket", "open_socket", "put_in"]
+__all__ = ["netlink_step", "new_namespace_beside", "open_file_in", "open_netlink_socket", "open_socket", "put_in"]
 
 _SILENT: Final = (calls.STDIO_NULL,) * 3
 _AF_NETLINK: Final = 16
@@ -52,10 +52,9 @@ def open_socket(net: HasFileno | None, family: int, kind: int, protocol: int = 0
     """
     if net is None:
         return calls.new_socket(family, kind, protocol, label)
-    step = Step("SOCKET", flags=family, value=kind << 32 | protocol, what=label)
     return _opened(
         net,
-        step,
+        _socket_step(family, kind, protocol, label),
         label,
         here=lambda: calls.new_socket(family, kind, protocol, label),
         there=lambda fd: calls.socket_in(fd, family, kind, protocol, label),
@@ -65,31 +64,34 @@ def open_socket(net: HasFileno | None, family: int, kind: int, protocol: int = 0
 def open_netlink_socket(net: HasFileno | None, protocol: int, label: str, put: tuple[str, str] | None = None) -> Fd:
     """Return a new netlink socket of a network namespace, prepared for requests; otherwise as `open_socket`.
 
-    On the same way, ``put``, a path and a text, is written as by `put_in`; or not, where there is no such setting.
+    On the same way, ``put``, a path and a text, is written before, as by `put_in`; when it cannot be, no socket is made.
     """
-    if net is None:
-        return _new_netlink(protocol, label)
-    try:
-        return calls.netlink_in(net.fileno(), protocol, label, put)
-    except SyscallError as error:
-        _check_refusal(error, label)
-    if _is_here(net):
+    if net is not None:
+        try:
+            return calls.netlink_in(net.fileno(), protocol, label, put)
+        except SyscallError as error:
+            _check_refusal(error, label)
+    if net is not None and not _is_here(net):
+        steps = [netlink_step(protocol, label)]
+        if put is not None:
+            path, text = put
+            steps.insert(0, Step("WRITE", text=path.encode(), flags=os.O_WRONLY, text2=text.encode(), what=path))
+        made = _by_launcher(net, steps, label)
+    else:
         if put is not None:
             put_in(net, *put)
-        return _new_netlink(protocol, label)
-    steps = [Step("SOCKET", flags=_AF_NETLINK, value=_SOCK_RAW << 32 | protocol, what=label)]
-    if put is not None:
-        path, text = put
-        steps.insert(0, Step("WRITE", text=path.encode(), flags=os.O_WRONLY, text2=text.encode(), ignore=ENOENT, what=path))
-    made = _by_launcher(net, steps, label)
+        made = calls.new_socket(_AF_NETLINK, _SOCK_RAW, protocol, label)
     calls.netlink_prepare(made.fileno(), label)
     return made
 
 
-def _new_netlink(protocol: int, label: str) -> Fd:
-    made = calls.new_socket(_AF_NETLINK, _SOCK_RAW, protocol, label)
-    calls.netlink_prepare(made.fileno(), label)
-    return made
+def netlink_step(protocol: int, what: str) -> Step:
+    """Return the step that makes a netlink socket, which is not prepared for requests yet."""
+    return _socket_step(_AF_NETLINK, _SOCK_RAW, protocol, what)
+
+
+def _socket_step(family: int, kind: int, protocol: int, what: str) -> Step:
+    return Step("SOCKET", flags=family, value=kind << 32 | protocol, what=what)
 
 
 def open_file_in(net: HasFileno | None, path: str, flags: int) -> Fd:
@@ -112,14 +114,14 @@ def open_file_in(net: HasFileno | None, path: str, flags: int) -> Fd:
     if net is None:
         return _open(path, flags)
     step = Step("OPEN", text=path.encode(), flags=flags | os.O_CLOEXEC, what=path)
-    return _opened(net, step, path, here=lambda: _open(path, flags), there=lambda fd: calls.open_in(fd, path, flags, path))
+    return _opened(net, step, path, here=lambda: _open(path, flags), there=lambda fd: calls.open_in(fd, path, flags))
 
 
 def put_in(net: HasFileno | None, path: str, text: str) -> None:
     """Write to a file beneath /proc/sys/net, which is that of a network namespace; otherwise as `open_file_in`."""
     if net is not None:
         try:
-            calls.put_in(net.fileno(), path, text, path)
+            calls.put_in(net.fileno(), path, text)
         except SyscallError as error:
             _check_refusal(error, path)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from isolib._kernel.handle import Rollback
@@ -11,6 +11,8 @@ from isolib._kernel.sockets import put_in
 from isolib.namespaces.handle import Namespace
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from isolib._kernel.netlink.socket import Socket
 
 __all__ = ["CgroupNS", "IpcNS", "MntNS", "NetNS", "PidNS", "TimeNS", "UserNS", "UtsNS"]
@@ -22,6 +24,7 @@ class NetNS(Namespace, made_by="isolib.new_netns() or isolib.open_netns()"):
     """A network namespace: interfaces, addresses, routes, ports, firewall rules (network_namespaces(7))."""
 
     kind = "net"
+    _sockets: Mapping[int, Socket] = MappingProxyType({})
 
     def netlink(self, protocol: int = ROUTE, *, put: tuple[str, str] | None = None) -> Socket:
         """Return the netlink socket that belongs to this namespace, made when it is first asked for and closed with the handle.
@@ -49,15 +52,12 @@ class NetNS(Namespace, made_by="isolib.new_netns() or isolib.open_netns()"):
                 self._check_open()
                 found = self._sockets.get(protocol)
                 if found is None:
-                    made = self._sockets[protocol] = open_netlink(self, protocol, put=put)
+                    made = open_netlink(self, protocol, put=put)
+                    self._sockets = {**self._sockets, protocol: made}
                     return made
         if put is not None:
             put_in(self, *put)
         return found
-
-    @cached_property
-    def _sockets(self) -> dict[int, Socket]:
-        return {}
 
     def _release(self) -> None:
         with Rollback() as undo:

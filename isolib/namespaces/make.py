@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from errno import EINVAL, EPERM, ERANGE
 from math import floor
+from threading import RLock
 from typing import TYPE_CHECKING, Final, TypeVar
 from weakref import WeakValueDictionary
 
@@ -386,6 +387,8 @@ def _make(cls: type[N], *, lo: bool = False, hostname: str | None = None, domain
 
 #: The user namespaces that own what callers without privileges have made, as long as something of it is open.
 _rooms: Final[WeakValueDictionary[tuple[object, ...], Fd]] = WeakValueDictionary()
+#: Held while the first of them is made, so that threads which come meanwhile use it too; each fork has one of its own.
+_settling: Final[dict[object, RLock]] = {}
 
 
 def _hold(cls: type[N], builder: Builder, *, stay: bool = False) -> N:
@@ -394,18 +397,26 @@ def _hold(cls: type[N], builder: Builder, *, stay: bool = False) -> N:
     Who has no privileges gets one that a user namespace of his owns.  It is the same for all that he makes, for a process is
     in one user namespace only, and only who has power over two network namespaces lays a cable between them.
     """
-    owned = not assembly.may_administer()
+    if assembly.may_administer():
+        return _take(cls, _held(cls, builder), stay=stay)
     status = os.stat("/proc/thread-self/ns/user")
     key = (home(), os.geteuid(), status.st_dev, status.st_ino)
-    room = _rooms.get(key) if owned else None
-    if room is not None:
-        slot = builder.declare(room.fileno(), "user namespace")
-        builder.add(HOST, Step("SETNS", fd=slot, flags=calls.CLONE_NEWUSER, what="user namespace"))
-    elif owned:
-        builder.clone_flags |= calls.CLONE_NEWUSER
-        assembly.add_maps(builder, resolve("root", "root"))
+    room = _rooms.get(key)
+    if room is None:
+        with _settling.setdefault(home(), RLock()):
+            room = _rooms.get(key)
+            if room is None:
+                builder.clone_flags |= calls.CLONE_NEWUSER
+                assembly.add_maps(builder, resolve("root", "root"))
+                return _take(cls, _held(cls, builder), key=key, stay=stay)
+    slot = builder.declare(room.fileno(), "user namespace")
+    builder.add(HOST, Step("SETNS", fd=slot, flags=calls.CLONE_NEWUSER, what="user namespace"))
+    return _take(cls, _held(cls, builder), room=room, key=key, stay=stay)
+
+
+def _held(cls: type[N], builder: Builder) -> Held:
     try:
-        held = Held(builder, f"{cls.kind} namespace")
+        return Held(builder, f"{cls.kind} namespace")
     except SetupFailed as error:
         if error.errno == EINVAL and error.op in ("clone3", "unshare"):
             raise _unsupported(cls.kind) from None
@@ -413,7 +424,6 @@ def _hold(cls: type[N], builder: Builder, *, stay: bool = False) -> N:
             text = "the clock would be negative in there, or more than 146 years from its beginning"
             raise SetupFailed(error.step, error.op, error.target, error.errno, text) from None
         raise
-    return _take(cls, held, room=room, key=key if owned else None, stay=stay)
 
 
 def _take(cls: type[N], held: Held, *, room: Fd | None = None, key: tuple[object, ...] | None = None, stay: bool = False) -> N:

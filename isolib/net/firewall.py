@@ -110,7 +110,7 @@ class Firewall:
 
     def _send(self, changes: Changes) -> None:
         try:
-            self._socket.batch(SUBSYSTEM, *changes.requests)
+            self._socket.batch(SUBSYSTEM, *changes.batch())
         except SyscallError as error:
             if error.errno in _MISSING:
                 family = NAMES_OF_FAMILIES[BRIDGE if changes.bridge.label in str(error.target) else INET]

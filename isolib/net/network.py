@@ -221,9 +221,9 @@ class Network(Handle, made_by="isolib.new_network()"):
         found = [one for each in destinations if each != "all" for one in resolve(each)]
         with self._lock:
             firewall = self._its_firewall()
-            if "all" in destinations:
-                firewall.set_open(allowed)
-            if found:
+            with firewall.together():
+                if "all" in destinations:
+                    firewall.set_open(allowed)
                 (firewall.allow if allowed else firewall.deny)(*found)
 
     def partition(self, *groups: Sequence[Endpoint]) -> None:

@@ -57,6 +57,7 @@ _ROUTER_ADVERTISEMENT: Final = 134
 _REDIRECT: Final = 137
 _WITH_PORTS: Final = ("tcp", "udp", "sctp")
 _PORTS: Final = range(1, 1 << 16)
+_UNTOLD: Final = Egress()
 
 
 class Published(NamedTuple):
@@ -88,7 +89,7 @@ class State:
 
 
 class Changes:
-    """Changes that are gathered to be made at once: the requests for them, and what there is afterwards.
+    """Changes that are gathered to be made at once: the requests for them (`batch`), and what there is afterwards.
 
     Parameters
     ----------
@@ -106,11 +107,26 @@ class Changes:
 
     def __init__(self, name: str, state: State, *, private: bool, subnets: Sequence[Subnet]) -> None:
         self.state = state
+        self._before = state
         self.requests: list[Request] = []
         self.inet = Scope(INET, name)
         self.bridge = Scope(BRIDGE, name)
         self._private = private
         self._subnets = subnets
+
+    def batch(self) -> list[Request]:
+        """Return the requests that make one batch of it all.
+
+        What is refused changes by the difference between before and after, however many decisions were made in between: of one
+        batch, the kernel does not always find again what was put into a set of intervals to take it out.
+        """
+        before, after = _in_force(self._before), _in_force(self.state)
+        requests = [*self.requests]
+        for of in _FAMILIES if before is not after else ():
+            old, new = (set(one.refused(_VERSION[of])) for one in (before, after))
+            requests += self.inet.take(_refused(of), _elements(of, sorted(old - new)))
+            requests += self.inet.put(_refused(of), _elements(of, sorted(new - old)))
+        return requests
 
     # ---- what the others are made of ----
 
@@ -200,7 +216,6 @@ class Changes:
             self._add(self.inet, "forward", "partition", nft_match.jump("partition"))
             for of in _FAMILIES:
                 self._set(self.inet, _refused(of), nft.ADDRESS[of], intervals=True)
-                self.requests += self.inet.put(_refused(of), _elements(of, self.state.egress.refused(_VERSION[of])))
         comes, goes = nft_match.arrives(inside), nft_match.leaves(inside)
         away = nft_match.leaves(inside, other=True)
         self._add(self.inet, "forward", "neighbours", comes, goes, nft_match.jump("neighbours"))
@@ -221,11 +236,6 @@ class Changes:
 
     def decide(self, egress: Egress) -> None:
         """Have what may be reached as this says."""
-        if self._is_made(self.inet, "chain forward"):
-            for of in _FAMILIES:
-                old, new = (set(one.refused(_VERSION[of])) for one in (self.state.egress, egress))
-                self.requests += self.inet.take(_refused(of), _elements(of, sorted(old - new)))
-                self.requests += self.inet.put(_refused(of), _elements(of, sorted(new - old)))
         self.state = replace(self.state, egress=egress)
 
     # ---- translation ----
@@ -365,6 +375,11 @@ def _by_address(of: int, group: str, every: str) -> Expressions:
 
 def _refused(of: int) -> str:
     return f"refused{_VERSION[of]}"
+
+
+def _in_force(state: State) -> Egress:
+    """Return what the sets have been told, once they are made."""
+    return state.egress if (INET, "chain forward") in state.made else _UNTOLD
 
 
 def _elements(of: int, intervals: Iterable[Interval]) -> list[Element]:

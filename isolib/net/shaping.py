@@ -16,11 +16,11 @@ from errno import EAFNOSUPPORT, ENOENT, EOPNOTSUPP
 from threading import RLock
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel.netlink import tc
+from isolib._kernel.netlink import nft_match, tc
 from isolib._kernel.netlink.qdiscs import CERTAIN, Netem, Pfifo, Tbf
 from isolib.errors import ClosedError, SyscallError, Unsupported
 from isolib.net import parsing, requests
-from isolib.net.loss import LACKING, MODULUS, Loss, threshold
+from isolib.net.loss import LACKING, Loss
 from isolib.net.relay import GONE, Relay, parts, suppress_errno
 from isolib.net.weather import Effect, Impairment, InForce
 
@@ -168,7 +168,7 @@ class Shaping:
         if asked.loss:
             if not self._lose(asked.loss):
                 return ()
-            value = threshold(asked.loss) / MODULUS
+            value = nft_match.threshold(asked.loss) / nft_match.MODULUS
             effects += (Effect("loss", value, "nftables", f"each packet by itself, {_STEP}; {_TOGETHER}"),)
         self._end(root=asked.rate is None, loss=not asked.loss, relay=True)
         return effects

@@ -210,7 +210,8 @@ def _read(file: Fd, path: str) -> str:
 
 def _write(file: Fd, path: str, text: str) -> None:
     try:
-        os.pwrite(file.fileno(), text.encode("utf-8", "surrogateescape"), 0)
+        # A whole line: of an empty text alone the kernel would not hear.
+        os.pwrite(file.fileno(), f"{text}\n".encode("utf-8", "surrogateescape"), 0)
     except OSError as error:
         errno = error.errno or 0
         raise from_errno("write", path, errno, _NO_VALUE if errno == EINVAL else None) from None

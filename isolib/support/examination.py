@@ -7,11 +7,13 @@ import os
 import stat
 from contextlib import ExitStack
 from errno import ENOENT
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib._kernel.netlink.socket import Socket
-from isolib._kernel.plan import INSIDE, Step
+from isolib._kernel.plan import INSIDE
+from isolib._kernel.sockets import netlink_step
 from isolib.errors import SetupFailed, SyscallError, from_errno
 from isolib.support import refusals
 from isolib.support.attempts import own_room, resident
@@ -24,12 +26,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     from isolib._kernel.launch import Launched
+    from isolib._kernel.plan import Step
     from isolib.support.facts import Facts
     from isolib.support.refusals import Need
-
-
-_AF_NETLINK: Final = 16
-_SOCK_RAW: Final = 3
 
 
 class Examination:
@@ -85,9 +84,10 @@ class Examination:
         known = self._netlink.get(protocol)
         if known is None:
             label = f"netlink {protocol}"
-            step = Step("SOCKET", flags=_AF_NETLINK, value=_SOCK_RAW << 32 | protocol, what=f"netlink protocol {protocol}")
+            step = netlink_step(protocol, f"netlink protocol {protocol}")
             fd = Fd.take(fcntl.fcntl, self.handed(label, step), fcntl.F_DUPFD_CLOEXEC, 0)
             assert fd is not None  # noqa: S101 - it raises
+            calls.netlink_prepare(fd.fileno(), label)
             known = self._netlink[protocol] = Socket(fd, label)
             self._stack.callback(known.close)
         return known

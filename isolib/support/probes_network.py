@@ -13,8 +13,9 @@ from errno import ENODEV, ENOENT, EOPNOTSUPP
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel.netlink import codec, nft, nft_match
+from isolib._kernel.netlink import codec, nft, nft_match, tc
 from isolib._kernel.netlink.nft import Hook, Scope
+from isolib._kernel.netlink.qdiscs import Htb, Netem, Tbf
 from isolib._kernel.netlink.socket import NETFILTER, ROUTE, Request
 from isolib._kernel.plan import Step
 from isolib.errors import from_errno
@@ -23,28 +24,29 @@ from isolib.support.examination import Probe, explain_device
 from isolib.support.refusals import Need, Refusal, Refused
 
 if TYPE_CHECKING:
+    from isolib._kernel.netlink.qdiscs import AnyQdisc
     from isolib.errors import SyscallError
     from isolib.support.examination import Examination
     from isolib.support.facts import Facts
 
 _LO: Final = 1
 
-# linux/rtnetlink.h, linux/if_link.h, linux/pkt_sched.h
+# linux/rtnetlink.h, linux/if_link.h
 _NEW_LINK: Final = 16
-_NEW_QDISC: Final = 36
-_ROOT: Final = 0xFFFFFFFF
 _IFNAME: Final = 3
 _LINK: Final = 5
 _LINKINFO: Final = 18
 _KIND: Final = 1
 _DATA: Final = 2
-_OPTIONS: Final = 2
 _VLAN_ID: Final = 1
 _VXLAN_ID: Final = 1
 
 _TUNSETIFF: Final = 0x400454CA
 _IFF_TUN: Final = 0x0001
 _IFF_NO_PI: Final = 0x1000
+
+#: Its burst is longer than any packet of lo's, else the kernel writes to its log.
+_BUCKET: Final = Tbf(rate=1_000_000, burst_bytes=1 << 20, limit_bytes=10_000_000)
 
 #: Each kind's number in the probing namespace.
 _INDEX: Final = {"veth": 101, "dummy": 102, "bridge": 103, "macvlan": 104, "ipvlan": 105, "vxlan": 106, "vlan": 107}
@@ -82,10 +84,8 @@ def _explain_link(error: SyscallError, need: Need, facts: Facts) -> Refusal:
     return refusals.call(error.op, error.errno, need, facts)
 
 
-def _qdisc(kind: str, options: bytes, exam: Examination) -> str:
-    """Put a queueing discipline at the root of a device, in place of the one there."""
-    body = struct.pack("=BxxxiIII", 0, _LO, 0, _ROOT, 0) + codec.text(_KIND, kind) + codec.attribute(_OPTIONS, options)
-    exam.netlink(ROUTE).ask(Request(_NEW_QDISC, body, codec.CREATE | codec.REPLACE, "RTM_NEWQDISC", kind))
+def _qdisc(qdisc: AnyQdisc, exam: Examination) -> str:
+    exam.netlink(ROUTE).ask(tc.add_qdisc(_LO, qdisc, "lo"))
     return ""
 
 
@@ -93,23 +93,6 @@ def _explain_qdisc(error: SyscallError, need: Need, facts: Facts) -> Refusal:
     if error.errno in (ENOENT, EOPNOTSUPP):
         return refusals.without(need, facts)
     return refusals.call(error.op, error.errno, need, facts)
-
-
-def _netem_options() -> bytes:
-    """Return struct tc_netem_qopt: no latency, a limit of 100 packets, no loss."""
-    return struct.pack("=6I", 0, 100, 0, 0, 0, 0)
-
-
-def _tbf_options() -> bytes:
-    """Return TCA_TBF_PARMS with struct tc_tbf_qopt: 1 MB/s, and a burst that no device's MTU exceeds (else the kernel logs)."""
-    rate = struct.pack("=BBHhHI", 0, 0, 0, 0, 0, 1000000)
-    peak = bytes(len(rate))
-    return codec.attribute(1, rate + peak + struct.pack("=3I", 10000000, 1 << 24, 0))
-
-
-def _htb_options() -> bytes:
-    """Return TCA_HTB_INIT with struct tc_htb_glob: version 3, rate2quantum 10, no default class."""
-    return codec.attribute(2, struct.pack("=5I", 3, 10, 0, 0, 0))
 
 
 def _nftables(kind: str, exam: Examination) -> str:
@@ -157,9 +140,9 @@ NETWORK: Final = (
     _probe("vxlan", "CONFIG_VXLAN", "vxlan", data=codec.u32(_VXLAN_ID, 7)),
     _probe("vlan", "CONFIG_VLAN_8021Q", "8021q", data=codec.u16(_VLAN_ID, 7), stands=True),
     Probe("tun", _tun, Need(option="CONFIG_TUN", module="tun"), explain_device),
-    Probe("netem", partial(_qdisc, "netem", _netem_options()), Need("", "CONFIG_NET_SCH_NETEM", "sch_netem"), _explain_qdisc),
-    Probe("tbf", partial(_qdisc, "tbf", _tbf_options()), Need("", "CONFIG_NET_SCH_TBF", "sch_tbf"), _explain_qdisc),
-    Probe("htb", partial(_qdisc, "htb", _htb_options()), Need("", "CONFIG_NET_SCH_HTB", "sch_htb"), _explain_qdisc),
+    Probe("netem", partial(_qdisc, Netem()), Need("", "CONFIG_NET_SCH_NETEM", "sch_netem"), _explain_qdisc),
+    Probe("tbf", partial(_qdisc, _BUCKET), Need("", "CONFIG_NET_SCH_TBF", "sch_tbf"), _explain_qdisc),
+    Probe("htb", partial(_qdisc, Htb()), Need("", "CONFIG_NET_SCH_HTB", "sch_htb"), _explain_qdisc),
     _nft_probe("nftables", "table", "3.14", "CONFIG_NF_TABLES_INET", "nf_tables"),
     _nft_probe("nftables owned table", "owner", "5.12", "CONFIG_NF_TABLES_INET", "nf_tables"),
     _nft_probe("nftables masquerade", "masquerade", "5.2", "CONFIG_NFT_MASQ", "nft_masq"),

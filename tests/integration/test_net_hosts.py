@@ -160,22 +160,26 @@ def test_settings_of_a_killed_host() -> None:
     """Settings that a host held are as they were before it, and those that it had let go, or set for good, are not touched."""
     body = """
         held = [hold("net.ipv4.ip_forward", 1), hold("net.ipv4.ip_forward", 1), hold("ipv4.ip_local_port_range", "2000\\t3000")]
+        held.append(hold("net.ipv4.ip_local_reserved_ports", "8080"))
         hold("ipv4.ip_default_ttl", 33).close()
         Sysctls()["ipv4.ip_default_ttl"] = 44
         held[0].close()
         tell(reaper.pid())
         signal.pause()
     """
-    names = ("net/ipv4/ip_forward", "net/ipv4/ip_local_port_range", "net/ipv4/ip_default_ttl")
+    names = tuple(
+        f"net/ipv4/{one}" for one in ("ip_forward", "ip_local_port_range", "ip_local_reserved_ports", "ip_default_ttl")
+    )
     with machine(body) as (running, ns):
         before = [setting(ns, name) for name in names]
         running.say("")
         (pid,) = running.heard()
         reaper = running.pidfd(pid)
-        assert [setting(ns, name).split() for name in names] == [["1"], ["2000", "3000"], ["44"]]
+        assert [setting(ns, name).split() for name in names] == [["1"], ["2000", "3000"], ["8080"], ["44"]]
         running.kill()
         assert has_ended(reaper)
-        assert [setting(ns, name) for name in names] == [before[0], before[1], "44"]
+        assert [setting(ns, name) for name in names] == [*before[:3], "44"]
+        assert before[2] == ""
 
 
 def test_reaper_that_was_killed_before() -> None:

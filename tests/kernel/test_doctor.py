@@ -17,7 +17,7 @@ import pytest
 
 import isolib
 from isolib.support import doctor
-from tests.examined import SYSTEM_PATH, examined, succeeds
+from tests.examined import SYSTEM_PATH, examined, in_new_net, succeeds
 
 if TYPE_CHECKING:
     from isolib.support import Report
@@ -157,11 +157,6 @@ def test_namespaces_as_unshare_finds_them(report: Report, kind: str, *, user: bo
 def test_user_namespace_as_unshare_finds_it(report: Report) -> None:
     """unshare --user can make one when it is available."""
     assert report["user namespace"].available == can_make_user_namespaces()
-
-
-def in_new_net(*script: str) -> bool:
-    """Return whether a shell script succeeds in a network namespace as this caller can make it."""
-    return succeeds("unshare", *([] if ROOT else ["-Ur"]), "--net", "sh", "-ec", "\n".join(script))
 
 
 @pytest.mark.skipif(not shutil.which("ip", path=SYSTEM_PATH), reason="needs iproute2")

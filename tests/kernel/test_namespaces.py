@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from datetime import timedelta
 from errno import ENOTTY
@@ -21,6 +22,7 @@ import isolib
 from isolib import PIPE, ClosedError, GoneError, IdMap, PermissionDenied, PlanError, SetupFailed, SyscallError, Unsupported
 from isolib import namespaces as ns
 from isolib._kernel import calls
+from tests.rights import having
 from tests.seccomp import Denied
 from tests.threads import here, in_a_thread, restrict_thread
 
@@ -153,6 +155,20 @@ def test_owner_is_the_user_namespace_with_power_over_it(kind: str) -> None:
             assert owner.owner.id == here("user")
             assert output(namespace, "id", "-u") == "0"
     assert owner.closed
+
+
+def test_threads_have_one_owner(user_namespaces: None) -> None:
+    """What threads without rights make at the same time belongs to one user namespace: a cable lies between any two of it."""
+    start = threading.Barrier(8)
+
+    def make(_: int) -> ns.NetNS:
+        with having("rootless"):
+            start.wait()
+            return ns.new_netns()
+
+    with ThreadPoolExecutor(8) as pool, ExitStack() as stack:
+        made = [stack.enter_context(closing(one)) for one in pool.map(make, range(8))]
+        assert len({one.owner.id for one in made}) == 1
 
 
 def test_first_user_namespace_has_no_owner(needs_root: None) -> None:

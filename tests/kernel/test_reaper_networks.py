@@ -54,13 +54,13 @@ def test_link_is_what_c_reads(route: Socket) -> None:
 
 
 def test_setting_is_what_c_reads(setting: int) -> None:
-    """A setting stands in the table by the value that it is given back, below its open file, until it is struck."""
+    """A setting stands in the table by the line that it is given back, below its open file, until it is struck."""
     before = indices()
-    for value in ("0", "4096 131072 6291456", "1\t2", "é", "x" * 255):
+    for value in ("0", "4096 131072 6291456", "1\t2", "é", "", "x" * 254):
         ticket = reaper.entrust_setting(setting, value)
         (index,) = set(indices()) - set(before)
         found = entry(index)
-        assert (found["kind"], found["name"]) == (calls.ENTRY_SETTING, value.encode())
+        assert (found["kind"], found["name"]) == (calls.ENTRY_SETTING, f"{value}\n".encode())
         ticket.strike()
     assert indices() == before
 

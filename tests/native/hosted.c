@@ -15,7 +15,7 @@ static size_t boot_size;
 static int failures; /* one call in so many fails; 0: none */
 static uint32_t ids[2][3];
 static uint32_t capabilities[6];
-static long calls, executed, unlinked;
+static long calls, executed, unlinked, links, settings;
 static void *mapped[64];
 static int mapped_count;
 static volatile uint64_t sum;
@@ -64,12 +64,14 @@ static long allocate_table(size_t size) {
         ((uint32_t *)table)[below(5)] = (uint32_t)number();
     for (int i = 0; i < ENTRIES && (size_t)((char *)(entries + i + 1) - (char *)table) <= size; i++) {
         struct isolib_entry *entry = &entries[i];
+        char fill;
         entry->state = below(4) != 0;
-        entry->kind = ISOLIB_ENTRY_CGROUP;
+        entry->kind = ISOLIB_ENTRY_CGROUP + (uint32_t)below(3);
+        fill = entry->kind == ISOLIB_ENTRY_CGROUP ? 'x' : '7';
         entry->base_count = (uint32_t)below(4);
         for (int at = 0; at < ISOLIB_ENTRY_BASES; at++)
             entry->bases[at] = (uint16_t)(below(8) ? below(4) : number());
-        memset(entry->name, below(8) ? 'x' : '.', below(8) ? 1 + below(3) : sizeof(entry->name));
+        memset(entry->name, below(8) ? fill : '.', below(8) ? 1 + below(3) : sizeof(entry->name));
         if (below(8) == 0)
             entry->name[below(sizeof(entry->name))] = (char)number();
         if (below(8) == 0)
@@ -118,9 +120,9 @@ static long answer_entries(char *entries, size_t size) {
 }
 
 static long answer_statfs(long *status) {
-    static const long magics[] = {0x63677270, 0x27e0eb, 0xef53};
+    static const long magics[] = {0x63677270, 0x27e0eb, 0x534f434b, 0x9fa0, 0xef53};
     memset(status, 0, 120);
-    *status = magics[below(3)];
+    *status = magics[below(5)];
     return 0;
 }
 
@@ -207,6 +209,11 @@ static long answer_file(long nr, long b, long c, long d) {
         return 0;
     case __NR_write:
         touch((void *)b, (size_t)c);
+        links += c == 32 && ((const uint16_t *)b)[2] == 17; /* RTM_DELLINK */
+        return c;
+    case __NR_pwrite64:
+        touch((void *)b, (size_t)c);
+        settings++;
         return c;
     default:
         return -ENOSYS;
@@ -364,6 +371,7 @@ long sys6(long nr, long a, long b, long c, long d, long e, long f) {
     case __NR_fsconfig:
     case __NR_symlinkat:
     case __NR_write:
+    case __NR_pwrite64:
         return answer_file(nr, b, c, d);
     default:
         return 0;
@@ -418,7 +426,8 @@ int main(int argc, char **argv) {
         mutate(mutated, &size);
         launch(mutated, size);
     }
-    printf("%ld plans, sound, failing and mutated: %ld system calls, %ld programs executed, %ld directories removed\n", count,
-           calls, executed, unlinked);
-    return calls > count && executed > 0 && unlinked > 0 ? 0 : 1;
+    printf("%ld plans, sound, failing and mutated: %ld system calls, %ld programs executed; %ld directories and %ld links "
+           "removed, %ld settings written back\n",
+           count, calls, executed, unlinked, links, settings);
+    return calls > count && executed > 0 && unlinked > 0 && links > 0 && settings > 0 ? 0 : 1;
 }

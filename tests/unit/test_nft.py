@@ -24,8 +24,6 @@ from isolib._kernel.netlink.nft_expressions import (
     Ct,
     Expression,
     Fib,
-    Immediate,
-    Limit,
     Lookup,
     Masquerade,
     Meta,
@@ -39,7 +37,7 @@ from isolib._kernel.netlink.nft_expressions import (
     encode,
     register,
 )
-from isolib._kernel.netlink.nft_numbers import Code
+from isolib._kernel.netlink.nft_numbers import Code, Op
 from isolib.errors import PlanError
 from isolib.net.egress import Egress, Interval
 from isolib.net.ruleset import Changes, Published, State, Target, check_port, check_published
@@ -47,6 +45,9 @@ from isolib.net.ruleset import Changes, Published, State, Target, check_port, ch
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from ipaddress import IPv4Network
+    from typing import TypeAlias
+
+    Decisions: TypeAlias = Sequence[tuple[Sequence[IPv4Network], bool]]
 
     from isolib._kernel.netlink.socket import Request
 
@@ -84,8 +85,11 @@ def test_rules_are_written_as_nft_writes_them() -> None:
 
 
 def test_translation_is_read_as_nft_writes_it() -> None:
-    """A translation that nft sends is ours; the bits that the kernel sets by itself are not told."""
-    assert decode(NAT) == m.dnat(ip_address("10.0.0.2"), 8080)
+    """A translation that nft sends is ours; the bits that the kernel sets by itself are not told, and what it loads is kept."""
+    *loads, nat = decode(NAT)
+    assert nat == Nat(1, nft.IPV4, 1, 2)
+    assert [one.word for one in loads] == ["immediate", "immediate"]
+    assert encode(*loads) == NAT[: len(encode(*loads))]
 
 
 def test_sets_are_written_as_nft_writes_them() -> None:
@@ -109,13 +113,11 @@ STRATEGIES: dict[type[Expression], st.SearchStrategy[Expression]] = {
     Byteorder: st.builds(Byteorder, WORDS, WORDS, WORDS, REGISTERS, REGISTERS),
     Lookup: st.builds(Lookup, NAMES, REGISTERS, MAYBE, WORDS),
     Counter: st.builds(Counter, LONGS, LONGS),
-    Limit: st.builds(Limit, LONGS, LONGS, WORDS, WORDS, WORDS),
     Numgen: st.builds(Numgen, WORDS, WORDS, WORDS, REGISTERS),
     Fib: st.builds(Fib, WORDS, WORDS, REGISTERS),
     Reject: st.builds(Reject, WORDS, st.none() | st.integers(0, 255)),
     Masquerade: st.builds(Masquerade, MAYBE),
     Nat: st.builds(Nat, WORDS, WORDS, REGISTERS, st.none() | REGISTERS, FLAGS),
-    Immediate: st.builds(Immediate, VALUES, REGISTERS),
     Verdict: st.builds(Verdict, st.sampled_from(Code), st.none() | NAMES),
     Unknown: st.builds(Unknown, st.sampled_from(("log", "objref")), st.binary(max_size=40)),
 }
@@ -232,6 +234,29 @@ def test_shares_are_between_none_and_all(share: float) -> None:
         m.lose(share)
 
 
+def test_loss_compares_bytes() -> None:
+    """A packet is lost when a random number, its first byte first, is below the threshold."""
+    assert m.lose(0.25) == (Numgen(2**32 - 1), Byteorder(1, 4, 4), Compare(Op.LT, b"\x40\0\0\0"))
+
+
+@given(st.floats(0, 1))
+def test_loss_threshold(share: float) -> None:
+    """The threshold is the share, to one part of 2^32; nothing that is possible becomes impossible, and 1 is always."""
+    below = m.threshold(share)
+    assert 0 <= below <= m.MODULUS
+    assert below / m.MODULUS == pytest.approx(share, abs=1 / m.MODULUS)
+    assert bool(below) is bool(share)
+
+
+def test_hooks_of_a_device_name_it() -> None:
+    """A chain on an interface's way out names the interface, and others name none."""
+    hooks = [
+        codec.table(codec.table(Scope(family, "t").new_chain("c", hook).body, 4)[4])
+        for family, hook in ((nft.NETDEV, Hook(nft.EGRESS, 0, device="eth0")), (nft.INET, Hook(nft.FORWARD, 0)))
+    ]
+    assert hooks == [{1: b"\0\0\0\1", 2: bytes(4), 3: b"eth0\0"}, {1: b"\0\0\0\2", 2: bytes(4)}]
+
+
 # ---- which destinations are refused ----
 
 SMALL = st.builds(
@@ -326,15 +351,46 @@ def test_hairpins_are_made_once_for_each_subnet() -> None:
 
 def test_decisions_change_only_what_differs() -> None:
     """An interval that stays is not sent again."""
-    made = changes(state=State(egress=Egress().decide([ip_network("192.0.2.0/24")], allowed=False)))
-    made.route("br0", None, outward=True)
-    before = len(made.requests)
+    first = changes(state=State(egress=Egress().decide([ip_network("192.0.2.0/24")], allowed=False)))
+    first.route("br0", None, outward=True)
+    assert ops(first.batch())[-1] == "NEWSETELEM elements of refused4"
+    made = changes(state=first.state)
+    assert made.batch() == []
     made.decide(made.state.egress.decide([ip_network("198.51.100.0/24")], allowed=False))
-    (request,) = made.requests[before:]
+    (request,) = made.batch()
     (element,) = parse_elements([told(request.body)])
     assert element == Element(ip_address("198.51.100.0").packed, ip_address("198.51.101.0").packed)
-    made.decide(made.state.egress)
-    assert len(made.requests) == before + 1
+    made.decide(first.state.egress)
+    assert made.batch() == []
+
+
+DECISIONS = st.lists(st.tuples(st.lists(SMALL, min_size=1, max_size=3), st.booleans()), max_size=6)
+
+
+@given(DECISIONS, DECISIONS, st.booleans())
+def test_decisions_of_one_batch_are_one_difference(before: Decisions, after: Decisions, is_routed: bool) -> None:  # noqa: FBT001
+    """However many decisions are made in one batch, nothing is put in and taken out again, and the kernel has the last word."""
+    first = changes()
+    if is_routed:
+        first.route("br0", None, outward=True)
+    for networks, allowed in before:
+        first.decide(first.state.egress.decide(networks, allowed=allowed))
+    made = changes(state=first.state)
+    for networks, allowed in after:
+        made.decide(made.state.egress.decide(networks, allowed=allowed))
+    if not is_routed:
+        made.route("br0", None, outward=True)
+    take, put = "NFT_MSG_DELSETELEM", "NFT_MSG_NEWSETELEM"
+    held: set[Element] = set()
+    for batch in (first.batch(), made.batch()):
+        said = [one for one in batch if one.target.endswith("elements of refused4")]
+        assert [one.op for one in said] in ([], [take], [put], [take, put])
+        for one in said:
+            elements = set(parse_elements([told(one.body)]))
+            assert held.isdisjoint(elements) if one.op == put else held >= elements
+            held ^= elements
+    bounds = [(one.start, one.end) for one in made.state.egress.refused(4)]
+    assert sorted((int.from_bytes(one.key, "big"), int.from_bytes(one.end or b"", "big")) for one in held) == bounds
 
 
 def test_sets_of_one_batch_have_numbers_of_their_own() -> None:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from isolib._kernel.netlink import codec, tc
 from isolib._kernel.netlink.codec import MalformedError, Message
 from isolib._kernel.netlink.qdiscs import CERTAIN, QDISCS, Bfifo, Clsact, Htb, HtbClass, Ingress, Netem, Pfifo, Tbf
-from isolib.net import loss
 
 Sent: TypeAlias = "tuple[int, int, int, int, dict[int, bytes]]"
 
@@ -174,20 +173,3 @@ def test_short_message(body: bytes) -> None:
 def test_every_kind_is_known(one: Netem) -> None:
     """The kernel's name of each kind leads back to it."""
     assert QDISCS[one.kind] is type(one)
-
-
-def test_loss_expressions() -> None:
-    """A packet is lost when a random number, its first byte first, is below the threshold."""
-    parts = [codec.table(one) for _, one in codec.attributes(loss.rule(0x40000000))]
-    assert [codec.word(one[1]) for one in parts] == ["numgen", "byteorder", "cmp", "counter", "immediate"]
-    assert codec.table(parts[0][2])[2] == b"\xff\xff\xff\xff"
-    assert codec.table(codec.table(parts[2][2])[3])[1] == b"\x40\0\0\0"
-
-
-@given(st.floats(0, 1))
-def test_loss_threshold(probability: float) -> None:
-    """The threshold is the probability, to one part of 2^32; nothing that is possible becomes impossible, and 1 is always."""
-    below = loss.threshold(probability)
-    assert 0 <= below <= loss.MODULUS
-    assert below / loss.MODULUS == pytest.approx(probability, abs=1 / loss.MODULUS)
-    assert bool(below) is bool(probability)

@@ -33,6 +33,8 @@ _STAGES: Final = {
     lib.ISOLIB_AWAY_CONNECT: "connect",
     lib.ISOLIB_AWAY_RETURN: "setns",
 }
+#: Where a thread is that could not go back.
+_THERE: Final = "another network namespace"
 
 
 def new_namespace(kind: str, *, lo: bool = False, hostname: str | None = None, domainname: str | None = None) -> Fd:
@@ -66,10 +68,10 @@ def socket_in(net: int, family: int, kind: int, protocol: int, target: str) -> F
     """
     stage = ffi.new("int32_t *")
     made = Fd.take(lib.isolib_socket_in, net, _OWN_FILES["net"], family, kind, protocol, stage)
-    return _back(made, stage[0], target, target)
+    return _back(made, stage[0], target)
 
 
-def open_in(net: int, path: str, flags: int, target: str) -> Fd:
+def open_in(net: int, path: str, flags: int) -> Fd:
     """Open a file that is a network namespace's, one of /proc/sys/net: open(2), setns(2).
 
     Raises
@@ -79,10 +81,10 @@ def open_in(net: int, path: str, flags: int, target: str) -> Fd:
     """
     stage = ffi.new("int32_t *")
     made = Fd.take(lib.isolib_open_in, net, _OWN_FILES["net"], path_bytes(path), flags, stage)
-    return _back(made, stage[0], target if stage[0] != lib.ISOLIB_AWAY_FILE else path, target)
+    return _back(made, stage[0], path)
 
 
-def put_in(net: int, path: str, text: str, target: str) -> None:
+def put_in(net: int, path: str, text: str) -> None:
     """Write to a file that is a network namespace's, one of /proc/sys/net: open(2), write(2), setns(2).
 
     Raises
@@ -92,7 +94,7 @@ def put_in(net: int, path: str, text: str, target: str) -> None:
     """
     stage = ffi.new("int32_t *")
     if lib.isolib_put_in(net, _OWN_FILES["net"], path_bytes(path), text.encode(), stage) < 0:
-        raise _failure(stage[0], target, target)
+        raise _failure(stage[0], path, _THERE)
 
 
 def netlink_in(net: int, protocol: int, target: str, put: tuple[str, str] | None = None) -> Fd:
@@ -103,11 +105,12 @@ def netlink_in(net: int, protocol: int, target: str, put: tuple[str, str] | None
     stage = ffi.new("int32_t *")
     path, text = (ffi.NULL, ffi.NULL) if put is None else (path_bytes(put[0]), put[1].encode())
     made = Fd.take(lib.isolib_netlink_in, net, _OWN_FILES["net"], protocol, path, text, stage)
-    where = put[0] if put is not None and stage[0] in {lib.ISOLIB_AWAY_FILE, lib.ISOLIB_AWAY_PUT} else target
-    return _back(made, stage[0], where, target)
+    if put is not None and stage[0] in {lib.ISOLIB_AWAY_FILE, lib.ISOLIB_AWAY_PUT}:
+        target = put[0]
+    return _back(made, stage[0], target)
 
 
-def _back(made: Fd | None, stage: int, target: str, where: str) -> Fd:
+def _back(made: Fd | None, stage: int, target: str, where: str = _THERE) -> Fd:
     if made is not None:
         return made
     # No name for the exception: it would be in a circle with this frame, which keeps alive all that its callers have.

@@ -50,7 +50,6 @@ __all__ = [
 
 # linux/netlink.h
 REQUEST: Final = 0x001
-MULTI: Final = 0x002
 ACK: Final = 0x004
 DUMP_INTERRUPTED: Final = 0x010
 REPLACE: Final = 0x100
@@ -63,7 +62,6 @@ _ACK_TLVS: Final = 0x200
 
 ERROR: Final = 2
 DONE: Final = 3
-OVERRUN: Final = 4
 
 _NESTED: Final = 0x8000
 _KIND: Final = 0x3FFF

@@ -12,7 +12,7 @@ import struct
 import sys
 from bisect import bisect_right
 from dataclasses import dataclass
-from errno import EEXIST, ENOENT, EPERM
+from errno import EEXIST, ENOENT, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from isolib._kernel.netlink import codec
@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 __all__ = [
     "ADDRESS",
     "BRIDGE",
+    "EGRESS",
     "FORWARD",
     "INET",
     "INPUT",
     "IPV4",
     "IPV6",
     "NAMES_OF_FAMILIES",
+    "NETDEV",
     "OUTPUT",
     "POSTROUTING",
     "PREROUTING",
@@ -65,6 +67,9 @@ INPUT: Final = 1
 FORWARD: Final = 2
 OUTPUT: Final = 3
 POSTROUTING: Final = 4
+
+#: Of `NETDEV`: what one interface sends (Linux 5.16).
+EGRESS: Final = 1
 
 NEW_TABLE: Final = 0
 DELETE_TABLE: Final = 2
@@ -110,7 +115,10 @@ _HINTS: Final[Mapping[int, Mapping[int, str]]] = {
         EEXIST: "there is a table of this name",
         EPERM: "it takes CAP_NET_ADMIN over the network namespace; or a table of this name belongs to another socket",
     },
-    NEW_CHAIN: {ENOENT: "the kernel has no chains of this type here (CONFIG_NF_NAT: modprobe nft_chain_nat), or not the table"},
+    NEW_CHAIN: {
+        ENOENT: "the kernel has no chains of this type here (CONFIG_NF_NAT: modprobe nft_chain_nat), or not the table",
+        EOPNOTSUPP: "this kernel has no such hook (for what an interface sends: CONFIG_NETFILTER_EGRESS, Linux 5.16)",
+    },
     NEW_RULE: {ENOENT: "there is no such chain or set; or the kernel lacks what the rule does (CONFIG_NFT_*, or its module)"},
     NEW_ELEMENTS: {EEXIST: "it is in the set already, or overlaps with what is", ENOENT: "there is no such set"},
     DELETE_ELEMENTS: {ENOENT: "it is not in the set, or there is no such set"},
@@ -169,12 +177,13 @@ class Element(NamedTuple):
 
 
 class Hook(NamedTuple):
-    """Where packets come into a chain: the hook, the place among others there, and what kind of chain."""
+    """Where packets come into a chain: hook, place among others there, kind of chain; of `NETDEV`, the interface."""
 
     hook: int
     priority: int
     type: str = "filter"
     accepts: bool = True
+    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +247,9 @@ class Scope:
         """Make a chain; without a hook, one that others lead to."""
         attributes = [codec.text(3, chain)]
         if hook is not None:
-            where = codec.be32(1, hook.hook), codec.attribute(2, struct.pack(">i", hook.priority))
+            where = [codec.be32(1, hook.hook), codec.attribute(2, struct.pack(">i", hook.priority))]
+            if hook.device is not None:
+                where.append(codec.text(3, hook.device))
             attributes += [codec.nested(4, *where), codec.be32(5, int(hook.accepts)), codec.text(7, hook.type)]
         return self._request(NEW_CHAIN, *attributes, flags=codec.CREATE | codec.EXCL, what=f"chain {chain}")
 

@@ -31,8 +31,6 @@ __all__ = [
     "Ct",
     "Expression",
     "Fib",
-    "Immediate",
-    "Limit",
     "Lookup",
     "Masquerade",
     "Meta",
@@ -269,26 +267,6 @@ class Counter(Expression):
 
 
 @dataclass(frozen=True, slots=True)
-class Limit(Expression):
-    """Go on for so many packets (``type`` 0) or bytes (1) in so many seconds, no more; with ``flags`` 1 for what is more."""
-
-    rate: int
-    seconds: int = 1
-    burst: int = 5
-    type: int = 0
-    flags: int = 0
-
-    word: ClassVar[str] = "limit"
-    _fields: ClassVar = (
-        _Field("rate", 1, _LONG),
-        _Field("seconds", 2, _LONG),
-        _Field("burst", 3),
-        _Field("type", 4),
-        _Field("flags", 5),
-    )
-
-
-@dataclass(frozen=True, slots=True)
 class Numgen(Expression):
     """Load a number below ``modulus``, plus ``offset``, in the machine's byte order: the next one (``type`` 0), or any (1)."""
 
@@ -367,19 +345,8 @@ class Nat(Expression):
 
 
 @dataclass(frozen=True, slots=True)
-class Immediate(Expression):
-    """Load a value."""
-
-    value: bytes
-    register: int = 1
-
-    word: ClassVar[str] = "immediate"
-    _fields: ClassVar = (_Field("register", 1), _Field("value", 2, _DATA))
-
-
-@dataclass(frozen=True, slots=True)
 class Verdict(Expression):
-    """Say what becomes of the packet; ``chain`` is where JUMP and GOTO lead."""
+    """Say what becomes of the packet; ``chain`` is where JUMP and GOTO lead.  Loading any other value is `Unknown`."""
 
     code: int
     chain: str | None = None
@@ -418,8 +385,8 @@ DROP: Final = Verdict(Code.DROP)
 _CLASSES: Final[Mapping[str, type[Expression]]] = {
     one.word: one
     for one in (
-        *(Payload, Meta, Ct, Compare, Bitwise, Byteorder, Lookup, Counter, Limit, Numgen, Fib, Reject, Masquerade, Nat),
-        Immediate,
+        *(Payload, Meta, Ct, Compare, Bitwise, Byteorder, Lookup, Counter, Numgen, Fib, Reject, Masquerade, Nat),
+        Verdict,
     )
 }
 
@@ -452,8 +419,6 @@ def decode(data: bytes) -> tuple[Expression, ...]:
 def _expression(word: str, data: bytes) -> Expression:
     known = _CLASSES.get(word)
     try:
-        if known is Immediate and _DATA_VERDICT in codec.table(codec.table(data)[2]):
-            known = Verdict
         if known is not None:
             return known.parse(data)
     except (KeyError, TypeError, ValueError):

@@ -1,6 +1,6 @@
 """What rules of nftables are written with: each function returns the expressions for one thing that `rule` puts together.
 
-    rule(arrives("br0"), to(net), port("tcp", 80), dnat(address, 8080))
+    rule(arrives("br0"), to(net), port("tcp", 80), count(), DROP)
 
 In a table of family inet or bridge, what looks at addresses asks for the protocol first, and what looks at ports for theirs.
 All is as the program nft writes it, so that it shows the rules as it would its own.
@@ -20,20 +20,20 @@ from isolib._kernel.netlink.nft_numbers import Base, Code, CtKey, FibResult, Met
 
 if TYPE_CHECKING:
     from fractions import Fraction
-    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+    from ipaddress import IPv4Network, IPv6Network
 
     from isolib._kernel.netlink.nft_expressions import Expression
 
 __all__ = [
     "ESTABLISHED",
     "INVALID",
+    "MODULUS",
     "PROTOCOLS",
     "Expressions",
     "arrives",
     "connection",
     "count",
     "destination_in",
-    "dnat",
     "dnat_to_found",
     "family",
     "from_",
@@ -41,9 +41,7 @@ __all__ = [
     "interface_in",
     "jump",
     "leaves",
-    "limit",
     "lose",
-    "mark",
     "masquerade",
     "original",
     "port",
@@ -51,8 +49,7 @@ __all__ = [
     "refuse",
     "reset",
     "rule",
-    "set_mark",
-    "snat",
+    "threshold",
     "to",
     "to_here",
     "translated",
@@ -60,7 +57,6 @@ __all__ = [
 
 Expressions: TypeAlias = "tuple[Expression, ...]"
 Subnet: TypeAlias = "IPv4Network | IPv6Network"
-Address: TypeAlias = "IPv4Address | IPv6Address"
 
 PROTOCOLS: Final = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
 
@@ -71,6 +67,9 @@ _DNAT: Final = 1 << 5
 _LOCAL: Final = 2  # RTN_LOCAL
 _OF_DESTINATION: Final = 2
 _ADMIN_PROHIBITED: Final = 3
+
+MODULUS: Final = 2**32 - 1
+"""Random numbers are drawn below this one, the greatest that the kernel takes."""
 
 _NAME: Final = 16
 _BYTE: Final = 8
@@ -87,7 +86,7 @@ def rule(*parts: Expressions | Expression) -> Expressions:
     return tuple(one for part in parts for one in (part if isinstance(part, tuple) else (part,)))
 
 
-def family_of(subnet: Subnet | Address) -> int:
+def family_of(subnet: Subnet) -> int:
     """Return `IPV4` or `IPV6`."""
     return IPV4 if subnet.version == 4 else IPV6  # noqa: PLR2004
 
@@ -217,18 +216,13 @@ def original() -> Expressions:
     return nft.Ct(CtKey.DIRECTION, 1), Compare(Op.EQ, b"\0")
 
 
-def mark(number: int) -> Expressions:
-    """Ask for a mark that somebody put on the packet."""
-    return nft.Meta(MetaKey.MARK, 1), Compare(Op.EQ, number.to_bytes(4, sys.byteorder))
-
-
-def limit(rate: int, seconds: int = 1, *, burst: int = 5, over: bool = False) -> Expressions:
-    """Go on for so many packets in so many seconds; or only for those that are too many."""
-    return (nft.Limit(rate, seconds, burst, flags=int(over)),)
+def threshold(share: Fraction | float) -> int:
+    """Return the number below which as many are as this share of all; nothing that is possible becomes impossible."""
+    return max(1, round(share * MODULUS)) if share else 0
 
 
 def lose(share: Fraction | float) -> Expressions:
-    """Go on for this share of the packets, picked at random: to the millionth.
+    """Go on for this share of the packets, picked at random, in steps of 2^-32.
 
     Raises
     ------
@@ -237,10 +231,8 @@ def lose(share: Fraction | float) -> Expressions:
     """
     if not 0 <= share <= 1:
         raise ValueError(f"a share lies between 0 and 1: {share}")
-    of = 1_000_000
-    below = round(share * of).to_bytes(4, "big")
     # Numbers are compared as bytes are.
-    return nft.Numgen(of), nft.Byteorder(1, 4, 4), Compare(Op.LT, below)
+    return nft.Numgen(MODULUS), nft.Byteorder(1, 4, 4), Compare(Op.LT, threshold(share).to_bytes(4, "big"))
 
 
 # ---- what is done ----
@@ -266,31 +258,9 @@ def reset() -> Expressions:
     return (nft.Reject(RejectType.TCP_RESET),)
 
 
-def set_mark(number: int) -> Expressions:
-    """Put a mark on a packet."""
-    return nft.Immediate(number.to_bytes(4, sys.byteorder), 1), nft.Meta(MetaKey.MARK, source=1)
-
-
 def masquerade() -> Expressions:
     """Give the connection the address of the interface that it leaves by."""
     return (nft.Masquerade(),)
-
-
-def _nat(kind: int, address: Address, number: int | None) -> Expressions:
-    loads = [nft.Immediate(address.packed, 1)]
-    if number is not None:
-        loads.append(nft.Immediate(number.to_bytes(2, "big"), 2))
-    return (*loads, nft.Nat(kind, family_of(address), 1, 2 if number is not None else None))
-
-
-def snat(address: Address, number: int | None = None) -> Expressions:
-    """Give the connection another source."""
-    return _nat(0, address, number)
-
-
-def dnat(address: Address, number: int | None = None) -> Expressions:
-    """Give the connection another destination."""
-    return _nat(1, address, number)
 
 
 def dnat_to_found(of: int, name: str, *, with_address: bool) -> Expressions:

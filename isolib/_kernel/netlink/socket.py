@@ -92,13 +92,11 @@ class Request(NamedTuple):
 
 
 class Socket:
-    """A netlink socket and the requests that go through it; threads take turns."""
+    """A netlink socket, prepared (`calls.netlink_prepare`), and the requests that go through it; threads take turns."""
 
     __slots__ = ("__weakref__", "_closed", "_fd", "_hearers", "_home", "_label", "_lock", "_numbers", "_unsettled")
 
-    def __init__(self, fd: Fd, label: str, *, prepared: bool = False) -> None:
-        if not prepared:
-            calls.netlink_prepare(fd.fileno(), label)
+    def __init__(self, fd: Fd, label: str) -> None:
         self._fd = fd
         self._label = label
         self._home = home()
@@ -366,4 +364,4 @@ def open_netlink(net: HasFileno | None, protocol: int = ROUTE, *, put: tuple[str
         As in `isolib._kernel.sockets.open_netlink_socket`.
     """
     label = f"netlink {_NAMES.get(protocol, protocol)}"
-    return Socket(open_netlink_socket(net, protocol, label, put), label, prepared=True)
+    return Socket(open_netlink_socket(net, protocol, label, put), label)

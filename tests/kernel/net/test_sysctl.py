@@ -182,6 +182,17 @@ def test_held_at_two_values(a: NetNS) -> None:
     assert Sysctls(a)["ipv4.ip_default_ttl"] == "64"
 
 
+def test_held_in_place_of_nothing(a: NetNS) -> None:
+    """A setting that was empty is so again."""
+    name = "net.ipv4.ip_local_reserved_ports"
+    with hold(name, "8080", ns=a):
+        assert Sysctls(a)[name] == "8080"
+    assert Sysctls(a)[name] == ""
+    with closing(isolib.open_netns(fd=a)) as stays, hold(name, "8080", ns=stays):
+        assert Sysctls(a)[name] == "8080"
+    assert Sysctls(a)[name] == ""
+
+
 def test_held_at_what_it_was(a: NetNS) -> None:
     """A setting that had its value before is not touched, whatever becomes of it meanwhile."""
     with hold("ipv4.ip_default_ttl", 64, ns=a):
