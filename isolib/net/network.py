@@ -18,14 +18,13 @@ from isolib.errors import PlanError
 from isolib.net import hosts, requests
 from isolib.net.bridge import isolation
 from isolib.net.carrier import settle_addresses
-from isolib.net.checks import check_name, check_number
+from isolib.net.checks import check_address, check_name, check_number
 from isolib.net.endpoint import Endpoint
 from isolib.net.firewall import Group
 from isolib.net.forward import new_forwarder
 from isolib.net.names import Names, Zone
 from isolib.net.names import check_name as check_host
 from isolib.net.plugs import KINDS, bound_socket, new_socket
-from isolib.net.pool import parse_address
 from isolib.net.published import Published
 from isolib.net.seeing import picture_of_network
 from isolib.net.sysctl import refuse_advertisements
@@ -172,7 +171,7 @@ class Network(Handle, made_by="isolib.new_network()"):
             raise PlanError(f"proto: {' or '.join(map(repr, KINDS))} is wanted, not {proto!r}")
         check_number(host_port, "host_port", 0, _HIGHEST_PORT)
         check_number(port, "port", 1, _HIGHEST_PORT)
-        outside = parse_address(host, "host")
+        outside = check_address(host, "host")
         with self._lock:
             if endpoint not in self._endpoints.values():
                 raise PlanError(f"endpoint: {endpoint!r} is none of {self!r}")
@@ -412,7 +411,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         return endpoint
 
     def _take(self, undo: Rollback, pool: Pool, wanted: str | AnyAddress | None) -> AnyAddress:
-        address = pool.take(None if wanted is None else parse_address(wanted))
+        address = pool.take(None if wanted is None else check_address(wanted))
 
         def release() -> None:
             with suppress(PlanError):  # a step may be run twice
