@@ -70,8 +70,8 @@ _UNKNOWN: Final = "Unknown device type"
 _SAYS: Final = "the kernel says"
 
 # linux/if_link.h
-_MACVLAN_MODES: Final = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
-_IPVLAN_MODES: Final = {"l2": 0, "l3": 1, "l3s": 2}
+_MACVLAN_MODES: Final = {name: number for number, name in parsing.MACVLAN_MODES.items() if name != "source"}
+_IPVLAN_MODES: Final = {name: number for number, name in parsing.IPVLAN_MODES.items()}
 _IPVLAN_ISOLATION: Final = {"bridge": 0, "private": 1, "vepa": 2}
 _VLAN_PROTOCOLS: Final = {"802.1Q": 0x8100, "802.1ad": 0x88A8}
 _VLAN_MOST: Final = 4094

@@ -178,10 +178,10 @@ def veth_peer(attributes: bytes, index: int) -> bytes:
     return codec.nested(1, IFINFO.pack(0, 0, index, 0, 0) + attributes)
 
 
-def set_link(index: int, label: str, attributes: bytes = b"", *, up: bool | None = None, data: bytes = b"") -> Request:
-    """Return the request that changes a link; ``data`` is its IFLA_LINKINFO or IFLA_PROTINFO, whole."""
+def set_link(index: int, label: str, attributes: bytes = b"", *, up: bool | None = None) -> Request:
+    """Return the request that changes a link."""
     change = 0 if up is None else IFF_UP
-    body = IFINFO.pack(0, 0, index, IFF_UP if up else 0, change) + attributes + data
+    body = IFINFO.pack(0, 0, index, IFF_UP if up else 0, change) + attributes
     return Request(NEWLINK, body, 0, "RTM_NEWLINK", label, _LINK_HINTS)
 
 
