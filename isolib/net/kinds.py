@@ -16,6 +16,7 @@ from isolib._kernel.hints import typed
 from isolib._kernel.netlink import codec
 from isolib.errors import PlanError, SyscallError, Unsupported
 from isolib.net import parsing, requests
+from isolib.net.carrier import settle_addresses
 from isolib.net.checks import (
     check_address,
     check_choice,
@@ -206,6 +207,7 @@ def _target(where: Where | None) -> Iterator[int | None]:
 def _finish(cls: type[LinkT], wanted: _Wanted, undo: Rollback, interface: Interface) -> LinkT:
     requested = [requests.add_address(address, interface.index, wanted.name) for address in wanted.addresses]
     wanted.where.socket.send(*requested)
+    settle_addresses(interface, wanted.addresses)
     made = cls._make(interface, undo)
     undo.keep()
     return made

@@ -160,7 +160,8 @@ def topology(text: str, *, ipv6: bool = False) -> Topology:
             _equip(node, spaces[node.name], interfaces)
         settle(*interfaces.values(), *(bridge.interface for bridge in bridges.values()))
         for node in wiring.nodes:
-            settle_addresses(Where(spaces[node.name]), node.addresses)
+            for port in node.ports:
+                settle_addresses(interfaces[node.name, port.name], port.addresses)
         made = Topology._make(wiring, spaces, bridges, interfaces, undo)
         undo.keep()
     return made

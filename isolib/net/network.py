@@ -393,8 +393,8 @@ class Network(Handle, made_by="isolib.new_network()"):
                 then=(self._tame, partial(self._equip, taken, default_route=default_route)),
                 settled=(self.bridge.interface,),
             )
-            settle_addresses(there, taken)
-            settle_addresses(self._where, (pool.gateway for pool in self._pools))
+            settle_addresses(interface, taken)
+            settle_addresses(self.bridge.interface, (pool.gateway for pool in self._pools))
             endpoint = Endpoint._make(
                 interface,
                 port,

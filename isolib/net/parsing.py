@@ -27,7 +27,6 @@ __all__ = [
     "parse_link",
     "parse_neighbour",
     "parse_route",
-    "parse_route_type",
     "parse_rule",
 ]
 
@@ -288,11 +287,6 @@ def parse_route(message: Message) -> Route:
         type=TYPES[kind] if kind < len(TYPES) else str(kind),
         hops=_hops(found.get(9, b"")),
     )
-
-
-def parse_route_type(message: Message) -> int:
-    """Return RTN_* of an RTM_NEWROUTE."""
-    return _unpack(RTMSG, message)[7]
 
 
 def _via(value: bytes | None) -> AnyAddress | None:

@@ -334,11 +334,11 @@ def remove_route(
     return Request(DELROUTE, body, 0, "RTM_DELROUTE", str(destination), _ROUTE_HINTS)
 
 
-def find_route(destination: AnyAddress) -> Request:
-    """Return the request for the route that a packet to this address would take."""
-    is_4 = destination.version == 4  # noqa: PLR2004
-    length = 32 if is_4 else 128
-    body = RTMSG.pack(AF_INET if is_4 else AF_INET6, length, 0, 0, 0, 0, 0, 0, 0) + codec.attribute(1, destination.packed)
+def find_route(destination: AnyAddress, index: int) -> Request:
+    """Return the request for the route that a packet to this address would take by this link."""
+    family = AF_INET if destination.version == 4 else AF_INET6  # noqa: PLR2004
+    body = RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    body += codec.attribute(1, destination.packed) + codec.u32(4, index)
     return Request(GETROUTE, body, 0, "RTM_GETROUTE", str(destination), _ROUTE_HINTS)
 
 

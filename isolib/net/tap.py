@@ -16,6 +16,7 @@ from isolib._kernel.sockets import open_file_in
 from isolib._kernel.waiting import Deadline, poll
 from isolib.errors import SyscallError, Unsupported, from_errno
 from isolib.net import parsing, requests
+from isolib.net.carrier import settle_addresses
 from isolib.net.checks import check_interfaces, check_mac, check_mtu, check_name
 from isolib.net.interface import Interface
 from isolib.net.where import Where, check_namespace
@@ -244,6 +245,7 @@ def _made(
             requests.set_link(interface.index, own, attributes, up=True),
             *(requests.add_address(address, interface.index, own) for address in interfaces),
         )
+        settle_addresses(interface, interfaces)
         return cls._make(fd, interface)
     except BaseException:
         fd.close()

@@ -99,8 +99,8 @@ def lay_uplink(
     ways = [requests.default_route(cable[0].ip, ends[1].index) for cable in cables]
     where.socket.send(*inner, *ways)
     settle(*ends)
-    settle_addresses(here, [cable[0].ip for cable in cables])
-    settle_addresses(where, [cable[1].ip for cable in cables])
+    for number, end in enumerate(ends):
+        settle_addresses(end, [cable[number] for cable in cables])
 
 
 def _cable(version: int, subnets: Sequence[AnyNetwork]) -> tuple[AnyInterface, AnyInterface]:
