@@ -15,6 +15,7 @@ from isolib.types import parse_duration
 if TYPE_CHECKING:
     from asyncio import Future
     from datetime import timedelta
+    from typing import SupportsFloat
 
     from isolib.types import HasFileno
 
@@ -35,7 +36,7 @@ class Deadline:
 
     __slots__ = ("_at",)
 
-    def __init__(self, timeout: float | timedelta | None, what: str = "timeout") -> None:
+    def __init__(self, timeout: SupportsFloat | timedelta | None, what: str = "timeout") -> None:
         self._at = None if timeout is None else time.monotonic() + parse_duration(timeout, what)
 
     def milliseconds(self) -> float | None:

@@ -10,7 +10,8 @@ from isolib._kernel.hints import typed
 from isolib._kernel.netlink import codec
 from isolib.errors import PlanError
 from isolib.net import parsing, requests
-from isolib.net.checks import check_interface, check_mac, check_mtu, check_name, check_number
+from isolib.net.carrier import settle_addresses
+from isolib.net.checks import check_interfaces, check_mac, check_mtu, check_name, check_number
 from isolib.net.owned import OwnedLink, make_link
 from isolib.net.where import Where, check_namespace
 from isolib.types import parse_duration
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Bridge", "make_bridge", "new_bridge", "random_mac"]
 
-#: The kernel takes the times of a bridge in hundredths of a second (USER_HZ).
-_HZ: Final = 100
 _MOST: Final = 0xFFFF
 _COSTLIEST: Final = 0xFFFF
 
@@ -226,7 +225,7 @@ def new_bridge(
     (None, None)
     """
     own_name = None if name is None else check_name(name, "name")
-    own_addresses = [check_interface(address, f"addresses[{at}]") for at, address in enumerate(addresses)]
+    own_addresses = check_interfaces(addresses)
     hardware = random_mac() if mac is None else check_mac(mac, "mac")
     attributes = requests.link_attributes(mac=hardware, mtu=None if mtu is None else check_mtu(mtu))
     data = _options(
@@ -242,6 +241,7 @@ def new_bridge(
         interface = make_bridge(
             where, undo, own_name or f"isolib-{os.urandom(4).hex()}", attributes, data, addresses=own_addresses
         )
+        settle_addresses(interface, own_addresses)
         made = Bridge._make(interface, undo, where)
         undo.keep()
     return made
@@ -292,7 +292,7 @@ def _options(
         parts.append(codec.u32(_STP, int(stp)))
     for kind, value, what in ((_AGEING_TIME, ageing_time, "ageing_time"), (_FORWARD_DELAY, forward_delay, "forward_delay")):
         if value is not None:
-            hundredths = round(parse_duration(value, what) * _HZ)
+            hundredths = round(parse_duration(value, what) * parsing.HZ)
             parts.append(codec.u32(kind, check_number(hundredths, what, 0, (1 << 31) - 1)))
     if priority is not None:
         parts.append(codec.u16(_PRIORITY, check_number(priority, "priority", 0, _MOST)))

@@ -5,23 +5,23 @@ asked for again by its sender after a second.  Since Linux 6.8 who asks for a li
 older kernels it is waited for, by the kernel's notification.
 
 An address of IPv6 that was given to a link is one when the kernel has come to it, some time later too (net/ipv6/addrconf.c):
-until then nobody finds out whose it is, and who asks does so again after a second.  The kernel's table of routes says when, and
-a notification comes.
+until then nobody finds out whose it is, and who asks does so again after a second.  The last that the kernel does is to enter
+the address among its routes, of which a notification comes; that of the address itself comes before.
 """
 
 from __future__ import annotations
 
-import os
-import select
-import socket
-import time
-from errno import EHOSTUNREACH, ENETUNREACH
+from contextlib import closing
+from errno import EACCES, EAGAIN, EHOSTUNREACH, EINVAL, ENETUNREACH, ENOBUFS
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel.netlink.socket import open_netlink
+from isolib._kernel.waiting import Deadline, poll
 from isolib.errors import SyscallError
 from isolib.net import parsing, requests
+from isolib.net.ledger import KINDS
+from isolib.net.subscription import LONGEST, subscribe
+from isolib.net.values import Link, Route
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -30,19 +30,17 @@ if TYPE_CHECKING:
     from isolib._kernel.netlink.socket import Request, Socket
     from isolib.net.interface import Interface
     from isolib.net.values import AnyAddress
-    from isolib.net.where import Where
     from isolib.types import HasFileno
 
 __all__ = ["heed", "question", "settle", "settle_addresses"]
 
-_SOL_NETLINK: Final = 270
-_ADD_MEMBERSHIP: Final = 1
-_LINKS: Final = 1  # RTNLGRP_LINK
-_ADDRESSES: Final = 9  # RTNLGRP_IPV6_IFADDR
-_LOCAL: Final = 2  # RTN_LOCAL
 _IPV6: Final = 6
 _PATIENCE: Final = 2.0
 """Seconds, after which it is nobody's business here any more: the kernel looks once a second at least."""
+#: In which it is told that a link carries, or has gone, and that an address is one.
+_GROUPS: Final = (*KINDS[Link].groups, *KINDS[Route].groups)
+#: What the kernel answers where no route leads to an address, or one that is to lead nowhere.
+_NOWHERE: Final = frozenset({ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL})
 
 
 def settle(*interfaces: Interface) -> None:
@@ -63,41 +61,37 @@ def question(interface: Interface) -> Request:
 def heed(interface: Interface, answer: Sequence[Message]) -> None:
     """Return when a link carries that has answered this."""
     if parsing.is_about_to_carry(answer[0]):
-        _wait(interface)
+        _wait(interface.ns, partial(_is_about_to, interface))
 
 
 def _is_about_to(interface: Interface) -> bool:
     return parsing.is_about_to_carry(interface.where.socket.ask(question(interface))[0])
 
 
-def _wait(interface: Interface) -> None:
-    _wait_for_news(interface.ns, _LINKS, partial(_is_about_to, interface))
-
-
-def settle_addresses(where: Where, addresses: Iterable[AnyAddress]) -> None:
-    """Return when those of IPv6 among these, which links of the namespace were given, are addresses of the namespace."""
+def settle_addresses(interface: Interface, addresses: Iterable[AnyAddress]) -> None:
+    """Return when those of IPv6 among the addresses that a link was given are addresses of its namespace."""
     for address in addresses:
-        if address.version == _IPV6 and _is_to_come(where, address):
-            _wait_for_news(where.net, _ADDRESSES, partial(_is_to_come, where, address))
+        if address.version == _IPV6 and _is_to_come(interface, address):
+            _wait(interface.ns, partial(_is_to_come, interface, address))
 
 
-def _is_to_come(where: Where, address: AnyAddress) -> bool:
+def _is_to_come(interface: Interface, address: AnyAddress) -> bool:
     try:
-        answer = where.socket.ask(requests.find_route(address))[0]
+        answer = interface.where.socket.ask(requests.find_route(address, interface.index))[0]
     except SyscallError as error:
-        if error.errno not in {ENETUNREACH, EHOSTUNREACH}:
+        if error.errno not in _NOWHERE:
             raise
         return True
-    return parsing.parse_route_type(answer) != _LOCAL
+    return parsing.parse_route(answer).type != "local"
 
 
-def _wait_for_news(ns: HasFileno | None, group: int, is_to_come: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    with open_netlink(ns) as news:
-        with socket.socket(fileno=os.dup(news.fileno())) as own:
-            own.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
-        while is_to_come():
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([news], [], [], left)[0]:
-                return
-            os.read(news.fileno(), 65536)
+def _wait(ns: HasFileno | None, is_to_come: Callable[[], bool]) -> None:
+    """Return when something is no longer to come, or after a while."""
+    deadline = Deadline(_PATIENCE)
+    with closing(subscribe(ns, _GROUPS)) as news:
+        while is_to_come() and poll(news, deadline.milliseconds()) and not deadline.is_over:
+            try:
+                news.recv(LONGEST)
+            except OSError as error:  # more has come than there was room for
+                if error.errno not in {EAGAIN, ENOBUFS}:
+                    raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -192,7 +193,8 @@ def check_interface(value: str | AnyInterface, what: str) -> AnyInterface:
             value = ip_interface(value)
         except ValueError as error:
             raise PlanError(f"{what}: {error}") from None
-    if not isinstance(value, (IPv4Interface, IPv6Interface)):
+    given: object = value
+    if not isinstance(given, (IPv4Interface, IPv6Interface)) or "%" in str(given):  # behind it, the name of a link
         raise PlanError(f"{what}: an address with its prefix is wanted, such as '10.0.0.1/24', not {value!r}")
     network = value.network
     if network.num_addresses > 2 and value.ip == network.network_address:  # noqa: PLR2004 - both are hosts in a /31
@@ -204,22 +206,21 @@ def check_interface(value: str | AnyInterface, what: str) -> AnyInterface:
     return value
 
 
-def check_address(value: str | AnyAddress, what: str) -> AnyAddress:
-    """Return an address without a prefix.
+def check_address(value: str | AnyAddress, what: str = "address") -> AnyAddress:
+    """Return an address, without a prefix and without the name of a link behind it ("fe80::1%eth0").
 
     Raises
     ------
     PlanError
-        It is none.
+        It is something else.
     """
-    if isinstance(value, str):
-        try:
-            value = ip_address(value)
-        except ValueError as error:
-            raise PlanError(f"{what}: {error}") from None
-    if not isinstance(value, (IPv4Address, IPv6Address)):
-        raise PlanError(f"{what}: an address is wanted, such as '10.0.0.1', not {value!r}")
-    return value
+    # An interface of ipaddress is an address too, and its text has a prefix, which is refused.
+    if isinstance(value, (str, IPv4Address, IPv6Address)):
+        with suppress(ValueError):
+            address = ip_address(str(value))
+            if isinstance(address, IPv4Address) or address.scope_id is None:
+                return address
+    raise PlanError(f"{what}: {value!r} is no address; one is written as '10.77.0.5' or 'fd77::5'")
 
 
 def check_network(value: str | AnyNetwork, what: str) -> AnyNetwork:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import select
-from _socket import socket as Socket  # noqa: N812 - not socket.socket, which gevent replaces
 from collections.abc import Iterable
 from errno import ENOBUFS
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.hints import typed
 from isolib._kernel.netlink import codec
-from isolib._kernel.netlink.socket import ROUTE, open_netlink
+from isolib._kernel.netlink.socket import open_netlink
 from isolib._kernel.news import News
-from isolib._kernel.sockets import open_socket
 from isolib.errors import PlanError
 from isolib.net import requests
 from isolib.net.ledger import KINDS, Change, Ledger
+from isolib.net.subscription import LONGEST, subscribe
 from isolib.net.values import Address, Link, Neighbour, Route
 from isolib.net.where import check_namespace
 
@@ -27,13 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Change", "Changes", "changes"]
 
-_AF_NETLINK: Final = 16
-_SOCK_RAW: Final = 3
-_SOL_SOCKET: Final = 1
-_SO_RCVBUF: Final = 8
-_SO_RCVBUFFORCE: Final = 33
-_ROOM: Final = 1 << 22
-_LONGEST: Final = 1 << 16
 #: Messages that are looked at before somebody gets what they say.
 _TOGETHER: Final = 64
 
@@ -67,7 +57,8 @@ class Changes(News[Change]):
         self._due = set(self._kinds)
         self._torn = False
         try:
-            self._news = self._own(_subscribe(net, self._kinds))
+            groups = [group for kind in self._kinds for group in KINDS[kind].groups]
+            self._news = self._own(subscribe(net, groups))
             self._asking = self._own(open_netlink(net))
             self._epoll.register(self._news.fileno(), select.EPOLLIN)
             # What changed since it was subscribed is known already, and nothing to tell.
@@ -94,7 +85,7 @@ class Changes(News[Change]):
         heard = bool(self._due)
         for _ in range(_TOGETHER):
             try:
-                data, (sender, _) = self._news.recvfrom(_LONGEST)
+                data, (sender, _) = self._news.recvfrom(LONGEST)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -117,24 +108,6 @@ class Changes(News[Change]):
 
     def _note(self, found: Iterable[Change]) -> None:
         self._tell(change for change in found if type(change.what) in self._of)
-
-
-def _subscribe(net: HasFileno | None, kinds: Iterable[type[Thing]]) -> Socket:
-    """Return a socket that does not block, and gets what the kernel tells of these kinds."""
-    with open_socket(net, _AF_NETLINK, _SOCK_RAW, ROUTE, label="netlink route") as fd:
-        # In one go of C functions: an interrupt leaves no descriptor that nobody owns.
-        sock = next(map(partial(Socket, _AF_NETLINK, _SOCK_RAW, ROUTE), map(os.dup, (fd.fileno(),))))
-    try:
-        sock.setblocking(False)  # noqa: FBT003 - its one argument
-        try:
-            sock.setsockopt(_SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
-        except PermissionError:  # net.core.rmem_max bounds it for who is not root
-            sock.setsockopt(_SOL_SOCKET, _SO_RCVBUF, _ROOM)
-        sock.bind((0, sum(1 << group - 1 for kind in kinds for group in KINDS[kind].groups)))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def changes(ns: HasFileno | None = None, *, of: Iterable[type[Thing]] = (Link, Address, Route, Neighbour)) -> Changes:

@@ -24,7 +24,8 @@ from isolib._kernel.netlink.nft import BRIDGE, INET, NAMES_OF_FAMILIES, SUBSYSTE
 from isolib._kernel.netlink.nft_expressions import Counter
 from isolib._kernel.netlink.socket import NETFILTER, open_netlink
 from isolib.errors import PlanError, SyscallError, Unsupported
-from isolib.net.ruleset import Changes, State, Target, check_address, check_port, check_published
+from isolib.net.checks import check_address
+from isolib.net.ruleset import Changes, State, Target, check_port, check_published
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from isolib.net.where import Where
     from isolib.types import HasFileno
 
-_IPV6 = 6
-
 __all__ = ["Interface"]
 
 MAX_NUMBER: Final = 0xFFFFFFFF
@@ -116,7 +114,7 @@ class Interface:
         self._name = self._name if name is None else name
 
     def add_address(self, address: str | AnyInterface, *, peer: str | AnyAddress | None = None) -> None:
-        """Give it an address with its network's prefix: "10.0.0.2/24", "fd00::2/64".
+        """Give it an address with its network's prefix, "10.0.0.2/24" or "fd00::2/64": to be used at once, unless it is down.
 
         Raises
         ------
@@ -128,8 +126,7 @@ class Interface:
         own = check_interface(address, "address")
         other = None if peer is None else check_address(peer, "peer")
         self._where.socket.ask(requests.add_address(own, self.index, self._name, peer=other))
-        if own.version == _IPV6 and self.link().state in {"up", "unknown"}:  # of one that is down they wait for its coming up
-            settle_addresses(self._where, (own.ip,))
+        settle_addresses(self, (own,))
 
     def remove_address(self, address: str | AnyInterface, *, peer: str | AnyAddress | None = None) -> None:
         """Take an address from it, as it was given; with EADDRNOTAVAIL it did not have it."""

@@ -16,6 +16,7 @@ from isolib._kernel.hints import typed
 from isolib._kernel.netlink import codec
 from isolib.errors import PlanError, SyscallError, Unsupported
 from isolib.net import parsing, requests
+from isolib.net.carrier import settle_addresses
 from isolib.net.checks import (
     check_address,
     check_choice,
@@ -70,8 +71,8 @@ _UNKNOWN: Final = "Unknown device type"
 _SAYS: Final = "the kernel says"
 
 # linux/if_link.h
-_MACVLAN_MODES: Final = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
-_IPVLAN_MODES: Final = {"l2": 0, "l3": 1, "l3s": 2}
+_MACVLAN_MODES: Final = {name: number for number, name in parsing.MACVLAN_MODES.items() if name != "source"}
+_IPVLAN_MODES: Final = {name: number for number, name in parsing.IPVLAN_MODES.items()}
 _IPVLAN_ISOLATION: Final = {"bridge": 0, "private": 1, "vepa": 2}
 _VLAN_PROTOCOLS: Final = {"802.1Q": 0x8100, "802.1ad": 0x88A8}
 _VLAN_MOST: Final = 4094
@@ -206,6 +207,7 @@ def _target(where: Where | None) -> Iterator[int | None]:
 def _finish(cls: type[LinkT], wanted: _Wanted, undo: Rollback, interface: Interface) -> LinkT:
     requested = [requests.add_address(address, interface.index, wanted.name) for address in wanted.addresses]
     wanted.where.socket.send(*requested)
+    settle_addresses(interface, wanted.addresses)
     made = cls._make(interface, undo)
     undo.keep()
     return made

@@ -17,7 +17,7 @@ from isolib.net.bridge import Bridge, make_bridge, random_mac
 from isolib.net.network import Network, close_all
 from isolib.net.pool import Pool, choose_subnet, choose_ula, parse_subnet
 from isolib.net.queries import addresses, routes
-from isolib.net.sysctl import Sysctls
+from isolib.net.sysctl import FORWARDING, Sysctls
 from isolib.net.uplink import lay_uplink, open_inner_firewall
 from isolib.net.where import Where
 from isolib.types import check_hostname
@@ -76,9 +76,14 @@ def new_network(
     Notes
     -----
     Privileges: none; who has no CAP_SYS_ADMIN gets a network that belongs to a user namespace of his own.  With ``internet``:
-    CAP_NET_ADMIN over the calling thread's network namespace, whose ``ip_forward`` is switched on, unless it is, until the last
-    such network of this program is closed.  Kernel: CONFIG_BRIDGE, CONFIG_VETH, CONFIG_NET_NS; with ``internet`` nftables too,
-    and Linux 5.12.
+    CAP_NET_ADMIN over the calling thread's network namespace, whose forwarding (``net.ipv4.ip_forward``, with IPv6
+    ``net.ipv6.conf.all.forwarding``) is switched on, unless it is, until the last such network of this program is closed.
+    Kernel: CONFIG_BRIDGE, CONFIG_VETH, CONFIG_NET_NS; with ``internet`` nftables too, and Linux 5.12.
+
+    **Other programs are not counted.**  Where several have such networks in one namespace at once, as the workers of
+    pytest-xdist may, the first that ends switches forwarding off for all.  Switch it on for good before they start
+    (``sysctl -w net.ipv4.ip_forward=1``): none of them changes it then.  And who forwards IPv6 takes no default route from
+    routers' advertisements and drops those that he has, unless ``net.ipv6.conf.*.accept_ra`` is 2 (ip-sysctl.rst).
 
     Examples
     --------
@@ -104,7 +109,7 @@ def new_network(
         made.append(bridge)
         firewall = None
         if not internet:  # a new namespace has of IPv4 what the host's first one has
-            Sysctls(ns)["net.ipv4.ip_forward"] = 0
+            Sysctls(ns)[FORWARDING[4]] = 0
         else:
             subnets = [pool.subnet for pool in pools]
             firewall = open_inner_firewall(undo, ns, subnets)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from isolib.errors import PlanError
+from isolib.net.checks import check_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,6 +56,7 @@ class Names:
 
     Examples
     --------
+    >>> from ipaddress import ip_address
     >>> names = Names()
     >>> names.add("db", ["10.0.0.2", "fd00::2"])
     >>> names.addresses("db")
@@ -148,10 +150,7 @@ class Zone:
 
 
 def _parse(addresses: Iterable[str | Address]) -> tuple[Address, ...]:
-    try:
-        return tuple(map(ip_address, [addresses] if isinstance(addresses, str) else addresses))
-    except ValueError as error:
-        raise PlanError(f"addresses: {error}") from None
+    return tuple(check_address(one, "addresses") for one in ([addresses] if isinstance(addresses, str) else addresses))
 
 
 def _take(table: dict, key: object, value: object) -> None:  # type: ignore[type-arg]

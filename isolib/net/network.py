@@ -18,14 +18,13 @@ from isolib.errors import PlanError
 from isolib.net import hosts, requests
 from isolib.net.bridge import isolation
 from isolib.net.carrier import settle_addresses
-from isolib.net.checks import check_name, check_number
+from isolib.net.checks import check_address, check_name, check_number
 from isolib.net.endpoint import Endpoint
 from isolib.net.firewall import Group
 from isolib.net.forward import new_forwarder
 from isolib.net.names import Names, Zone
 from isolib.net.names import check_name as check_host
 from isolib.net.plugs import KINDS, bound_socket, new_socket
-from isolib.net.pool import parse_address
 from isolib.net.published import Published
 from isolib.net.seeing import picture_of_network
 from isolib.net.sysctl import refuse_advertisements
@@ -73,7 +72,8 @@ class Network(Handle, made_by="isolib.new_network()"):
     subnet6, gateway6
         Of IPv6, or None.
     internet
-        Whether those who are attached reach what the host reaches.
+        Whether those who are attached reach what the host reaches.  That takes a setting of the host's, whose users each
+        program counts for itself: what that means for several programs at once, `new_network` says.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Network(Handle, made_by="isolib.new_network()"):
             raise PlanError(f"proto: {' or '.join(map(repr, KINDS))} is wanted, not {proto!r}")
         check_number(host_port, "host_port", 0, _HIGHEST_PORT)
         check_number(port, "port", 1, _HIGHEST_PORT)
-        outside = parse_address(host, "host")
+        outside = check_address(host, "host")
         with self._lock:
             if endpoint not in self._endpoints.values():
                 raise PlanError(f"endpoint: {endpoint!r} is none of {self!r}")
@@ -393,8 +393,8 @@ class Network(Handle, made_by="isolib.new_network()"):
                 then=(self._tame, partial(self._equip, taken, default_route=default_route)),
                 settled=(self.bridge.interface,),
             )
-            settle_addresses(there, taken)
-            settle_addresses(self._where, (pool.gateway for pool in self._pools))
+            settle_addresses(interface, taken)
+            settle_addresses(self.bridge.interface, (pool.gateway for pool in self._pools))
             endpoint = Endpoint._make(
                 interface,
                 port,
@@ -412,7 +412,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         return endpoint
 
     def _take(self, undo: Rollback, pool: Pool, wanted: str | AnyAddress | None) -> AnyAddress:
-        address = pool.take(None if wanted is None else parse_address(wanted))
+        address = pool.take(None if wanted is None else check_address(wanted))
 
         def release() -> None:
             with suppress(PlanError):  # a step may be run twice

@@ -23,7 +23,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from isolib.errors import PlanError
-from isolib.net.pool import parse_address, parse_subnet
+from isolib.net.checks import check_address
+from isolib.net.pool import parse_subnet
 from isolib.types import MAX_HOSTNAME
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ class _Reader:
         elif is_bridge(place):
             raise PlanError(f"topology: {what}: a bridge has no address here, but a subnet in '[]'")
         else:
-            given = [parse_address(word, f"topology: {what}") for word in _words(token["addresses"], what)]
+            given = [check_address(word, f"topology: {what}") for word in _words(token["addresses"], what)]
             self.sketch.addresses.setdefault(place, []).extend(given)
 
     def _give_subnets(self, medium: Medium, text: str, what: str) -> None:

@@ -27,7 +27,6 @@ __all__ = [
     "parse_link",
     "parse_neighbour",
     "parse_route",
-    "parse_route_type",
     "parse_rule",
 ]
 
@@ -192,11 +191,11 @@ def is_about_to_carry(message: Message) -> bool:
 
 #: Kinds whose own attributes are looked at.
 _DATA: Final = frozenset({"bridge", "vlan", "vxlan", "macvlan", "macvtap", "ipvlan"})
-_MACVLAN_MODES: Final = {1: "private", 2: "vepa", 4: "bridge", 8: "passthru", 16: "source"}
-_IPVLAN_MODES: Final = {0: "l2", 1: "l3", 2: "l3s"}
+MACVLAN_MODES: Final = {1: "private", 2: "vepa", 4: "bridge", 8: "passthru", 16: "source"}
+IPVLAN_MODES: Final = {0: "l2", 1: "l3", 2: "l3s"}
 _STATS: Final = struct.Struct("=10Q")
 #: The kernel counts the times of a bridge in hundredths of a second (USER_HZ).
-_HZ: Final = 100
+HZ: Final = 100
 
 
 def _parse_stats(value: bytes) -> LinkStats | None:
@@ -206,10 +205,10 @@ def _parse_stats(value: bytes) -> LinkStats | None:
 def _parse_bridge(data: Mapping[int, bytes]) -> BridgeOptions:
     return BridgeOptions(
         stp=bool(_number(data, 5)),
-        forward_delay=_number(data, 1) / _HZ,
-        hello_time=_number(data, 2) / _HZ,
-        max_age=_number(data, 3) / _HZ,
-        ageing_time=_number(data, 4) / _HZ,
+        forward_delay=_number(data, 1) / HZ,
+        hello_time=_number(data, 2) / HZ,
+        max_age=_number(data, 3) / HZ,
+        ageing_time=_number(data, 4) / HZ,
         priority=_number(data, 6),
         vlan_filtering=bool(_number(data, 7)),
         default_pvid=_number(data, 39),
@@ -234,9 +233,9 @@ def _parse_port(data: Mapping[int, bytes]) -> PortOptions:
 
 def _parse_mode(kind: str, data: Mapping[int, bytes]) -> str | None:
     if kind in {"macvlan", "macvtap"}:
-        return _MACVLAN_MODES.get(_number(data, 1))
+        return MACVLAN_MODES.get(_number(data, 1))
     if kind == "ipvlan":
-        return _IPVLAN_MODES.get(_number(data, 1))
+        return IPVLAN_MODES.get(_number(data, 1))
     return None
 
 
@@ -288,11 +287,6 @@ def parse_route(message: Message) -> Route:
         type=TYPES[kind] if kind < len(TYPES) else str(kind),
         hops=_hops(found.get(9, b"")),
     )
-
-
-def parse_route_type(message: Message) -> int:
-    """Return RTN_* of an RTM_NEWROUTE."""
-    return _unpack(RTMSG, message)[7]
 
 
 def _via(value: bytes | None) -> AnyAddress | None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import secrets
 import threading
 from bisect import bisect_right
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from isolib.errors import PlanError
+from isolib.net.checks import check_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["IPAddress", "IPNetwork", "Pool", "choose_subnet", "choose_ula", "parse_address", "parse_subnet", "usable"]
+__all__ = ["IPAddress", "IPNetwork", "Pool", "choose_subnet", "choose_ula", "parse_subnet", "usable"]
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
@@ -107,33 +108,6 @@ def _is_strict(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def parse_address(value: str | IPAddress, what: str = "address") -> IPAddress:
-    """Return an address.
-
-    Parameters
-    ----------
-    value
-        As ``"10.77.0.5"``, without a prefix and without a scope.
-    what
-        The name of the argument, for the message.
-
-    Raises
-    ------
-    PlanError
-        It is something else.
-    """
-    # An interface of ipaddress is an address too, and its text has a prefix, which is refused.
-    if isinstance(value, (str, IPv4Address, IPv6Address)):
-        try:
-            address = ip_address(str(value))
-        except ValueError:
-            pass
-        else:
-            if isinstance(address, IPv4Address) or address.scope_id is None:
-                return address
-    raise PlanError(f"{what}: {value!r} is no address; one is written as '10.77.0.5' or 'fd77::5'")
 
 
 def usable(subnet: IPNetwork) -> tuple[int, int]:
@@ -371,7 +345,7 @@ class Pool:
         return address_of(number, self.subnet)
 
     def _number(self, value: str | IPAddress, what: str) -> int:
-        address = parse_address(value, what)
+        address = check_address(value, what)
         if address not in self.subnet:
             raise PlanError(f"{what}: {address} is not in {self.subnet}")
         number = int(address)

@@ -178,10 +178,10 @@ def veth_peer(attributes: bytes, index: int) -> bytes:
     return codec.nested(1, IFINFO.pack(0, 0, index, 0, 0) + attributes)
 
 
-def set_link(index: int, label: str, attributes: bytes = b"", *, up: bool | None = None, data: bytes = b"") -> Request:
-    """Return the request that changes a link; ``data`` is its IFLA_LINKINFO or IFLA_PROTINFO, whole."""
+def set_link(index: int, label: str, attributes: bytes = b"", *, up: bool | None = None) -> Request:
+    """Return the request that changes a link."""
     change = 0 if up is None else IFF_UP
-    body = IFINFO.pack(0, 0, index, IFF_UP if up else 0, change) + attributes + data
+    body = IFINFO.pack(0, 0, index, IFF_UP if up else 0, change) + attributes
     return Request(NEWLINK, body, 0, "RTM_NEWLINK", label, _LINK_HINTS)
 
 
@@ -334,11 +334,11 @@ def remove_route(
     return Request(DELROUTE, body, 0, "RTM_DELROUTE", str(destination), _ROUTE_HINTS)
 
 
-def find_route(destination: AnyAddress) -> Request:
-    """Return the request for the route that a packet to this address would take."""
-    is_4 = destination.version == 4  # noqa: PLR2004
-    length = 32 if is_4 else 128
-    body = RTMSG.pack(AF_INET if is_4 else AF_INET6, length, 0, 0, 0, 0, 0, 0, 0) + codec.attribute(1, destination.packed)
+def find_route(destination: AnyAddress, index: int) -> Request:
+    """Return the request for the route that a packet to this address would take by this link."""
+    family = AF_INET if destination.version == 4 else AF_INET6  # noqa: PLR2004
+    body = RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    body += codec.attribute(1, destination.packed) + codec.u32(4, index)
     return Request(GETROUTE, body, 0, "RTM_GETROUTE", str(destination), _ROUTE_HINTS)
 
 

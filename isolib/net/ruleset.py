@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from isolib._kernel.netlink import nft, nft_match
@@ -28,6 +28,7 @@ from isolib._kernel.netlink.nft_expressions import ACCEPT, DROP
 from isolib._kernel.netlink.nft_match import PROTOCOLS, rule
 from isolib._kernel.netlink.nft_numbers import MetaKey
 from isolib.errors import PlanError
+from isolib.net.checks import check_address
 from isolib.net.egress import Egress
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     Subnet: TypeAlias = "IPv4Network | IPv6Network"
     Address: TypeAlias = "IPv4Address | IPv6Address"
 
-__all__ = ["Changes", "Published", "State", "Target", "check_address", "check_port", "check_published"]
+__all__ = ["Changes", "Published", "State", "Target", "check_port", "check_published"]
 
 # linux/netfilter_ipv4.h, linux/netfilter_bridge.h: places among others at a hook
 _FIRST: Final = -300
@@ -439,17 +440,3 @@ def check_published(proto: str, host: str | Address | None, port: int, version: 
     if address is not None and address.is_loopback:
         raise PlanError(f"host: what is sent to {address} never leaves this host, so it cannot be translated: forward it")
     return Published(proto, None if address is None or address.is_unspecified else address, port, version)
-
-
-def check_address(value: str | Address, what: str) -> Address:
-    """Return an address.
-
-    Raises
-    ------
-    PlanError
-        It is none.
-    """
-    try:
-        return ip_address(str(value))
-    except ValueError:
-        raise PlanError(f"{what}: not an address: {value!r}") from None

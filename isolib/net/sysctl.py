@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["HeldSetting", "Sysctls", "check_setting", "hold", "refuse_advertisements"]
 
+FORWARDING: Final = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
+"""By the version of IP, whether packets are passed on."""
+
 _TOP: Final = "/proc/sys"
 _PAGE: Final = 4096
 _LONGEST: Final = 16 * _PAGE
@@ -293,6 +296,11 @@ def hold(name: str, value: Value, *, ns: HasFileno | None = None) -> HeldSetting
     Several users in this program may hold one setting at one value: the last one to close puts it back, and so does the reaper
     when this program is killed.  Where it has the value already, nothing is changed and nothing put back.
 
+    **Only this program's users are counted**, for the kernel counts none.  Of several programs that hold a setting of one
+    namespace, as the workers of pytest-xdist may, the first has changed it: when its users are done it puts the old value back,
+    and the others have it no longer.  Where several are to have it, it is set for good before they start (sysctl(8)): none of
+    them changes it then.
+
     Parameters
     ----------
     name, ns
@@ -311,10 +319,6 @@ def hold(name: str, value: Value, *, ns: HasFileno | None = None) -> HeldSetting
         It is no setting's name or no value; or somebody in this program holds it at another one.
     SyscallError, SetupFailed, ClosedError
         As in `Sysctls`; nothing has changed.
-
-    Notes
-    -----
-    Another program that has begun to need it meanwhile is not known of: the kernel counts no users of a setting.
 
     Examples
     --------

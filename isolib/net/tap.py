@@ -8,18 +8,18 @@ import select
 import stat
 import struct
 from errno import EACCES, EAGAIN, EBUSY, EEXIST, ENODEV, ENOENT, ENXIO, EPERM
-from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from isolib._kernel.handle import Handle
 from isolib._kernel.hints import typed
 from isolib._kernel.sockets import open_file_in
+from isolib._kernel.waiting import Deadline, poll
 from isolib.errors import SyscallError, Unsupported, from_errno
 from isolib.net import parsing, requests
+from isolib.net.carrier import settle_addresses
 from isolib.net.checks import check_interfaces, check_mac, check_mtu, check_name
 from isolib.net.interface import Interface
 from isolib.net.where import Where, check_namespace
-from isolib.types import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,8 +45,6 @@ _IFF_TUN_EXCL: Final = 0x8000
 _IFREQ: Final = struct.Struct("16sH22x")
 #: The longest packet or frame: an MTU of 65535 and an Ethernet header with a VLAN's tag.
 _LONGEST: Final = 65535 + 18
-#: Milliseconds: poll(2) counts them in an int.
-_LONGEST_WAIT: Final = (1 << 31) - 1
 
 _SET_HINTS: Final = {
     EPERM: "it takes CAP_NET_ADMIN over the namespace, which the owner of its user namespace has",
@@ -100,11 +98,11 @@ class _End(Handle):
         SyscallError
             The interface is gone, with its namespace (EBADFD).
         """
-        deadline = None if timeout is None else monotonic() + parse_duration(timeout, "timeout")
-        while self._poll(select.POLLIN, deadline):
+        deadline = Deadline(timeout)
+        while poll(self, deadline.milliseconds()) or not deadline.is_over:
             try:
                 return os.read(self.fileno(), _LONGEST)
-            except BlockingIOError:  # another thread was faster
+            except BlockingIOError:  # another thread was faster, or it is longer than poll(2) waits
                 continue
             except OSError as error:
                 raise from_errno("read", self.name, error.errno or 0) from None
@@ -126,17 +124,7 @@ class _End(Handle):
                     raise from_errno("write", self.name, error.errno or 0) from None
             else:
                 return
-            self._poll(select.POLLOUT, None)
-
-    def _poll(self, events: int, deadline: float | None) -> bool:
-        poll = select.poll()
-        poll.register(self.fileno(), events)
-        while True:
-            left = None if deadline is None else max(0.0, deadline - monotonic())
-            if poll.poll(None if left is None else min(left * 1000, _LONGEST_WAIT)):
-                return True
-            if not left:
-                return False
+            poll(self, None, select.POLLOUT)
 
 
 class Tun(_End, made_by="isolib.net.new_tun()"):
@@ -257,6 +245,7 @@ def _made(
             requests.set_link(interface.index, own, attributes, up=True),
             *(requests.add_address(address, interface.index, own) for address in interfaces),
         )
+        settle_addresses(interface, interfaces)
         return cls._make(fd, interface)
     except BaseException:
         fd.close()

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["host_resolvers", "lay_uplink", "open_inner_firewall", "resolve"]
 
 UPLINK: Final = "uplink"
-_FORWARDING: Final = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 _SMALL: Final = 30
 
 
@@ -81,8 +80,8 @@ def lay_uplink(
     name = f"isolib-{os.urandom(4).hex()}"
     cables = [_cable(subnet.version, subnets) for subnet in subnets]
     for subnet in subnets:
-        undo.adopt(sysctl.hold(_FORWARDING[subnet.version], 1))
-        sysctl.Sysctls(where.net)[_FORWARDING[subnet.version]] = 1
+        undo.adopt(sysctl.hold(sysctl.FORWARDING[subnet.version], 1))
+        sysctl.Sysctls(where.net)[sysctl.FORWARDING[subnet.version]] = 1
     outer = open_firewall(None, name.removeprefix("isolib-"), subnets=[cable[0].network for cable in cables])
     undo.push(outer.close)
     with outer.together():
@@ -100,8 +99,8 @@ def lay_uplink(
     ways = [requests.default_route(cable[0].ip, ends[1].index) for cable in cables]
     where.socket.send(*inner, *ways)
     settle(*ends)
-    settle_addresses(here, [cable[0].ip for cable in cables])
-    settle_addresses(where, [cable[1].ip for cable in cables])
+    for number, end in enumerate(ends):
+        settle_addresses(end, [cable[number] for cable in cables])
 
 
 def _cable(version: int, subnets: Sequence[AnyNetwork]) -> tuple[AnyInterface, AnyInterface]:

@@ -118,8 +118,8 @@ def new_veth(
     with Rollback() as undo:
         then = addressing(own_addresses[0]), addressing(own_addresses[1])
         pair = connect(*ends, undo, own_names, mtu=mtu, then=then, settled=())
-        for end, address in zip(ends, own_addresses, strict=True):
-            settle_addresses(end, () if address is None else (address.ip,))
+        for end, address in zip(pair, own_addresses, strict=True):
+            settle_addresses(end, () if address is None else (address,))
         made = Veth._make(*pair, undo)
         undo.keep()
     return made

@@ -145,6 +145,7 @@ def test_addresses_with_their_network(text: str) -> None:
             ip_address("10.0.0.1"),
             ip_network("10.0.0.0/24"),
             b"10.0.0.1/24",
+            "fe80::1%eth0/64",
         ),
     ],
 )
@@ -169,7 +170,11 @@ def test_several_addresses() -> None:
 @pytest.mark.parametrize(
     ("check", "good", "bad"),
     [
-        (checks.check_address, ["10.0.0.1", "fd00::1"], ["10.0.0.1/24", "", "x", 5, None, "10.0.0.01"]),
+        (
+            checks.check_address,
+            ["10.0.0.1", "fd00::1"],
+            ["10.0.0.1/24", "", "x", 5, None, "10.0.0.01", "fe80::1%eth0", ip_interface("10.0.0.1/24")],
+        ),
         (
             checks.check_network,
             ["10.0.0.0/8", "10.0.0.1/32", "::/0"],

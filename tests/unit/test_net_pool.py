@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from isolib.errors import PlanError
 from isolib.net import pool as module
-from isolib.net.pool import Pool, choose_subnet, choose_ula, parse_address, parse_subnet, usable
+from isolib.net.checks import check_address
+from isolib.net.pool import Pool, choose_subnet, choose_ula, parse_subnet, usable
 
 PRIVATE = [IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
 ULA = IPv6Network("fd00::/8")
@@ -130,7 +131,7 @@ class TestParse:
     def test_no_address(self, value: str) -> None:
         """An address with a prefix or a scope, a number and a name are no addresses."""
         with pytest.raises(PlanError, match=r"^address: .* is no address"):
-            parse_address(value)
+            check_address(value)
 
 
 class TestUsable:

@@ -41,6 +41,7 @@ REQUESTS: list[tuple[Request, int, str, str]] = [
     (requests.add_route(ip_network("10.0.0.0/8"), kind="blackhole"), 24, "RTM_NEWROUTE", "blackhole 10.0.0.0/8"),
     (requests.remove_route(ip_network("10.0.0.0/8")), 25, "RTM_DELROUTE", "10.0.0.0/8"),
     (requests.dump_routes(), 26, "RTM_GETROUTE", "routes"),
+    (requests.find_route(ip_address("fd00::1"), 7), 26, "RTM_GETROUTE", "fd00::1"),
     (requests.add_neighbour(ip_address("10.0.0.1"), b"\2" * 6, 7, "x"), 28, "RTM_NEWNEIGH", "10.0.0.1 on x"),
     (requests.remove_neighbour(ip_address("10.0.0.1"), 7, "x"), 29, "RTM_DELNEIGH", "10.0.0.1 on x"),
     (requests.dump_neighbours(), 30, "RTM_GETNEIGH", "neighbours"),

@@ -427,9 +427,9 @@ def test_where_a_port_can_be_published() -> None:
         ("127.9.9.9", 4, "never leaves"),
         ("::1", 6, "never leaves"),
         ("::1", 4, "one protocol"),
-        ("localhost", 4, "not an address"),
-        ("10.0.0.0/24", 4, "not an address"),
-        ("", 4, "not an address"),
+        ("localhost", 4, "is no address"),
+        ("10.0.0.0/24", 4, "is no address"),
+        ("", 4, "is no address"),
     ):
         with pytest.raises(PlanError, match=why):
             check_published("tcp", host, 80, version)

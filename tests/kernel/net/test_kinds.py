@@ -9,6 +9,8 @@ import socket
 import struct
 import threading
 from contextlib import closing
+from functools import cache
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -16,7 +18,7 @@ import pytest
 import isolib
 from isolib import ClosedError, PermissionDenied, PlanError, SyscallError, Unsupported, new_netns
 from isolib._kernel import reaper
-from isolib.net import kinds, queries, tap
+from isolib.net import kinds, parsing, queries, requests, tap
 from isolib.net.sysctl import Sysctls
 from isolib.net.veth import new_veth
 from tests import oracles, table
@@ -63,28 +65,51 @@ MAKERS: dict[str, Callable[..., Handle]] = {
     "tap": lambda _, **options: tap.new_tap(**options),
 }
 
+NAME = f"zz-{os.getpid()}-it"
+"""Of a link in the host's own namespace."""
+
 every_kind = pytest.mark.parametrize("kind", MAKERS)
 STANDING = ("macvlan", "ipvlan", "vlan")
 
 
-@pytest.fixture(scope="module")
-def features() -> isolib.support.Report:
-    """Return what this host can do, by an account of its own."""
-    return isolib.doctor()
+BY_IP = {
+    "macvlan": "link add link lower name it type macvlan",
+    "ipvlan": "link add link lower name it type ipvlan",
+    "ipvlan l3s": "link add link lower name it type ipvlan mode l3s",
+    "vlan": "link add link lower name it type vlan id 7",
+    "vxlan": "link add name it type vxlan id 7 dstport 4789",
+    "dummy": "link add name it type dummy",
+    "tun": "tuntap add mode tun name it",
+    "tap": "tuntap add mode tap name it",
+}
+"""How ip makes a link of each kind."""
+
+REFUSALS = re.compile(r"not supported|Unknown device type|Unknown error 524|open: ", re.IGNORECASE)
+"""What it says where there are none; 524 is ENOTSUPP, and what is opened is /dev/net/tun."""
 
 
-def has(features: isolib.support.Report, kind: str) -> bool:
-    """Return whether this host has a kind of links for this user."""
-    return features["tun" if kind == "tap" else kind].available
+@cache
+def refusal(kind: str) -> str:
+    """Return why this host has no links of a kind for this user, as ip is told; "": it has."""
+    with closing(new_netns()) as ns:
+        commands = f"ip link add lower type veth peer name far; ip {BY_IP[kind]} 2>&1 || exit 0"
+        said = oracles.run_in(ns, "sh", "-ec", f"PATH=$PATH:/usr/sbin:/sbin\n{commands}").strip()
+    assert not said or REFUSALS.search(said), said
+    return said
+
+
+def needs(kind: str) -> None:
+    """Skip the test where this host has no links of a kind for this user: by ip's account, not by isolib's."""
+    if refusal(kind):
+        pytest.skip(f"this host has no {kind} links: {refusal(kind)}")
 
 
 @pytest.fixture
-def make(ground: Ground, features: isolib.support.Report) -> Callable[..., Handle]:
+def make(ground: Ground) -> Callable[..., Handle]:
     """Return what makes a link of a kind; skip the test where this host has none."""
 
     def made(kind: str, **options: object) -> Handle:
-        if not has(features, kind):
-            pytest.skip(str(features["tun" if kind == "tap" else kind]))
+        needs(kind)
         return MAKERS[kind](ground, **options)
 
     return made
@@ -108,14 +133,15 @@ def data(ns: NetNS, name: str) -> dict[str, object]:
 
 
 @every_kind
-def test_what_the_host_has(ground: Ground, features: isolib.support.Report, kind: str) -> None:
-    """A kind is there where the account of the host says so; elsewhere it is told what refuses it and what would help."""
-    if has(features, kind):
+def test_what_the_host_has(ground: Ground, kind: str) -> None:
+    """A kind is there where ip can make one, and doctor() says so; elsewhere both say what refuses it."""
+    feature = isolib.doctor()["tun" if kind == "tap" else kind]
+    assert feature.available == (not refusal(kind)), feature
+    if feature.available:
         MAKERS[kind](ground, ns=ground.a).close()
         return
     with pytest.raises(Unsupported) as caught:
         MAKERS[kind](ground, ns=ground.a)
-    feature = features["tun" if kind == "tap" else kind]
     words = re.findall(r"CONFIG_\w+|/dev/net/tun", feature.refused_by)
     assert words
     assert all(word in caught.value.refused_by for word in words)
@@ -125,10 +151,12 @@ def test_what_the_host_has(ground: Ground, features: isolib.support.Report, kind
 
 @every_kind
 def test_link_of_each_kind(ground: Ground, make: Callable[..., Handle], kind: str) -> None:
-    """Every field of a link is what ip says; it is up, has its name, MTU and addresses, and goes with its handle."""
+    """Every field of a link is what ip says; it is up, has its name, MTU and addresses at once, and goes with its handle."""
     options = {} if kind in {"ipvlan", "tun"} else {"mac": "02:00:00:00:00:07"}
     link = make(kind, ns=ground.b, name="it", mtu=1280, addresses=["10.5.0.1/24", "fd05::1/64"], **options)
     with link:
+        (route,) = ground.b.netlink().ask(requests.find_route(ip_address("fd05::1"), link.index))  # type: ignore[attr-defined]
+        assert parsing.parse_route(route).type == "local"
         (ours,) = [one for one in queries.links(ground.b) if one.name == "it"]
         (theirs,) = [one for one in oracles.links(ground.b) if one.name == "it"]
         for field in ours.__slots__:
@@ -199,10 +227,13 @@ def test_closed_namespace(ground: Ground, kind: str) -> None:
 
 @every_kind
 def test_namespace_that_ends_first(ground: Ground, make: Callable[..., Handle], kind: str) -> None:
-    """A link whose namespace has ended is closed without complaint."""
+    """A link whose namespace has ended can be asked nothing more, and is closed without complaint."""
     with closing(new_netns()) as gone:
         link = make(kind, ns=gone)
+    with pytest.raises(ClosedError):
+        link.interface.link()  # type: ignore[attr-defined]
     link.close()
+    assert link.closed
 
 
 @every_kind
@@ -219,11 +250,11 @@ def test_link_where_the_caller_is(ground: Ground, make: Callable[..., Handle], k
     """In the caller's own namespace a link is entrusted to the reaper until it is closed, but one that its descriptor owns."""
     reaper.pid()  # there is one from here on
     before = set(table.indices())
-    with make(kind, name="zz-isolib-it"):
-        assert [one.name for one in queries.links() if one.name == "zz-isolib-it"]
+    with make(kind, name=NAME):
+        assert [one.name for one in queries.links() if one.name == NAME]
         assert len(set(table.indices()) - before) == (0 if kind in {"tun", "tap"} else 1)
     assert set(table.indices()) == before
-    assert not [one.name for one in queries.links() if one.name == "zz-isolib-it"]
+    assert not [one.name for one in queries.links() if one.name == NAME]
 
 
 def test_ordinary_user_cannot_change_the_host(ground: Ground) -> None:
@@ -231,9 +262,9 @@ def test_ordinary_user_cannot_change_the_host(ground: Ground) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may")
     with pytest.raises(PermissionDenied, match="CAP_NET_ADMIN"):
-        kinds.new_macvlan(ground.wire, name="zz-isolib-it")
+        kinds.new_macvlan(ground.wire, name=NAME)
     with pytest.raises(PermissionDenied, match="CAP_NET_ADMIN"):
-        kinds.new_vxlan(7, name="zz-isolib-it")
+        kinds.new_vxlan(7, name=NAME)
 
 
 # ---- those that stand on another ----
@@ -277,7 +308,7 @@ def test_link_below_that_is_not_there(ground: Ground) -> None:
 def test_link_below_by_name(ground: Ground, make: Callable[..., Handle], needs_root: None) -> None:
     """A link below may be named, in the namespace of the calling thread."""
     make("macvlan", ns=ground.b).close()
-    with new_veth(None, ground.a, names=("zz-isolib-w", "w")), kinds.new_macvlan("zz-isolib-w", ns=ground.b, name="it") as link:
+    with new_veth(None, ground.a, names=(NAME, "w")), kinds.new_macvlan(NAME, ns=ground.b, name="it") as link:
         assert link.interface.link().lower_nsid is not None
 
 
@@ -317,13 +348,9 @@ def speaks(near: NetNS, far: NetNS, address: str) -> bool:
 @pytest.mark.parametrize("isolation", ["bridge", "private", "vepa"])
 def test_modes_of_ipvlan(ground: Ground, make: Callable[..., Handle], mode: str, isolation: str) -> None:
     """Each mode and each isolation is the one that ip names."""
-    try:
-        link = make("ipvlan", ns=ground.b, name="it", mode=mode, isolation=isolation)
-    except SyscallError as error:
-        if mode != "l3s":
-            raise
-        pytest.skip(f"this kernel has no l3s: {error}")
-    with link:
+    if mode == "l3s":
+        needs("ipvlan l3s")
+    with make("ipvlan", ns=ground.b, name="it", mode=mode, isolation=isolation):
         found = data(ground.b, "it")
         assert (found["mode"], found.get("flags", isolation)) == (mode, isolation)
 

@@ -32,10 +32,21 @@ if TYPE_CHECKING:
 OWNERS = {
     os.path.join(os.path.dirname(isolib.__file__), name)
     for name in (
-        *("net/veth.py", "net/owned.py", "net/interface.py", "net/where.py", "net/queries.py"),
+        *(
+            "net/veth.py",
+            "net/owned.py",
+            "net/interface.py",
+            "net/where.py",
+            "net/queries.py",
+            "net/carrier.py",
+            "net/subscription.py",
+        ),
         *("_kernel/netlink/socket.py", "_kernel/handle.py", "_kernel/reaper.py"),
     )
 }
+
+NAMES = f"zz-{os.getpid()}-a", f"zz-{os.getpid()}-b"
+"""Of the ends of a pair in the host's own namespace."""
 
 
 def names(ns: NetNS | None) -> list[str]:
@@ -96,16 +107,14 @@ def test_end_where_the_caller_is(a: NetNS, needs_root: None) -> None:
     """An end in the caller's own namespace, on whichever side, is entrusted to the reaper until it is closed."""
     before = entrusted()
     for sides in ((None, a), (a, None), (None, None)):
-        with new_veth(*sides, names=("zz-isolib-a", "zz-isolib-b")) as cable:
-            ours = [one.name for one in queries.links() if one.name.startswith("zz-isolib-")]
-            assert sorted(ours) == [
-                name for side, name in zip(sides, ("zz-isolib-a", "zz-isolib-b"), strict=True) if side is None
-            ]
+        with new_veth(*sides, names=NAMES) as cable:
+            ours = {one.name for one in queries.links()} & set(NAMES)
+            assert ours == {name for side, name in zip(sides, NAMES, strict=True) if side is None}
             assert "lower_up" in cable.a.link().flags & cable.b.link().flags
             assert len(entrusted() - before) == 1
         assert entrusted() == before
         assert names(a) == []
-        assert not [one.name for one in queries.links() if one.name.startswith("zz-isolib-")]
+        assert not {one.name for one in queries.links()} & set(NAMES)
 
 
 def test_ordinary_user_cannot_wire_the_host(a: NetNS) -> None:
@@ -114,7 +123,7 @@ def test_ordinary_user_cannot_wire_the_host(a: NetNS) -> None:
         pytest.skip("root may")
     for sides in ((None, a), (a, None), (None, None)):
         with pytest.raises(PermissionDenied, match="CAP_NET_ADMIN"):
-            new_veth(*sides, names=("zz-isolib-a", "zz-isolib-b"))
+            new_veth(*sides, names=NAMES)
     assert names(a) == []
 
 
@@ -319,13 +328,12 @@ def test_interrupts(a: NetNS, b: NetNS, where: str, lost: list[type[BaseExceptio
     one = a if where == "ours" else None
 
     def live() -> None:
-        new_veth(one, b, names=("zz-isolib-a", "zz-isolib-b"), addresses=("10.0.0.1/24", None)).close()
+        new_veth(one, b, names=NAMES, addresses=("10.0.0.1/24", "fd00::1/64")).close()
 
     live()
     turn = 0
     while interrupt(turn := turn + 1, live, is_ours) == 0:
-        left = [name for ns in (one, b) for name in names(ns) if name.startswith("zz-isolib-")]
-        assert left == [], turn
+        assert not {name for ns in (one, b) for name in names(ns)} & set(NAMES), turn
         assert entrusted() - table.lost() == before, turn
     assert turn > 100
 
