@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_network
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from isolib._kernel import seam
 from isolib._kernel.handle import Handle, Rollback
@@ -14,6 +14,7 @@ from isolib.net.carrier import settle, settle_addresses
 from isolib.net.network import close_all
 from isolib.net.picture import picture_of
 from isolib.net.sysctl import Sysctls
+from isolib.net.uplink import FORWARDING
 from isolib.net.veth import connect
 from isolib.net.where import Where
 from isolib.net.wiring import wire
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from isolib.net.wiring import CableEnd, WiredCable, WiredNode, Wiring
 
 __all__ = ["Topology", "topology"]
-
-_FORWARDING: Final = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
 
 
 class Topology(Handle, made_by="isolib.net.topology()"):
@@ -184,7 +183,7 @@ def _equip(node: WiredNode, ns: NetNS, interfaces: dict[tuple[str, str], Interfa
     """Give a namespace its addresses and routes, and let it pass packets on where it is a router."""
     if node.router:
         settings = Sysctls(ns)
-        for name in _FORWARDING:
+        for name in FORWARDING.values():
             if name in settings:  # without IPv6 there is none
                 settings[name] = 1
     wanted = []
