@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import os
-from errno import ENOENT
 from typing import TYPE_CHECKING
 
 from isolib._kernel import assembly
 from isolib._kernel.handle import Rollback
-from isolib._kernel.sockets import open_file_in
-from isolib.errors import SyscallError
+from isolib._kernel.sockets import put_in
 from isolib.mounts import File
 from isolib.namespaces import new_netns
+from isolib.net.hosts import hosts
 
 if TYPE_CHECKING:
+    from isolib._kernel.request import MountValue
     from isolib.namespaces import NetNS, UserNS
     from isolib.net import Network
     from isolib.spec import SandboxSpec
 
 __all__ = ["Outlet"]
 
-_LOW_PORTS = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+#: From which port on nobody needs a right to listen (ip(7)).
+_LOWEST = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+_HOSTS = "/etc/hosts"
 
 
 class Outlet:
@@ -35,33 +37,23 @@ class Outlet:
     endpoint
         Its place in the network.
     mounts
-        Files for the sandbox: whom it asks for names.
+        Files for the sandbox: whom it asks for names and, in place of what the host's root says there, its own name.
     """
 
     def __init__(self, network: Network, spec: SandboxSpec) -> None:
         with Rollback() as undo:
             self.ns: NetNS = undo.adopt(new_netns())
             self.owner: UserNS | None = None if assembly.may_administer() else self.ns.owner
-            _open_low_ports(self.ns)
+            put_in(self.ns, _LOWEST, "0")  # the namespace is this sandbox's alone
             self.endpoint = undo.adopt(network.attach(self.ns, hostname=spec.hostname))
             for port, inner in (spec.publish or {}).items():
                 undo.adopt(network.publish(port, self.endpoint, inner))
-            self.mounts = (File("/etc/resolv.conf", network.resolv_conf()),)
+            self.mounts: list[MountValue] = [File("/etc/resolv.conf", network.resolv_conf())]
+            if spec.root is None and os.path.exists(_HOSTS):  # what the host calls so is not who the network calls so
+                self.mounts.append(File(_HOSTS, hosts((one, [spec.hostname]) for one in self.endpoint.addresses)))
             undo.keep()
         self._undo = undo
 
     def close(self) -> None:
         """Leave the network; again is nothing."""
         self._undo.unwind()
-
-
-def _open_low_ports(ns: NetNS) -> None:
-    """Let who is no root of the namespace listen on port 80: the network is his alone (ip(7), since Linux 4.11)."""
-    try:
-        fd = open_file_in(ns, _LOW_PORTS, os.O_WRONLY)
-    except SyscallError as error:
-        if error.errno != ENOENT:
-            raise
-        return
-    with fd:
-        os.write(fd.fileno(), b"0")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from isolib._kernel import assembly, calls
 from isolib._kernel.assembly import Identity, Rights
-from isolib._kernel.handle import home
+from isolib._kernel.handle import Rollback, home
 from isolib._kernel.hints import typed
 from isolib._kernel.request import Request
 from isolib.errors import ClosedError, CommandFailed, GoneError, OutOfMemory, PlanError, SandboxTimeout, Unsupported
@@ -294,18 +294,13 @@ class Sandbox:
             raise
 
     def _end(self) -> None:
+        owners = (self._group, self._outlet, *self._namespaces.values(), self._resident, *self._processes)
         try:
-            for process in self._processes:
-                process.close()
+            with Rollback() as undo:
+                for owner in owners:
+                    if owner is not None:
+                        undo.push(owner.close)
         finally:
-            if self._resident is not None:
-                self._resident.close()
-            for namespace in self._namespaces.values():
-                namespace.close()
-            if self._outlet is not None:
-                self._outlet.close()
-            if self._group is not None:
-                self._group.close()
             self._processes.clear()
             self._namespaces.clear()
             self._resident = None

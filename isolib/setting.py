@@ -39,11 +39,9 @@ class Setting:
         self.identity = _identity(spec, many_ids=self.many_ids)
         self.cwd = _working_directory(spec, on_host=on_host)
         self.root: RootValue = Root.host() if spec.root is None else spec.root
-        self.mounts: tuple[MountValue, ...] = spec.mounts
-        if on_host and self.cwd not in {"/", "/tmp"}:
-            self.mounts = (WorkTree(self.cwd, spec.writable), *spec.mounts)
-        if outlet is not None:
-            self.mounts = (*outlet.mounts, *self.mounts)
+        of_network = () if outlet is None else outlet.mounts
+        work = (WorkTree(self.cwd, spec.writable),) if on_host and self.cwd not in {"/", "/tmp"} else ()
+        self.mounts: tuple[MountValue, ...] = (*work, *of_network, *spec.mounts)
         self.env = _environment(spec, self.identity)
 
     @property

@@ -33,6 +33,7 @@ _IN_GROUP: Final = {
     "pids": "pids_max",
     "io": "io_max",
 }
+_HIGHEST_PORT: Final = 65535
 _IN_SANDBOX: Final = {new: old for old, new in _IN_GROUP.items()}
 
 
@@ -145,6 +146,18 @@ class SandboxFields(TypedDict, total=False):
     output: int | str | None
 
 
+def _check_published(publish: Mapping[int, int]) -> _Table:
+    """Return ports of the host, and of a sandbox, when there are such; one that the kernel chooses would not be known."""
+    from isolib.net.checks import check_number  # noqa: PLC0415 - as above
+
+    if not hasattr(publish, "items"):
+        raise PlanError(f"publish: ports of the host and of the sandbox, as in {{8080: 80}}, are wanted, not {publish!r}")
+    for pair in publish.items():
+        for port in pair:
+            check_number(port, f"publish={dict(publish)!r}", 1, _HIGHEST_PORT)
+    return _Table(publish)
+
+
 _FLAT: Final = frozenset(one.name for one in fields(Limits))
 
 
@@ -160,9 +173,11 @@ class SandboxSpec:
         Values of `isolib.mounts`, attached in their order.
     network
         None: a network namespace with nothing but loopback.  "host": the host's network.  An `isolib.net.Network`: an endpoint
-        in it, under the name ``hostname``; such a spec cannot be pickled.
+        in it, under the name ``hostname``, and with its resolver in /etc/resolv.conf, which the root has to have or to have
+        room for; such a spec cannot be pickled.
     publish
-        Ports of 127.0.0.1 of the host that lead to ports of the sandbox: ``{8080: 80}``, TCP; it takes a network.
+        Ports of 127.0.0.1 of the host that lead to ports of the sandbox: ``{8080: 80}``, TCP; it takes a network, whose
+        `isolib.net.Network.publish` does more.
     limits
         A `Limits`; its fields may be given flat too: ``SandboxSpec(wall=10)``.
     hostname
@@ -204,15 +219,23 @@ class SandboxSpec:
         if self.cwd is not None:
             object.__setattr__(self, "cwd", check_path(self.cwd, "cwd"))
         check_hostname(self.hostname, "hostname")
-        is_network = hasattr(self.network, "attach")
-        if not is_network and self.network not in {None, "host"}:
-            raise PlanError(f"network={self.network!r}: None (loopback only), 'host', or a network (isolib.new_network())")
-        if self.publish is not None:
-            if not is_network:
-                raise PlanError("publish=: ports lead into a network: give network=isolib.new_network()")
-            object.__setattr__(self, "publish", _Table(self.publish))
+        self._check_network()
         if self.writable not in {"discard", "keep", "none"}:
             raise PlanError(f"writable={self.writable!r}: 'discard', 'keep' or 'none'")
+
+    def _check_network(self) -> None:
+        is_network = hasattr(self.network, "attach")
+        if not is_network and self.network is not None and self.network != "host":
+            raise PlanError(f"network={self.network!r}: None (loopback only), 'host', or a network (isolib.new_network())")
+        if self.publish is not None and not is_network:
+            raise PlanError("publish=: ports lead into a network: give network=isolib.new_network()")
+        if not is_network:
+            return
+        from isolib.net.names import check_name  # noqa: PLC0415 - who has no network needs none of it
+
+        check_name(self.hostname, "hostname")
+        if self.publish is not None:
+            object.__setattr__(self, "publish", _check_published(self.publish))
 
     @staticmethod
     def by_own_names(named: Mapping[str, T]) -> dict[str, T]:

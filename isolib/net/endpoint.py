@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from isolib._kernel.handle import Handle
+from isolib._kernel.handle import Handle, Rollback
 from isolib.errors import PlanError
 from isolib.net.capture import capture
 from isolib.net.carrier import settle
 from isolib.net.shaping import Shaping
 from isolib.net.weather import parse_impairment
+from isolib.net.where import Where
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
     from datetime import timedelta
     from ipaddress import IPv4Address, IPv6Address
     from typing import BinaryIO
 
-    from isolib._kernel.handle import Rollback
     from isolib.net.capture import Capture
     from isolib.net.interface import Interface
     from isolib.net.values import LinkStats
@@ -31,7 +30,7 @@ _DIRECTIONS = ("out", "in")
 
 
 class Endpoint(Handle, made_by="Network.attach()"):
-    """What a namespace has of a network, until it is detached.
+    """What a namespace has of a network, until it is detached; its addresses and its name also when the namespace has ended.
 
     Attributes
     ----------
@@ -57,7 +56,6 @@ class Endpoint(Handle, made_by="Network.attach()"):
         ipv6: IPv6Address | None,
         mac: str,
         hostname: str | None,
-        left: Callable[[Endpoint], object],
     ) -> None:
         super().__init__()
         self.interface = interface
@@ -67,14 +65,13 @@ class Endpoint(Handle, made_by="Network.attach()"):
         self.mac = mac
         self.hostname = hostname
         self._undo = undo
-        self._left = left
         self._weather: dict[str, Shaping] = {}
 
     def _release(self) -> None:
-        for shaping in self._weather.values():
-            shaping.close()
-        self._undo.unwind()
-        self._left(self)
+        with Rollback() as undo:
+            undo.push(self._undo.unwind)
+            for shaping in [*self._weather.values()]:
+                undo.push(shaping.close)
 
     def _describe(self) -> str:
         return f"{self.hostname or self.name} {self.address or self.ipv6}"
@@ -153,7 +150,8 @@ class Endpoint(Handle, made_by="Network.attach()"):
         Raises
         ------
         PlanError
-            A value cannot be one; nothing has changed.
+            A value cannot be one, or the endpoint is of a namespace without a handle (``attach(None)``), in which the calling
+            thread is no more; nothing has changed.
         SyscallError
             The kernel refused.
         ClosedError
@@ -186,9 +184,10 @@ class Endpoint(Handle, made_by="Network.attach()"):
             reorder=reorder,
             limit=limit,
         )
+        end = self.interface if direction == "out" else self.port
+        _check_here(end)
         shaping = self._weather.get(direction)
         if shaping is None:
-            end = self.interface if direction == "out" else self.port
             shaping = self._weather.setdefault(direction, Shaping(end.where, end.index, end.name))
         return shaping.apply(asked)
 
@@ -210,14 +209,23 @@ class Endpoint(Handle, made_by="Network.attach()"):
 
         Raises
         ------
+        PlanError
+            An argument cannot work; or as in `impair`.
         SyscallError
             The kernel refused; CAP_NET_RAW over the namespace is missing, which its owner has.
         ClosedError
             It is detached.
         """
         self._check_open()
+        _check_here(self.interface)
         return capture(self.ns, self.name, path, snaplen=snaplen, promiscuous=promiscuous)
 
     def detach(self) -> None:
         """Take the namespace off the network: its interface is gone, and its address free; the same as `close`."""
         self.close()
+
+
+def _check_here(interface: Interface) -> None:
+    """Raise PlanError where something would be done in the calling thread's namespace, and that is another one by now."""
+    if interface.ns is None and interface.where.socket is not Where(None).socket:
+        raise PlanError(f"{interface.name} is of a namespace without a handle, in which the calling thread is no more")

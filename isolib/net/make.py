@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from ipaddress import ip_interface
-from itertools import count
-from threading import RLock
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import seam
 from isolib._kernel.handle import Rollback
@@ -14,9 +12,9 @@ from isolib._kernel.hints import typed
 from isolib.errors import PlanError
 from isolib.net import requests
 from isolib.net.bridge import Bridge, make_bridge, random_mac
+from isolib.net.chosen import choose, keep
 from isolib.net.network import Network, close_all
 from isolib.net.pool import Pool, choose_subnet, choose_ula, parse_subnet
-from isolib.net.queries import addresses, routes
 from isolib.net.sysctl import FORWARDING, Sysctls
 from isolib.net.uplink import lay_uplink, open_inner_firewall
 from isolib.net.where import Where
@@ -29,17 +27,13 @@ if TYPE_CHECKING:
 __all__ = ["new_network"]
 
 _BRIDGE: Final = "br0"
-#: The networks of this process, which must not overlap by choice.
-_chosen: Final[dict[int, tuple[AnyNetwork, ...]]] = {}
-_choosing: Final = RLock()
-_numbers: Final = count(1)
 
 
 @typed("a network")
 def new_network(
     subnet: str | AnyNetwork | None = "auto",
     *,
-    ipv6: str | AnyNetwork | Literal[True] | None = None,
+    ipv6: str | AnyNetwork | bool | None = None,
     internet: bool = False,
     isolate: bool = False,
     name: str | None = None,
@@ -52,10 +46,11 @@ def new_network(
         "10.77.0.0/24"; "auto": a private one that overlaps no route of the host's and no other network of this program;
         None: no IPv4.
     ipv6
-        "fd77::/64"; True: a unique local one; None: no IPv6.
+        "fd77::/64"; True: a unique local one; None or False: no IPv6.
     internet
-        Whether packets go on from the gateway to where those of the calling thread's namespace go, with its address;
-        `Network.allow` and `Network.deny` say whereto.
+        Whether packets go on from the gateway to where those of the calling thread's namespace go, with its address, that
+        namespace itself included, but for its loopback; `Network.allow` and `Network.deny` say whereto.  Names that are none
+        of the network's are then asked of the servers of /etc/resolv.conf, by this program and from its own namespace.
     isolate
         Whether those who are attached reach the gateway only, and not each other.
     name
@@ -71,7 +66,9 @@ def new_network(
     PlanError
         A subnet cannot be one; nothing was done.
     SyscallError
-        The kernel refused, and nothing is left.
+        The kernel refused, and nothing is left.  PermissionDenied: an ordinary user has no right to ``internet``.
+    Unsupported
+        The kernel has no nftables, which ``internet`` takes.
 
     Notes
     -----
@@ -83,7 +80,7 @@ def new_network(
     **Other programs are not counted.**  Where several have such networks in one namespace at once, as the workers of
     pytest-xdist may, the first that ends switches forwarding off for all.  Switch it on for good before they start
     (``sysctl -w net.ipv4.ip_forward=1``): none of them changes it then.  And who forwards IPv6 takes no default route from
-    routers' advertisements and drops those that he has, unless ``net.ipv6.conf.*.accept_ra`` is 2 (ip-sysctl.rst).
+    routers' advertisements and drops those that he has, but at interfaces whose ``accept_ra`` is 2 (ip-sysctl.rst).
 
     Examples
     --------
@@ -97,7 +94,7 @@ def new_network(
     """
     label = f"isolib-{os.getpid()}" if name is None else check_hostname(name, "name")
     with Rollback() as undo:
-        pools = tuple(map(Pool, _subnets(undo, subnet, ipv6)))
+        pools = tuple(map(Pool, _subnets(undo, subnet, ipv6=ipv6)))
         made: list[Handle] = []
         undo.push(close_all, made)  # when the namespace has gone: then nothing is taken down link by link
         ns = undo.adopt(seam.new_netns())
@@ -108,8 +105,9 @@ def new_network(
         bridge = Bridge._make(interface, bridge_undo, where)
         made.append(bridge)
         firewall = None
-        if not internet:  # a new namespace has of IPv4 what the host's first one has
-            Sysctls(ns)[FORWARDING[4]] = 0
+        if not internet:
+            for pool in pools:  # else as the host's first namespace has it (net.core.devconf_inherit_init_net)
+                Sysctls(ns)[FORWARDING[pool.subnet.version]] = 0
         else:
             subnets = [pool.subnet for pool in pools]
             firewall = open_inner_firewall(undo, ns, subnets)
@@ -123,28 +121,18 @@ def _of_gateway(pool: Pool) -> AnyInterface:
     return ip_interface(f"{pool.gateway}/{pool.subnet.prefixlen}")
 
 
-def _subnets(
-    undo: Rollback, subnet: str | AnyNetwork | None, ipv6: str | AnyNetwork | Literal[True] | None
-) -> list[AnyNetwork]:
-    """Return the subnets of a network, IPv4 first; those of other networks are not chosen again until that is closed."""
+def _subnets(undo: Rollback, subnet: str | AnyNetwork | None, *, ipv6: str | AnyNetwork | bool | None) -> list[AnyNetwork]:
+    """Return the subnets of a network, IPv4 first; others do not choose them until that is closed."""
     found: list[AnyNetwork] = []
-    with _choosing:
-        taken = [one for some in _chosen.values() for one in some]
-        if subnet == "auto" or ipv6 is True:
-            taken += [route.destination for route in routes(table=None)]
-            taken += [address.interface.network for address in addresses()]
-        if subnet == "auto":
-            found.append(choose_subnet(taken))
-        elif subnet is not None:
-            found.append(parse_subnet(subnet))
-        if ipv6 is True:
-            found.append(choose_ula(taken))
-        elif ipv6:
-            found.append(parse_subnet(ipv6, "ipv6"))
-        key = next(_numbers)
-        undo.push(_chosen.pop, key, None)
-        _chosen[key] = tuple(found)
-    wanted = [*([] if subnet is None else [4]), *([6] if ipv6 else [])]
+    if subnet == "auto":
+        found.append(choose(undo, choose_subnet))
+    elif subnet is not None:
+        found.append(keep(undo, parse_subnet(subnet)))
+    if ipv6 is True:
+        found.append(choose(undo, choose_ula))
+    elif ipv6 is not None and ipv6 is not False:
+        found.append(keep(undo, parse_subnet(ipv6, "ipv6")))
+    wanted = [*([] if subnet is None else [4]), *([] if ipv6 is None or ipv6 is False else [6])]
     if [one.version for one in found] != wanted:
         raise PlanError(f"subnet={subnet!r}, ipv6={ipv6!r}: subnet is of IPv4, ipv6 of IPv6")
     if not found:

@@ -35,7 +35,6 @@ from isolib.net.where import Where, check_namespace
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-    from socket import socket
 
     from isolib._kernel.netlink.socket import Request
     from isolib._kernel.seam import NetNS
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from isolib.net.interface import Interface
     from isolib.net.picture import Picture
     from isolib.net.pool import Pool
+    from isolib.net.serving import Socket
     from isolib.net.values import AnyAddress, AnyNetwork
     from isolib.types import HasFileno
 
@@ -76,6 +76,8 @@ class Network(Handle, made_by="isolib.new_network()"):
         program counts for itself: what that means for several programs at once, `new_network` says.
     """
 
+    _is_ending = False
+
     def __init__(
         self,
         ns: NetNS,
@@ -95,6 +97,8 @@ class Network(Handle, made_by="isolib.new_network()"):
         self._isolate = isolate
         self._where = Where(ns)
         self._pools = pools
+        # Of what is done with it, and of what it has.  Who closes something that it has, holds that one's own lock, and then
+        # this one: so nothing is closed by who holds this one.
         self._lock = RLock()
         self._names = Names()
         self._responder: Handle | None = None
@@ -112,11 +116,18 @@ class Network(Handle, made_by="isolib.new_network()"):
     def _describe(self) -> str:
         return f"{self.name} {self.subnet or self.subnet6}"
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or is being closed."""
+        return self._is_ending or super().closed
+
     def _release(self) -> None:
-        with self._lock:
-            close_all([*self._published])
-            self._undo.unwind()
-            close_all([*self._endpoints.values()])
+        with self._lock:  # when what others do is done, and nobody begins
+            self._is_ending = True
+        with Rollback() as undo:
+            undo.push(close_all, [*self._endpoints.values()])
+            undo.push(self._undo.unwind)
+            undo.push(close_all, [*self._published])
 
     def publish(
         self,
@@ -148,7 +159,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         Returns
         -------
         Published
-            Owned by the network too: it goes with it, and with the endpoint nobody answers.
+            Owned by the network too: it goes with it, and with the endpoint.
 
         Raises
         ------
@@ -156,6 +167,10 @@ class Network(Handle, made_by="isolib.new_network()"):
             An argument cannot work.
         SyscallError
             EADDRINUSE: the port is in use.
+
+        Notes
+        -----
+        For a caller without CAP_SYS_ADMIN a process of the launcher opens the socket of each connection inside.
 
         Examples
         --------
@@ -167,13 +182,13 @@ class Network(Handle, made_by="isolib.new_network()"):
         True
         >>> a.close()
         """
-        self._check_open()
         if proto not in KINDS:
             raise PlanError(f"proto: {' or '.join(map(repr, KINDS))} is wanted, not {proto!r}")
         check_number(host_port, "host_port", 0, _HIGHEST_PORT)
         check_number(port, "port", 1, _HIGHEST_PORT)
         outside = check_address(host, "host")
         with self._lock:
+            self._check_open()
             if endpoint not in self._endpoints.values():
                 raise PlanError(f"endpoint: {endpoint!r} is none of {self!r}")
             inside = endpoint.address or endpoint.ipv6
@@ -195,11 +210,14 @@ class Network(Handle, made_by="isolib.new_network()"):
     def allow(self, *destinations: str | AnyAddress | AnyNetwork) -> None:
         """Let these addresses and networks be reached from the network; of several decisions, the smallest network's counts.
 
+        It is about packets that leave the network.  The gateway's own answers about names (`attach`) are none, and what they
+        are asked of the outside goes on to be asked by this program.
+
         Parameters
         ----------
         *destinations
-            Addresses, networks, or host names, which are looked up now and with the caller's resolver; "all" is everything
-            that nobody has decided about.
+            Addresses, networks, or host names, which are looked up now, once, and with the caller's resolver: when their
+            addresses change, that is not followed.  "all" is everything that nobody has decided about.
 
         Raises
         ------
@@ -215,11 +233,11 @@ class Network(Handle, made_by="isolib.new_network()"):
         self._decide(destinations, allowed=False)
 
     def _decide(self, destinations: Sequence[str | AnyAddress | AnyNetwork], *, allowed: bool) -> None:
-        self._check_open()
         if not self.internet:
             raise PlanError("allow and deny are about the way out, and this network has none: new_network(internet=True)")
         found = [one for each in destinations if each != "all" for one in resolve(each)]
         with self._lock:
+            self._check_open()
             firewall = self._its_firewall()
             with firewall.together():
                 if "all" in destinations:
@@ -257,8 +275,8 @@ class Network(Handle, made_by="isolib.new_network()"):
         >>> a.close(), b.close()
         (None, None)
         """
-        self._check_open()
         with self._lock:
+            self._check_open()
             own = self._endpoints.values()
             strangers = [endpoint for group in groups for endpoint in group if endpoint not in own]
             if strangers:
@@ -272,8 +290,8 @@ class Network(Handle, made_by="isolib.new_network()"):
 
     def heal(self) -> None:
         """Let everything pass between endpoints again."""
-        self._check_open()
         with self._lock:
+            self._check_open()
             self._its_firewall().heal()
 
     def _its_firewall(self) -> Firewall:
@@ -306,8 +324,8 @@ class Network(Handle, made_by="isolib.new_network()"):
         1 namespace, 1 bridge, 1 cable
         >>> web.close()
         """
-        self._check_open()
         with self._lock:
+            self._check_open()
             return picture_of_network(self, list(self._published))
 
     def _repr_html_(self) -> str:
@@ -372,11 +390,11 @@ class Network(Handle, made_by="isolib.new_network()"):
         IPv4Address('10.77.0.2')
         >>> a.close()
         """
-        self._check_open()
         check_name(name, "name")
         host = None if hostname is None else check_host(hostname, "hostname")
         there = Where(check_namespace(ns, "ns"))
         with self._lock, Rollback() as undo:
+            self._check_open()
             if host is not None or self.internet:
                 self._answer()
             taken = [self._take(undo, pool, address if pool.subnet.version == _IPV4 else ipv6) for pool in self._pools]
@@ -403,12 +421,12 @@ class Network(Handle, made_by="isolib.new_network()"):
                 ipv6=next((one for one in taken if one.version != _IPV4), None),
                 mac=mac.hex(":"),
                 hostname=host,
-                left=self._forget,
             )
-            undo.keep()
+            undo.push(self._forget, endpoint)
             self._endpoints[id(endpoint)] = endpoint
             if host is not None:
                 self._names.add(host, endpoint.addresses)
+            undo.keep()
         return endpoint
 
     def _take(self, undo: Rollback, pool: Pool, wanted: str | AnyAddress | None) -> AnyAddress:
@@ -438,9 +456,13 @@ class Network(Handle, made_by="isolib.new_network()"):
         return wanted
 
     def _forget(self, endpoint: Endpoint) -> None:
+        """Take an endpoint's name and ports away, as long as its addresses are its own."""
         with self._lock:
-            if self._endpoints.pop(id(endpoint), None) is not None and endpoint.hostname is not None:
+            if id(endpoint) in self._endpoints and endpoint.hostname is not None:
                 self._names.discard(endpoint.hostname, endpoint.addresses)
+            self._endpoints.pop(id(endpoint), None)
+            published = [one for one in [*self._published] if one.endpoint is endpoint]
+        close_all(published)
 
     def _answer(self) -> None:
         """Begin to answer questions about names at the gateway's addresses."""
@@ -449,7 +471,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         from isolib.net.responder import new_responder  # noqa: PLC0415 - who has no names needs none of it
 
         zone = Zone(self._names, subnets=tuple(pool.subnet for pool in self._pools))
-        sockets: dict[str, list[socket]] = {"udp": [], "tcp": []}
+        sockets: dict[str, list[Socket]] = {"udp": [], "tcp": []}
         with Rollback() as undo:
             for proto, made in sockets.items():
                 for pool in self._pools:
@@ -462,6 +484,7 @@ class Network(Handle, made_by="isolib.new_network()"):
 
 
 def close_all(handles: Sequence[Handle]) -> None:
-    """Close several handles, the first first."""
-    for handle in handles:
-        handle.close()
+    """Close several handles, the first first, and all of them, whatever one has to say."""
+    with Rollback() as undo:
+        for handle in reversed(handles):
+            undo.adopt(handle)

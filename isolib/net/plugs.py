@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from errno import EACCES, EADDRINUSE, EADDRNOTAVAIL
 from typing import TYPE_CHECKING, Final
@@ -10,8 +9,10 @@ from typing import TYPE_CHECKING, Final
 from isolib._kernel.hints import hint
 from isolib._kernel.sockets import open_socket
 from isolib.errors import from_errno
+from isolib.net.serving import take_socket
 
 if TYPE_CHECKING:
+    from isolib.net.serving import Socket
     from isolib.net.values import AnyAddress
     from isolib.types import HasFileno
 
@@ -27,14 +28,13 @@ _HINTS: Final = {
 }
 
 
-def new_socket(ns: HasFileno | None, address: AnyAddress, kind: int) -> socket.socket:
+def new_socket(ns: HasFileno | None, address: AnyAddress, kind: int) -> Socket:
     """Return a socket of a namespace and of the family of an address, not blocking."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004
-    with open_socket(ns, family, kind | socket.SOCK_NONBLOCK) as fd:
-        return socket.socket(fileno=os.dup(fd.fileno()))
+    return take_socket(open_socket(ns, family, kind | socket.SOCK_NONBLOCK))
 
 
-def bound_socket(ns: HasFileno | None, address: AnyAddress, port: int, proto: str) -> socket.socket:
+def bound_socket(ns: HasFileno | None, address: AnyAddress, port: int, proto: str) -> Socket:
     """Return a socket of a namespace that others can come to.
 
     Parameters

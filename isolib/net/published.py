@@ -17,7 +17,7 @@ __all__ = ["Published"]
 
 
 class Published(Handle, made_by="Network.publish()"):
-    """A published port; closing it frees the port outside and ends its connections.
+    """A published port; closing it frees the port outside and resets its connections.
 
     Attributes
     ----------
@@ -54,8 +54,10 @@ class Published(Handle, made_by="Network.publish()"):
         return self._forwarder.stats()
 
     def _release(self) -> None:
-        self._forwarder.close()
-        self._left(self)
+        try:
+            self._forwarder.close()
+        finally:
+            self._left(self)
 
     def _describe(self) -> str:
         return f"{self.address}:{self.port}/{self.proto} -> {self.endpoint.address or self.endpoint.ipv6}:{self.inner_port}"

@@ -1,4 +1,4 @@
-"""From networks and topologies as they are now to pictures of them."""
+"""From networks as they are now to pictures of them."""
 
 from __future__ import annotations
 

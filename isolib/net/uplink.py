@@ -9,32 +9,38 @@ ends.
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
+from functools import partial
 from ipaddress import ip_interface, ip_network
-from socket import SOCK_STREAM, getaddrinfo
+from socket import SOCK_STREAM, getaddrinfo, inet_aton
 from typing import TYPE_CHECKING, Final
 
+from isolib.errors import PermissionDenied, PlanError, from_errno
 from isolib.net import requests, sysctl
 from isolib.net.carrier import settle, settle_addresses
+from isolib.net.chosen import choose
 from isolib.net.firewall import BRIDGE_SETTINGS, open_firewall
 from isolib.net.hosts import nameservers
 from isolib.net.names import check_name as check_host
 from isolib.net.pool import choose_subnet, choose_ula
-from isolib.net.queries import addresses, routes
 from isolib.net.veth import connect
 from isolib.net.where import Where
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from isolib._kernel.handle import Rollback
     from isolib._kernel.seam import NetNS
     from isolib.net.firewall import Firewall
     from isolib.net.values import AnyAddress, AnyInterface, AnyNetwork
 
-__all__ = ["host_resolvers", "lay_uplink", "open_inner_firewall", "resolve"]
+__all__ = ["UPLINK", "host_resolvers", "lay_uplink", "open_inner_firewall", "resolve"]
 
 UPLINK: Final = "uplink"
 _SMALL: Final = 30
+_RIGHTS: Final = (
+    "a way out takes CAP_NET_ADMIN over the caller's own network namespace, and so root; a network without one takes no right"
+)
 
 
 def open_inner_firewall(undo: Rollback, ns: NetNS, subnets: Sequence[AnyNetwork]) -> Firewall:
@@ -49,6 +55,16 @@ def open_inner_firewall(undo: Rollback, ns: NetNS, subnets: Sequence[AnyNetwork]
     return firewall
 
 
+@contextmanager
+def _telling_rights() -> Iterator[None]:
+    """Say what it takes, of whatever the kernel refuses first to who has no right over the caller's namespace."""
+    try:
+        yield
+    except PermissionDenied as error:
+        raise from_errno(error.op, error.target, error.errno, _RIGHTS) from None
+
+
+@_telling_rights()
 def lay_uplink(
     undo: Rollback, where: Where, firewall: Firewall, bridge: str, subnets: Sequence[AnyNetwork], *, isolate: bool
 ) -> None:
@@ -72,13 +88,13 @@ def lay_uplink(
     Raises
     ------
     SyscallError
-        The kernel refused.  EPERM: it takes CAP_NET_ADMIN over the caller's own network namespace.
+        The kernel refused.  PermissionDenied: it takes CAP_NET_ADMIN over the caller's own network namespace.
     Unsupported
         The kernel has no nftables that go with this program.
     """
     here = Where(None)
     name = f"isolib-{os.urandom(4).hex()}"
-    cables = [_cable(subnet.version, subnets) for subnet in subnets]
+    cables = [_cable(undo, subnet.version) for subnet in subnets]
     for subnet in subnets:
         undo.adopt(sysctl.hold(sysctl.FORWARDING[subnet.version], 1))
         sysctl.Sysctls(where.net)[sysctl.FORWARDING[subnet.version]] = 1
@@ -103,14 +119,12 @@ def lay_uplink(
         settle_addresses(end, [cable[number] for cable in cables])
 
 
-def _cable(version: int, subnets: Sequence[AnyNetwork]) -> tuple[AnyInterface, AnyInterface]:
-    """Return the addresses of the cable's ends, of which the first is the host's."""
-    taken = [*subnets, *(route.destination for route in routes(table=None))]
-    taken += [address.interface.network for address in addresses()]
+def _cable(undo: Rollback, version: int) -> tuple[AnyInterface, AnyInterface]:
+    """Return the addresses of the cable's ends, of which the first is the host's; nobody else chooses them meanwhile."""
     if version == 4:  # noqa: PLR2004
-        subnet: AnyNetwork = choose_subnet(taken, prefix=_SMALL)
+        subnet: AnyNetwork = choose(undo, partial(choose_subnet, prefix=_SMALL))
     else:
-        subnet = ip_network((choose_ula(taken).network_address, 126))
+        subnet = ip_network((choose(undo, choose_ula).network_address, 126))
     return ip_interface((subnet[1], subnet.prefixlen)), ip_interface((subnet[2], subnet.prefixlen))
 
 
@@ -119,10 +133,21 @@ def resolve(destination: str | AnyAddress | AnyNetwork) -> list[str]:
     text = str(destination)
     try:
         ip_network(text)
-    except ValueError:
+    except ValueError as error:
+        if "/" in text or _is_number(text):
+            raise PlanError(f"destination: an address, a network or a name is wanted: {error}") from None
         name = check_host(text, "destination")
         return sorted({str(found[4][0]) for found in getaddrinfo(name, None, type=SOCK_STREAM)})
     return [text]
+
+
+def _is_number(text: str) -> bool:
+    """Return whether getaddrinfo(3) takes it for an address, as "10.1", which is 10.0.0.1 (inet_aton(3))."""
+    try:
+        inet_aton(text)
+    except (OSError, UnicodeEncodeError):
+        return False
+    return True
 
 
 def host_resolvers() -> tuple[str, ...]:

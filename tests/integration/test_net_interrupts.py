@@ -1,4 +1,4 @@
-"""KeyboardInterrupt at every point of the making and closing of what is served."""
+"""KeyboardInterrupt at every point of the making and closing of what is served, and of networks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from isolib import new_netns
 from isolib._kernel import handle
-from isolib.net import forward, responder, serving, streams, upstream
+from isolib.net import (
+    chosen,
+    endpoint,
+    forward,
+    make,
+    network,
+    new_network,
+    plugs,
+    published,
+    responder,
+    serving,
+    streams,
+    upstream,
+)
 from isolib.net.forward import new_forwarder
 from isolib.net.names import Names, Zone
 from isolib.net.responder import new_responder
@@ -23,12 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType
 
-OURS = {module.__file__ for module in (forward, handle, responder, serving, streams, upstream)}
-
-
-def is_ours(code: CodeType) -> bool:
-    """Return whether code is of what is tried here, and not of the thread that serves."""
-    return code.co_filename in OURS
+SERVED = {module.__file__ for module in (forward, handle, responder, serving, streams, upstream)}
+NETWORKS = {module.__file__ for module in (chosen, endpoint, make, network, plugs, published)}
 
 
 def a_forwarder() -> None:
@@ -51,20 +61,38 @@ def a_responder() -> None:
         new_responder([datagrams], [streams], zone=Zone(Names(), "lab"), upstream=["127.0.0.1"]).close()
 
 
-def settled() -> set[str]:
-    """Return the descriptors when no thread serves any more."""
+def a_network() -> None:
+    """Make a network, attach somebody who has a name and a port, and close it."""
+    ns = new_netns()
+    try:
+        with new_network("10.77.0.0/24", ipv6=True) as made:
+            made.publish(0, made.attach(ns, hostname="web"), 80)
+    finally:
+        ns.close()
+
+
+def settled() -> tuple[set[str], list[object]]:
+    """Return the descriptors, and the subnets that are taken, when no thread serves any more."""
     gc.collect()
     for thread in threading.enumerate():
         if thread.name == "isolib serving":
             with contextlib.suppress(RuntimeError):  # interrupted before it was started
                 thread.join(20)
             assert not thread.is_alive()
-    return set(os.listdir("/proc/self/fd"))
+    return set(os.listdir("/proc/self/fd")), [*chosen._taken.subnets.values()]
 
 
-@pytest.mark.parametrize("action", [a_forwarder, a_relay_of_datagrams, a_responder])
-def test_interrupt_at_every_point(action: Callable[[], None], lost: list[type[BaseException]]) -> None:
-    """Wherever an interrupt comes, no socket is left, and no thread that serves nothing."""
+@pytest.mark.usefixtures("user_namespaces")
+@pytest.mark.parametrize(
+    ("action", "ours"),
+    [(a_forwarder, SERVED), (a_relay_of_datagrams, SERVED), (a_responder, SERVED), (a_network, NETWORKS)],
+)
+def test_interrupt_at_every_point(action: Callable[[], None], ours: set[str], lost: list[type[BaseException]]) -> None:
+    """Wherever an interrupt comes, no socket, namespace or subnet is left, and no thread that serves nothing."""
+
+    def is_ours(code: CodeType) -> bool:
+        return code.co_filename in ours
+
     action()
     gc.collect()
     gc.freeze()  # so that hundreds of collections look only at what the action made

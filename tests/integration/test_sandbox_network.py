@@ -104,7 +104,7 @@ for address in ("127.0.0.1", "{network.gateway}"):
 
 
 def test_no_power_over_the_network(network: Network) -> None:
-    """Root of a sandbox can change nothing of its network: no address, no route, no interface."""
+    """Root of a sandbox can change nothing of its network, and take part only as who it is: no interface, no raw packets."""
     code = """
 import fcntl, socket, struct
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any:
@@ -112,9 +112,14 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any:
         fcntl.ioctl(any, 0x8914, struct.pack("16sH14x", b"eth0", 0))  # SIOCSIFFLAGS: down
     except PermissionError:
         print("refused")
+for family, protocol in ((socket.AF_PACKET, 0), (socket.AF_INET, socket.IPPROTO_ICMP)):
+    try:
+        socket.socket(family, socket.SOCK_RAW, protocol)
+    except PermissionError:
+        print("refused")
 """
     with Sandbox(network=network) as box:
-        assert box.run([sys.executable, "-c", code], check=True).stdout == b"refused\n"
+        assert box.run([sys.executable, "-c", code], check=True).stdout == b"refused\n" * 3
 
 
 def test_resolver(network: Network) -> None:
@@ -136,12 +141,44 @@ def test_resolver(network: Network) -> None:
         ({"network": 5}, "network=5"),
         ({"publish": {8080: 80}}, "publish"),
         ({"publish": {8080: 80}, "network": "host"}, "publish"),
+        ({"network": ["host"]}, "network="),
     ],
 )
 def test_bad_networks(fields: dict[str, object], words: str) -> None:
     """What is no network is refused with the spec."""
     with pytest.raises(PlanError, match=words):
         SandboxSpec(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"publish": {0: 80}},
+        {"publish": {8080: 0}},
+        {"publish": {65536: 80}},
+        {"publish": {"8080": 80}},
+        {"publish": {8080: True}},
+        {"publish": [8080]},
+        {"hostname": "no name"},
+    ],
+)
+def test_bad_places(network: Network, fields: dict[str, object]) -> None:
+    """What cannot be a port or a name in a network is refused with the spec."""
+    with pytest.raises(PlanError, match=next(iter(fields))):
+        SandboxSpec(network=network, **fields)  # type: ignore[arg-type]
+
+
+def test_own_names(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sandbox knows its own name, and nobody by the host's file of names, wherever it works."""
+    with Sandbox(network=network, hostname="web") as box:
+        assert box.endpoint is not None
+        names = box.run(["cat", "/etc/hosts"], check=True).stdout.decode()
+        assert names.splitlines()[2:] == [f"{box.endpoint.address}\tweb"]
+        code = "import socket; print(socket.gethostbyname(socket.gethostname()))"
+        assert box.run([sys.executable, "-c", code], check=True).stdout.decode() == f"{box.endpoint.address}\n"
+    monkeypatch.chdir("/etc")
+    done = isolib.run(["cat", "hosts", "resolv.conf"], network=network, hostname="web", check=True)
+    assert done.stdout.decode().splitlines()[2:4] == ["10.77.0.3\tweb", "nameserver 10.77.0.1"]
 
 
 def test_closed_network(network: Network) -> None:

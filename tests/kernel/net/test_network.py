@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
@@ -13,7 +15,7 @@ import pytest
 from isolib import ClosedError, PlanError, SyscallError
 from isolib._kernel.sockets import open_file_in
 from isolib.net import addresses, links, new_network, routes
-from tests.nets import SOON, datagram_reaches, reaches, until
+from tests.nets import PATIENCE, SOON, datagram_reaches, reaches, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -233,6 +235,71 @@ def test_same_subnet_twice(new_ns: Callable[[], NetNS]) -> None:
         assert not reaches(spaces[0], spaces[3], "10.77.0.3", patience=SOON)
 
 
+def test_closed_from_many_threads(new_ns: Callable[[], NetNS]) -> None:
+    """Endpoints that are closed while their network is being closed do not wait for it, nor it for them."""
+    with new_network("10.77.0.0/24") as network:
+        ends = [network.attach(new_ns()) for _ in range(8)]
+        began, may_go_on = threading.Event(), threading.Event()
+
+        def linger() -> None:
+            began.set()
+            assert may_go_on.wait(PATIENCE)
+
+        ends[0]._undo.push(linger)
+        with ThreadPoolExecutor(9) as threads:
+            closing = [threads.submit(ends[0].close)]
+            assert began.wait(PATIENCE)
+            closing.append(threads.submit(network.close))
+            assert until(lambda: network.closed)
+            closing += [threads.submit(end.close) for end in ends[1:]]
+            with pytest.raises(ClosedError):
+                network.attach(new_ns())
+            may_go_on.set()
+            assert [one.result(PATIENCE) for one in closing] == [None] * len(closing)
+        assert all(end.closed for end in ends)
+        assert network.endpoints() == []
+
+
+def test_one_that_cannot_be_undone(network: Network, new_ns: Callable[[], NetNS]) -> None:
+    """What cannot be undone of one endpoint is raised, and the rest of it and of the network goes all the same."""
+    spaces = [new_ns(), new_ns()]
+    ends = [network.attach(ns) for ns in spaces]
+
+    def refuse() -> None:
+        raise SyscallError("undo", "this", errno.EIO)
+
+    ends[0]._undo.push(refuse)
+    with pytest.raises(SyscallError, match="undo"):
+        network.close()
+    assert all(end.closed for end in ends)
+    assert network.ns.closed
+    for ns in spaces:
+        assert until(lambda ns=ns: [link.name for link in links(ns)] == ["lo"])  # type: ignore[misc]
+
+
+def test_passes_nothing_on(network: Network) -> None:
+    """Without a way out the namespace of a network passes no packets on, whatever the host's does."""
+    assert setting(network.ns, "ipv4/ip_forward") == "0"
+    assert setting(network.ns, "ipv6/conf/all/forwarding") == "0"
+
+
+@pytest.mark.root
+def test_endpoint_of_no_handle(network: Network, new_ns: Callable[[], NetNS]) -> None:
+    """What is done to the caller's own namespace is not done to another one that the thread has gone to since."""
+    here, elsewhere = new_ns(), new_ns()
+    with here.entered():
+        endpoint = network.attach(None, name="eth0")
+        endpoint.impair(delay="1ms")
+        endpoint.capture(io.BytesIO()).close()
+    with elsewhere.entered():
+        with pytest.raises(PlanError, match="eth0"):
+            endpoint.impair(delay="1ms")
+        with pytest.raises(PlanError, match="eth0"):
+            endpoint.capture(io.BytesIO())
+        assert endpoint.impair(direction="in", delay="1ms")
+    endpoint.close()
+
+
 def test_chosen_subnets() -> None:
     """Subnets that are chosen overlap neither each other nor a route of the host's."""
     with new_network(ipv6=True) as one, new_network(ipv6=True) as other:
@@ -257,6 +324,7 @@ def test_chosen_subnets() -> None:
         ({"subnet": None}, "needs addresses"),
         ({"subnet": "127.0.0.0/24"}, "127.0.0.0/24"),
         ({"name": "a/b"}, "a/b"),
+        ({"ipv6": ""}, "ipv6: ''"),
     ],
 )
 def test_bad_networks(arguments: dict[str, str], words: str) -> None:

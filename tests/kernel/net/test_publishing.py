@@ -113,6 +113,17 @@ def test_strangers_endpoint(network: Network, ns: NetNS) -> None:
         network.publish(0, endpoint, 80)
 
 
+def test_published_port_goes_with_its_endpoint(network: Network, ns: NetNS) -> None:
+    """A port leads to nobody else, who has got the endpoint's address since."""
+    endpoint = network.attach(ns)
+    published = network.publish(0, endpoint, 80)
+    endpoint.detach()
+    assert published.closed
+    again = network.attach(ns, address=str(endpoint.address))
+    with listen(ns, address_of(again), 80), pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", published.port), PATIENCE)
+
+
 def test_nothing_is_published_after_the_end(ns: NetNS) -> None:
     """With the network its published ports are closed."""
     with new_network() as network:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 import isolib
-from isolib import PlanError
-from isolib.net import links, new_network, new_veth
+from isolib import PermissionDenied, PlanError
+from isolib.net import addresses, links, new_network, new_veth
 from isolib.net.sysctl import Sysctls
 from tests.nets import SOON, listen, reaches, socket_in, until
+from tests.rights import having
 from tests.wires import route
 
 if TYPE_CHECKING:
@@ -83,6 +85,24 @@ def test_two_networks_of_one_subnet_go_out(world: World, new_ns: Callable[[], Ne
     assert Sysctls()["net.ipv4.ip_forward"] == "0"
 
 
+def test_many_at_once_go_out(world: World, new_ns: Callable[[], NetNS]) -> None:
+    """Networks that are made at the same time have each a way out of their own."""
+    spaces = [new_ns() for _ in range(6)]
+    with ExitStack() as stack, ThreadPoolExecutor(6) as threads:
+        networks = list(threads.map(lambda _: stack.enter_context(new_network(internet=True)), spaces))
+        ends = [address.interface.network for address in addresses() if address.interface.network.prefixlen == 30]
+        assert len(set(ends)) == len(ends) == 6
+        for ns, network in zip(spaces, networks, strict=True):
+            network.attach(ns)
+            assert reaches(ns, world.outside, "198.51.100.2")
+
+
+def test_no_right_to_a_way_out() -> None:
+    """Who has no rights over the host's network is told what a way out takes."""
+    with having("rootless"), pytest.raises(PermissionDenied, match="CAP_NET_ADMIN"):
+        new_network(internet=True)
+
+
 def test_nobody_comes_in(world: World, new_ns: Callable[[], NetNS]) -> None:
     """From outside nobody reaches an endpoint, not even who sends its packets to the host."""
     ns = new_ns()
@@ -98,7 +118,9 @@ def test_egress(world: World, new_ns: Callable[[], NetNS]) -> None:
     ns = new_ns()
     with new_network("10.77.0.0/24", internet=True) as network:
         network.attach(ns)
+        assert reaches(ns, world.host, "198.51.100.1")
         network.deny("198.51.100.0/24")
+        assert not reaches(ns, world.host, "198.51.100.1", patience=SOON)
         assert not reaches(ns, world.outside, "198.51.100.2", patience=SOON)
         network.allow("198.51.100.2")
         assert reaches(ns, world.outside, "198.51.100.2")
@@ -106,8 +128,9 @@ def test_egress(world: World, new_ns: Callable[[], NetNS]) -> None:
         assert not reaches(ns, world.outside, "198.51.100.2", patience=SOON)
         network.allow("198.51.100.2")
         assert reaches(ns, world.outside, "198.51.100.2")
-        with pytest.raises(PlanError, match="destination"):
-            network.allow("a b")
+        for word in ("a b", "10.1", "198.51.100.2/24", "1"):
+            with pytest.raises(PlanError, match="destination"):
+                network.allow(word)
 
 
 def test_loopback_of_the_host(world: World, new_ns: Callable[[], NetNS]) -> None:
