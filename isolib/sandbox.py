@@ -300,10 +300,15 @@ class Sandbox:
                 for owner in owners:
                     if owner is not None:
                         undo.push(owner.close)
-        finally:
-            self._processes.clear()
-            self._namespaces.clear()
-            self._resident = None
+        except Exception:
+            self._forget()
+            raise
+        self._forget()  # not when interrupted: who ends it again must find all of them
+
+    def _forget(self) -> None:
+        self._processes.clear()
+        self._namespaces.clear()
+        self._resident = None
 
     @property
     def endpoint(self) -> Endpoint | None:
