@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["OwnThread"]
 
 #: Signals by which the kernel tells a thread of its own fault.
-_FAULTS: Final = {signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP}
+_FAULTS: Final = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP}
 
 
 class OwnThread:

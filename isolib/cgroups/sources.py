@@ -215,9 +215,13 @@ class LegacyOom:
         fd = Fd.take(os.eventfd, 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         assert fd is not None  # noqa: S101 - os.eventfd raises
         self._fd = fd
-        with directory.open_file("memory.oom_control", os.O_RDONLY) as control:
-            directory.write("cgroup.event_control", f"{fd.fileno()} {control.fileno()}")
-        self._epoll.register(fd.fileno(), select.EPOLLIN)
+        try:
+            with directory.open_file("memory.oom_control", os.O_RDONLY) as control:
+                directory.write("cgroup.event_control", f"{fd.fileno()} {control.fileno()}")
+            self._epoll.register(fd.fileno(), select.EPOLLIN)
+        except BaseException:  # else who keeps the exception keeps both
+            self.close()
+            raise
 
     def fileno(self) -> int:
         """Return the descriptor to poll."""

@@ -223,7 +223,7 @@ def test_held_where_the_caller_is(needs_root: None) -> None:
     with new_netns(), new_netns():
         with hold(FORWARD, 1):
             entries = [table.entry(index) for index in table.indices()]
-            assert [one["name"] for one in entries if one["kind"] == calls.ENTRY_SETTING] == [b"0"]
+            assert [one["name"] for one in entries if one["kind"] == calls.ENTRY_SETTING] == [b"0\n"]
             with hold(FORWARD, "1"):
                 assert len(table.indices()) == len(entries)
             assert Sysctls()[FORWARD] == "1"
