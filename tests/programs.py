@@ -65,14 +65,14 @@ def on_skeleton(script: str, *mounts: Mount, new: frozenset[str] = KINDS, **opti
     return output(argv, new=new, root=Root.host(), mounts=mounts, id_map=id_map, cwd="/", **options)
 
 
-def as_host(program: str, *prefix: str, cwd: str | Path = "/tmp") -> str:
+def as_host(program: str, *prefix: str, cwd: str | Path = "/tmp", timeout: float = 120) -> str:
     """Run a Python program, which has isolib, in a process of its own and return what it printed."""
     env = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
     }
     argv = [*prefix, sys.executable, "-c", textwrap.dedent(program)]
-    done = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
