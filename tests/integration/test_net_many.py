@@ -95,6 +95,27 @@ def test_hundred_ping_each_other(crowd: Crowd) -> None:
         assert (found.rx_dropped, found.rx_errors, found.tx_dropped, found.tx_errors) == (0, 0, 0, 0)
 
 
+def test_hundred_ping_at_once(crowd: Crowd) -> None:
+    """Who knows his neighbours for good needs no room in the kernel for what it learns: all 9,900 are asked at once."""
+    for endpoint in crowd.ends:
+        for other in crowd.ends:
+            if other is not endpoint:
+                assert other.address is not None
+                endpoint.interface.add_neighbour(other.address, other.mac)
+    names = [str(endpoint.address) for endpoint in crowd.ends]
+    with ExitStack() as stack:
+        pings = [Ping(ns) for ns in crowd.spaces]
+        for ping in pings:
+            stack.enter_context(ping.socket)
+        for one, ping in enumerate(pings):
+            for number, name in enumerate(names):
+                if number != one:
+                    ping.ask(name, number)
+        for one, ping in enumerate(pings):
+            heard = {ping.hear() for _ in range(MANY - 1)}
+            assert heard == {(name, number) for number, name in enumerate(names) if number != one}
+
+
 def test_program_pings(crowd: Crowd) -> None:
     """The program ping loses no packet to others of a hundred, over IPv4 and IPv6, and has no answer of who is not there."""
     for other in crowd.ends[1:MANY:20]:
