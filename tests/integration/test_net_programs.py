@@ -69,10 +69,16 @@ def test_iperf3_tcp(lan: Lan, family: str) -> None:
 
 @pytest.mark.parametrize("family", ["address", "ipv6"])
 def test_iperf3_udp(lan: Lan, family: str) -> None:
-    """Of as many datagrams as a socket has room for none is lost."""
+    """Of as many datagrams as a socket has room for none is lost: all come to the interface, and iperf3 misses none."""
+    before = lan.web.stats()
     measured = iperf3(lan.client_ns, lan.web_ns, getattr(lan.web, family), "-u", "-n", "100K", "-b", "20M")
-    assert measured["sum_received"]["packets"] == measured["sum_sent"]["packets"] > 60
+    after = lan.web.stats()
+    assert before is not None
+    assert after is not None
+    assert after.rx_packets - before.rx_packets > measured["sum_sent"]["packets"] > 60
+    # Those that it has not read when the sender is done it does not count at all.
     assert measured["sum"]["lost_packets"] == 0
+    assert measured["sum_received"]["packets"] > 0
 
 
 # ---- nginx, wrk, curl ----
