@@ -21,16 +21,14 @@ CONFTEST = """
     import isolib, pytest
 
     @pytest.fixture
-    def pair():
-        server, client = isolib.new_netns(), isolib.new_netns()
-        with closing(server), closing(client), isolib.new_network("10.77.0.0/24") as network:
-            network.attach(server)
-            network.attach(client)
-            yield server, client
+    def lab():
+        with closing(isolib.new_netns()) as ns, isolib.new_network("10.77.0.0/24") as network:
+            network.attach(ns)
+            yield network, ns
 """
 
 SUITE = """
-    import sys
+    import socket, sys
     import isolib, pytest
 
     SERVE = '''
@@ -40,22 +38,18 @@ SUITE = """
         with server.accept()[0] as client:
             client.sendall(client.recv(100)[::-1])
     '''
-    ASK = '''
-    import socket, sys
-    with socket.create_connection(("10.77.0.2", 8080), 30) as server:
-        server.sendall(sys.argv[1].encode())
-        print(server.recv(100).decode()[::-1])
-    '''
-
-    def python(ns, program, *arguments):
-        return ns.spawn([sys.executable, "-I", "-S", "-c", program, *arguments], stdout=isolib.PIPE)
 
     @pytest.mark.parametrize("number", range(200))
-    def test_port(pair, number):
-        with python(pair[0], SERVE) as server:
+    def test_port(lab, number):
+        network, ns = lab
+        with (
+            ns.spawn([sys.executable, "-I", "-S", "-c", SERVE], stdout=isolib.PIPE) as server,
+            network.publish(0, network.endpoints()[0], 8080) as published,
+        ):
             assert server.stdout.readline() == b"up\\n"
-            with python(pair[1], ASK, f"test {number}") as client:
-                assert client.communicate(timeout=60)[0].decode() == f"test {number}\\n"
+            with socket.create_connection(("127.0.0.1", published.port), 30) as client:
+                client.sendall(b"test %d" % number)
+                assert client.recv(100)[::-1] == b"test %d" % number
             assert server.wait(60).code == 0
 """
 
