@@ -19,6 +19,7 @@ import isolib
 from isolib import PIPE, Reason
 from tests.groups import PATIENCE, hierarchies, left
 from tests.plans import children_of
+from tests.programs import in_notebook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,17 +142,7 @@ print("done", codes)
 @pytest.mark.slow
 def test_inside_a_jupyter_kernel() -> None:
     """Groups work in the cells of a notebook."""
-    pytest.importorskip("ipykernel", reason="the extra `test` brings it")
-    program = textwrap.dedent(
-        f"""
-        import nbformat, nbclient
-        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell({NOTEBOOK!r})])
-        nbclient.NotebookClient(book, timeout=120, kernel_name="python3").execute()
-        print(book.cells[0].outputs[0]["text"])
-        """
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=300, check=False)
-    assert b"done [3, 4]" in done.stdout, done.stderr.decode()
+    assert in_notebook(NOTEBOOK)[0][0]["text"] == "done [3, 4]\n"
 
 
 # ---- children ----

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 import isolib
 from isolib import Sandbox
+from tests.programs import need, postgresql
 
 
 @pytest.fixture
@@ -20,14 +20,6 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory of the caller's own, which is where a sandbox is writable."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def need(program: str, *more: str) -> str:
-    """Return where a program is; a host without it cannot test it."""
-    found = shutil.which(program) or next((path for path in more if Path(path).exists()), None)
-    if found is None:
-        pytest.skip(f"{program} is not installed; .ci/run installs it")
-    return found
 
 
 def test_python(work: Path) -> None:
@@ -68,10 +60,7 @@ def test_git(work: Path) -> None:
 @pytest.mark.slow
 def test_postgresql(work: Path) -> None:
     """A PostgreSQL server is initialised, started and queried inside, over loopback and over its socket."""
-    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not versions:
-        pytest.skip("PostgreSQL is not installed; .ci/run installs it")
-    programs = str(versions[-1].parent)
+    programs = postgresql()
     script = """
         set -e
         initdb -D /tmp/data -A trust -U postgres > /dev/null

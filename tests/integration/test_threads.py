@@ -6,9 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import subprocess
-import sys
-import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from isolib import PIPE, spawn
+from tests.programs import in_notebook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -203,17 +201,7 @@ print("done", len(results))
 @pytest.mark.slow
 def test_inside_a_jupyter_kernel() -> None:
     """The cells of a notebook run in a loop that is running; spawn() works there."""
-    pytest.importorskip("ipykernel", reason="the extra `test` brings it")
-    program = textwrap.dedent(
-        f"""
-        import nbformat, nbclient
-        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell({NOTEBOOK!r})])
-        nbclient.NotebookClient(book, timeout=120, kernel_name="python3").execute()
-        print(book.cells[0].outputs[0]["text"])
-        """
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=300, check=False)
-    assert b"done 5" in done.stdout, done.stderr.decode()
+    assert in_notebook(NOTEBOOK)[0][0]["text"] == "done 5\n"
 
 
 def test_after_a_fork_the_child_has_its_own() -> None:
