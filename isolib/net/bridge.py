@@ -248,8 +248,8 @@ class Bridge(OwnedLink, made_by="isolib.new_bridge()"):
         told = self.where.socket.dump(bridging.dump_fdb(self.index, self.name))
         return [entry for message in told if (entry := bridging.parse_fdb(message, self.index)) is not None]
 
-    def add_fdb(self, mac: str | bytes, port: Interface, *, vlan: int | None = None) -> None:
-        """Say behind which port a MAC address is, for good: nothing that is heard changes it, and it is not forgotten.
+    def add_fdb(self, mac: str | bytes, port: Interface, *, vlan: int | None = None, sticky: bool = True) -> None:
+        """Say behind which port a MAC address is; that is not forgotten.
 
         Parameters
         ----------
@@ -259,6 +259,8 @@ class Bridge(OwnedLink, made_by="isolib.new_bridge()"):
             One of its ports, or its own `interface`: what is for that address is then for the namespace itself.
         vlan
             In which VLAN, which the port must be in; None: without a VLAN, and in all that the port is in.
+        sticky
+            Whether it stays so when the address is heard from behind another port.
 
         Raises
         ------
@@ -274,7 +276,7 @@ class Bridge(OwnedLink, made_by="isolib.new_bridge()"):
         own = check_mac(mac, "mac")
         number = None if vlan is None else bridging.check_vlan(vlan)
         is_bridge = self._check_port(port)
-        self.where.socket.ask(bridging.add_fdb(port.index, port.name, own, number, is_bridge=is_bridge))
+        self.where.socket.ask(bridging.add_fdb(port.index, port.name, own, number, sticky=sticky, is_bridge=is_bridge))
 
     def remove_fdb(self, mac: str | bytes, port: Interface, *, vlan: int | None = None) -> None:
         """Forget that a MAC address is behind a port, whether it was said or learned; with ENOENT it is not known to be."""

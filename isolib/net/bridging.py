@@ -63,7 +63,7 @@ _INFO: Final = struct.Struct("=HH")
 
 # linux/neighbour.h
 _NDA_LLADDR, _NDA_VLAN, _NDA_MASTER = 2, 5, 9
-_NTF_SELF, _NTF_MASTER = 2, 4
+_NTF_SELF, _NTF_MASTER, _NTF_STICKY = 0x02, 0x04, 0x40
 _NOARP, _PERMANENT = 0x40, 0x80
 _STATES: Final = {_NOARP: "static", _PERMANENT: "local"}
 
@@ -211,14 +211,18 @@ def parse_vlans(message: Message, bridge: int) -> list[PortVlan]:
 # ---- the table of MAC addresses ----
 
 
-def _entry(index: int, mac: bytes, vlan: int | None, state: int, *, is_bridge: bool) -> bytes:
-    body = NDMSG.pack(AF_BRIDGE, index, state, _NTF_SELF if is_bridge else _NTF_MASTER, 0) + codec.attribute(_NDA_LLADDR, mac)
+def _entry(index: int, mac: bytes, vlan: int | None, state: int, *, is_bridge: bool, sticky: bool = False) -> bytes:
+    flags = (_NTF_SELF if is_bridge else _NTF_MASTER) | (_NTF_STICKY if sticky else 0)
+    body = NDMSG.pack(AF_BRIDGE, index, state, flags, 0) + codec.attribute(_NDA_LLADDR, mac)
     return body if vlan is None else body + codec.u16(_NDA_VLAN, vlan)
 
 
-def add_fdb(index: int, label: str, mac: bytes, vlan: int | None = None, *, is_bridge: bool = False) -> Request:
-    """Return the request that says, for good, behind which port of a bridge an address is, or that it is the bridge's own."""
-    body = _entry(index, mac, vlan, _PERMANENT if is_bridge else _NOARP, is_bridge=is_bridge)
+def add_fdb(
+    index: int, label: str, mac: bytes, vlan: int | None = None, *, sticky: bool = False, is_bridge: bool = False
+) -> Request:
+    """Return the request that says behind which port of a bridge an address is, or that it is the bridge's own."""
+    state = _PERMANENT if is_bridge else _NOARP  # what is the bridge's own cannot be sticky, and need not
+    body = _entry(index, mac, vlan, state, is_bridge=is_bridge, sticky=sticky and not is_bridge)
     target = f"{mac.hex(':')} on {label}"
     return Request(NEWNEIGH, body, codec.CREATE | codec.REPLACE, "RTM_NEWNEIGH", target, _FDB_HINTS)
 
@@ -245,7 +249,7 @@ def parse_fdb(message: Message, bridge: int) -> FdbEntry | None:
     """
     if len(message.body) < NDMSG.size:
         raise MalformedError(f"a message of type {message.type} with {len(message.body)} bytes")
-    family, index, state, _, _ = NDMSG.unpack_from(message.body)
+    family, index, state, flags, _ = NDMSG.unpack_from(message.body)
     found = codec.table(message.body, NDMSG.size)
     if family != AF_BRIDGE or int.from_bytes(found.get(_NDA_MASTER, b""), sys.byteorder) != bridge:
         return None
@@ -253,4 +257,6 @@ def parse_fdb(message: Message, bridge: int) -> FdbEntry | None:
     mac = found.get(_NDA_LLADDR, b"")
     if len(mac) != 6:  # noqa: PLR2004 - bytes of a MAC address
         raise MalformedError(f"a MAC address of {len(mac)} bytes")
-    return FdbEntry(mac=mac.hex(":"), index=index, vlan=vlan or None, state=_STATES.get(state, "dynamic"))
+    return FdbEntry(
+        mac=mac.hex(":"), index=index, vlan=vlan or None, state=_STATES.get(state, "dynamic"), sticky=bool(flags & _NTF_STICKY)
+    )

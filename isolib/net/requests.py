@@ -201,7 +201,8 @@ def set_link(index: int, label: str, attributes: bytes = b"", *, up: bool | None
 def set_port(index: int, label: str, options: bytes) -> Request:
     """Return the request that changes how a bridge treats one of its ports; ``options`` are IFLA_BRPORT_* attributes."""
     body = IFINFO.pack(AF_BRIDGE, 0, index, 0, 0) + codec.nested(12, options)
-    hints = {**_LINK_HINTS, EINVAL: "it is no port of a bridge, or the kernel does not take this value"}
+    words = "it is no port of a bridge, or the kernel does not take this value"
+    hints = {**_LINK_HINTS, EINVAL: words, EOPNOTSUPP: words}
     return Request(SETLINK, body, 0, "RTM_SETLINK", label, hints)
 
 

@@ -119,14 +119,17 @@ class FdbEntry:
     vlan
         In which VLAN, or None.
     state
-        "dynamic": it was learned; "static": somebody has said so, and nothing that is heard changes it; "local": it is the
-        bridge's own, or a port's.
+        "dynamic": it was learned; "static": somebody has said so, and it is not forgotten; "local": it is the bridge's own, or
+        a port's.
+    sticky
+        Whether it stays when the address is heard from behind another port.
     """
 
     mac: str
     index: int
     vlan: int | None = None
     state: str = "dynamic"
+    sticky: bool = False
 
 
 @dataclass(frozen=True, slots=True)
