@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from isolib._kernel.netlink.codec import Message
-    from isolib._kernel.seam import NetNS
     from isolib.types import HasFileno
 
 __all__ = ["Ending", "dump_numbers", "ending", "give_number", "gone", "number_of"]
@@ -42,6 +41,8 @@ _GROUP: Final = 28
 _NUMBER, _DESCRIPTOR = 1, 3
 _HEAD: Final = struct.Struct("=Bxxx")
 _S32: Final = struct.Struct("=i")
+#: The number of the namespace that is left last.
+_LAST: Final = 0
 
 
 # ---- messages ----
@@ -94,9 +95,10 @@ class _Watch(News[bool]):
         super().__init__()
         self._is_over = False
         self._torn = False
+        self._left: set[int] = set()
         try:
             self._post = self._own(seam.new_netns())
-            self._last: NetNS | None = self._own(seam.new_netns())
+            self._last = self._own(seam.new_netns())
             self._told = self._own(subscribe(self._post, [_GROUP]))
             self._epoll.register(self._told.fileno(), select.EPOLLIN)
             asked = [give_number(number, one.fileno()) for number, one in enumerate([self._last, *namespaces])]
@@ -127,27 +129,30 @@ class _Watch(News[bool]):
         if self._torn:  # who looked last was interrupted, and may have read what is known to nobody now
             self._ask()
         self._torn = True
-        while True:
-            try:
-                data, (sender, _) = self._told.recvfrom(LONGEST)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != ENOBUFS:
-                    raise
-                self._ask()
-            else:
-                if sender == 0:  # the kernel
-                    self._left -= gone(codec.messages(data))
-        if self._left == {0} and self._last is not None:
+        while self._hear():
+            pass
+        if self._left == {_LAST} and not self._last.closed:
             self._last.close()
-            self._last = None
-            return self._look()  # it may be told of already
+            self._hear()  # it may be told of already
         if not self._left:
             self._is_over = True
             self._alarm.ring()  # the others that wait
         self._torn = False
-        return None
+
+    def _hear(self) -> bool:
+        """Note one thing that the kernel has told; return whether there was any."""
+        try:
+            data, (sender, _) = self._told.recvfrom(LONGEST)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno != ENOBUFS:
+                raise
+            self._ask()
+        else:
+            if sender == 0:  # the kernel
+                self._left -= gone(codec.messages(data))
+        return True
 
     def _ask(self) -> None:
         """Look who is left, where some of what was told is lost."""

@@ -9,6 +9,7 @@ import struct
 import sys
 from collections.abc import Mapping
 from errno import EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.netlink import codec, genl
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
 
 __all__ = ["GROUPS", "change_features", "get_request", "parse_features", "read_features", "set_request"]
 
-GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
-    "rx": ("rx-checksum",),
-    "tx": (*("tx-checksum-ipv4", "tx-checksum-ip-generic", "tx-checksum-ipv6", "tx-checksum-fcoe-crc", "tx-checksum-sctp"),),
-    "sg": ("tx-scatter-gather", "tx-scatter-gather-fraglist"),
-    "tso": ("tx-tcp-segmentation", "tx-tcp-ecn-segmentation", "tx-tcp-mangleid-segmentation", "tx-tcp6-segmentation"),
-    "gso": ("tx-generic-segmentation",),
-    "gro": ("rx-gro",),
-    "lro": ("rx-lro",),
+GROUPS: Final[Mapping[str, str]] = {
+    "rx": "rx-checksum",
+    "tx": "tx-checksum-*",
+    "sg": "tx-scatter-gather*",
+    "tso": "tx-tcp*-segmentation",
+    "gso": "tx-generic-segmentation",
+    "gro": "rx-gro",
+    "lro": "rx-lro",
 }
-"""The words of ethtool(8) for features that belong together."""
+"""The words of ethtool(8) for features that belong together, and the pattern of their names: new kernels have more of them."""
 
 # linux/ethtool_netlink.h
 _GET, _SET = 11, 12
@@ -164,8 +165,8 @@ def change_features(socket: Socket, index: int, label: str, changes: Mapping[str
 def _resolved(changes: Mapping[str, bool], known: Mapping[str, Feature], label: str) -> Iterator[tuple[str, bool]]:
     """Yield each feature that is to be changed by its own name."""
     for word, on in changes.items():
-        names = GROUPS.get(word, (word,))
-        there = [known[name] for name in names if name in known]
+        pattern = GROUPS.get(word)
+        there = [one for name, one in known.items() if (name == word if pattern is None else fnmatchcase(name, pattern))]
         if not there:
             raise PlanError(f"changes: {word!r} is no feature, and none of {', '.join(map(repr, GROUPS))}")
         free = [one for one in there if not one.fixed]
