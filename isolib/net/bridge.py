@@ -209,19 +209,6 @@ class Bridge(OwnedLink, made_by="isolib.new_bridge()"):
         -----
         A new port is in the VLAN ``default_pvid`` of the bridge: `remove_vlans` takes it out.  Privileges: CAP_NET_ADMIN over
         the namespace.  Kernel: CONFIG_BRIDGE_VLAN_FILTERING.  Source: bridge(8).
-
-        Examples
-        --------
-        >>> from isolib import new_netns, new_veth
-        >>> hub, a = new_netns(), new_netns()
-        >>> with new_bridge("br0", ns=hub, vlan_filtering=True, default_pvid=0) as bridge, new_veth(hub, a) as cable:
-        ...     bridge.add(cable.a)
-        ...     bridge.add_vlans(cable.a, 10, pvid=True, untagged=True)
-        ...     bridge.add_vlans(cable.a, range(100, 103))
-        ...     [(vlan.id, vlan.pvid) for vlan in bridge.vlans(cable.a)]
-        [(10, True), (100, False), (101, False), (102, False)]
-        >>> hub.close(), a.close()
-        (None, None)
         """
         numbers = bridging.check_vlans(vlans)
         if pvid and len(numbers) > 1:
@@ -272,6 +259,18 @@ class Bridge(OwnedLink, made_by="isolib.new_bridge()"):
         Notes
         -----
         Privileges: CAP_NET_ADMIN over the namespace.  Source: bridge(8).
+
+        Examples
+        --------
+        >>> from isolib import new_netns, new_veth
+        >>> hub, a = new_netns(), new_netns()
+        >>> with new_bridge("br0", ns=hub) as bridge, new_veth(hub, a) as cable:
+        ...     bridge.add(cable.a)
+        ...     bridge.add_fdb("02:00:00:00:00:01", cable.a)
+        ...     {entry.state for entry in bridge.fdb() if entry.mac == "02:00:00:00:00:01"}
+        {'static'}
+        >>> hub.close(), a.close()
+        (None, None)
         """
         own = check_mac(mac, "mac")
         number = None if vlan is None else bridging.check_vlan(vlan)
