@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -17,8 +18,8 @@ import trio
 import isolib
 from isolib import ClosedError, PlanError, SyscallError, new_netns
 from isolib.namespaces import NetNS
-from isolib.net import ending, new_network, new_veth, topology
-from isolib.net.ending import dump_numbers, number_of
+from isolib.net import ending, links, new_network, new_veth, topology
+from isolib.net.ending import _Watch, dump_numbers, number_of
 from tests import oracles
 from tests.descriptors import refusals
 from tests.interrupts import interrupt
@@ -60,6 +61,7 @@ def test_nothing_is_there(a: NetNS) -> None:
             assert len(names(a)) == CABLES
             other.close()
             assert end.wait(PATIENCE) is True
+            assert [one.name for one in links(a)] == ["lo"]  # at once: another program takes its time to start
             assert names(a) == []
             assert (end.wait(0), end.wait()) == (True, True)
 
@@ -108,13 +110,25 @@ def test_several_namespaces() -> None:
         assert repr(end) == "<Ending over>"
 
 
-def test_many_namespaces() -> None:
-    """More ends at once than an ordinary user's socket has room to be told of are told all the same."""
-    some = [new_netns(lo=False) for _ in range(400)]
-    with ending(*some) as end:
+def test_many_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More ends at once than there is room to be told of are told all the same: the kernel is asked who is left."""
+    asked: list[set[int]] = []
+    ask = _Watch._ask
+
+    def noting(watch: _Watch) -> None:
+        ask(watch)
+        asked.append(set(watch._left))
+
+    monkeypatch.setattr(_Watch, "_ask", noting)
+    some = [new_netns(lo=False) for _ in range(100)]
+    with ending(*some) as end, ending(*some) as other:
+        end._watch._told.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the least that there is: it is full by now
         for one in some:
             one.close()
+        assert other.wait(PATIENCE) is True
+        assert asked == []
         assert end.wait(PATIENCE) is True
+    assert asked == [{0}]
 
 
 def test_network(a: NetNS) -> None:
