@@ -37,7 +37,8 @@ class Outlet:
     endpoint
         Its place in the network.
     mounts
-        Files for the sandbox: whom it asks for names and, in place of what the host's root says there, its own name.
+        Files for the sandbox: whom it asks for names, if the network answers, and, in place of what the host's root says there,
+        its own name.
     """
 
     def __init__(self, network: Network, spec: SandboxSpec) -> None:
@@ -48,7 +49,9 @@ class Outlet:
             self.endpoint = undo.adopt(network.attach(self.ns, hostname=spec.hostname))
             for port, inner in (spec.publish or {}).items():
                 undo.adopt(network.publish(port, self.endpoint, inner))
-            self.mounts: list[MountValue] = [File("/etc/resolv.conf", network.resolv_conf())]
+            self.mounts: list[MountValue] = []
+            if network.dns:
+                self.mounts.append(File("/etc/resolv.conf", network.resolv_conf()))
             if spec.root is None and os.path.exists(_HOSTS):  # what the host calls so is not who the network calls so
                 self.mounts.append(File(_HOSTS, hosts((one, [spec.hostname]) for one in self.endpoint.addresses)))
             undo.keep()

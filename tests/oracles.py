@@ -10,25 +10,50 @@ import shutil
 import subprocess
 import sys
 from ipaddress import ip_address, ip_interface, ip_network
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 from isolib import PIPE
-from isolib.net.values import Address, BridgeOptions, Link, LinkStats, Neighbour, PortOptions, Route, Rule
+from isolib.net.values import (
+    Address,
+    BridgeOptions,
+    FdbEntry,
+    Feature,
+    Link,
+    LinkStats,
+    Neighbour,
+    PortOptions,
+    PortVlan,
+    Route,
+    Rule,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from isolib.namespaces import NetNS
     from isolib.net.values import AnyNetwork
 
     Object = dict[str, Any]
+    T = TypeVar("T")
 
 PATIENCE = 60
 """Seconds after which a program has failed."""
 
 FOREVER = 0xFFFFFFFF
+
+TRIES = 30
+
+
+def agree(ours: Callable[[], T], theirs: Callable[[], T]) -> T:
+    """Fail unless both say the same of what stands still meanwhile: the kernel sends and learns by itself."""
+    for _ in range(TRIES):
+        before, other = ours(), theirs()
+        if ours() == before:
+            assert before == other
+            return before
+    pytest.fail("it never stands still")
 
 
 def run_in(ns: NetNS | None, *argv: str) -> str:
@@ -47,6 +72,12 @@ def ip(ns: NetNS | None, *arguments: str) -> list[Object]:
     """Return what `ip` says in JSON."""
     found: list[Object] = json.loads(run_in(ns, "ip", "-j", "-d", *arguments) or "[]")
     return [one for one in found if one]
+
+
+def bridge(ns: NetNS | None, *arguments: str) -> list[Object]:
+    """Return what `bridge` says in JSON."""
+    found: list[Object] = json.loads(run_in(ns, "bridge", "-j", "-d", *arguments) or "[]")
+    return found
 
 
 # ---- links ----
@@ -194,6 +225,8 @@ def _route(one: Object, numbers: dict[str, int], version: int) -> Route:
         protocol=_number(one["protocol"]),
         scope=_number(one["scope"]),
         type=one["type"],
+        mtu=one.get("metrics", [{}])[0].get("mtu"),
+        onlink="onlink" in one["flags"],
         hops=tuple((_gateway(hop), numbers[hop["dev"]], hop["weight"]) for hop in one.get("nexthops", [])),
     )
 
@@ -254,6 +287,54 @@ def _rule(one: Object, version: int) -> Rule:
 def _part(one: Object, key: str) -> AnyNetwork | None:
     text = one.get(key, "all")
     return None if text == "all" else ip_network(f"{text}/{one[f'{key}len']}" if f"{key}len" in one else text)
+
+
+# ---- bridges, features ----
+
+
+def fdb(ns: NetNS, name: str) -> set[FdbEntry]:
+    """Return the table of MAC addresses of a bridge as `bridge` tells it."""
+    numbers = {one["ifname"]: int(one["ifindex"]) for one in ip(ns, "link")}
+    return {
+        FdbEntry(
+            mac=one["mac"],
+            index=numbers[one["ifname"]],
+            vlan=one.get("vlan"),
+            state={"permanent": "local", "static": "static"}.get(one["state"], "dynamic"),
+            sticky="sticky" in one["flags"],
+        )
+        for one in bridge(ns, "fdb", "show", "br", name)
+        # Of the bridge itself it says no master; what a device listens to is "self", and no entry of the table.
+        if one.get("master") == name and "self" not in one["flags"]
+    }
+
+
+def vlans(ns: NetNS) -> set[PortVlan]:
+    """Return the VLANs of all bridges and ports as `bridge` tells them."""
+    numbers = {one["ifname"]: int(one["ifindex"]) for one in ip(ns, "link")}
+    return {
+        PortVlan(
+            numbers[one["ifname"]],
+            number,
+            pvid="PVID" in vlan.get("flags", ()),
+            untagged="Egress Untagged" in vlan.get("flags", ()),
+        )
+        for one in bridge(ns, "vlan")
+        for vlan in one["vlans"]
+        for number in range(vlan["vlan"], vlan.get("vlanEnd", vlan["vlan"]) + 1)
+    }
+
+
+def features(ns: NetNS, name: str) -> dict[str, Feature]:
+    """Return the features of an interface as `ethtool` tells them, but for those words of its own that are for several."""
+    found = {}
+    for line in run_in(ns, "ethtool", "-k", name).splitlines()[1:]:
+        key, _, value = line.strip().partition(": ")
+        words = value.split()
+        active = words[0] == "on"
+        wanted = active if "[requested" not in value else "[requested on]" in value
+        found[key] = Feature(key, active, wanted, fixed="[fixed]" in value)
+    return found
 
 
 # ---- pyroute2 ----

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from isolib.net.bridge import Bridge, new_bridge
 from isolib.net.capture import Capture, capture
+from isolib.net.ending import Ending, ending
 from isolib.net.endpoint import Endpoint
 from isolib.net.events import Change, Changes, changes
 from isolib.net.forward import Traffic
@@ -30,10 +31,22 @@ from isolib.net.network import Network
 from isolib.net.picture import Box, Cable, Picture, Plug
 from isolib.net.published import Published
 from isolib.net.queries import addresses, links, neighbours, routes, rules
-from isolib.net.routing import add_barrier, add_rule, new_rule, remove_barrier, remove_rule
+from isolib.net.routing import add_barrier, add_route, add_rule, new_rule, remove_barrier, remove_route, remove_rule
 from isolib.net.sysctl import HeldSetting, Sysctls, hold
 from isolib.net.tap import Tap, Tun, new_tap, new_tun
-from isolib.net.values import Address, BridgeOptions, Link, LinkStats, Neighbour, PortOptions, Route, Rule
+from isolib.net.values import (
+    Address,
+    BridgeOptions,
+    FdbEntry,
+    Feature,
+    Link,
+    LinkStats,
+    Neighbour,
+    PortOptions,
+    PortVlan,
+    Route,
+    Rule,
+)
 from isolib.net.veth import Veth, new_veth
 from isolib.net.weather import Effect, Impairment, InForce
 from isolib.net.wiring import CableEnd, Segment, WiredCable, WiredNode, WiredPort, WiredRoute, Wiring, wire
@@ -50,7 +63,10 @@ __all__ = [
     "Changes",
     "Dummy",
     "Effect",
+    "Ending",
     "Endpoint",
+    "FdbEntry",
+    "Feature",
     "HeldSetting",
     "Impairment",
     "InForce",
@@ -64,6 +80,7 @@ __all__ = [
     "Picture",
     "Plug",
     "PortOptions",
+    "PortVlan",
     "Published",
     "Route",
     "Rule",
@@ -82,10 +99,12 @@ __all__ = [
     "WiredRoute",
     "Wiring",
     "add_barrier",
+    "add_route",
     "add_rule",
     "addresses",
     "capture",
     "changes",
+    "ending",
     "hold",
     "links",
     "neighbours",
@@ -101,6 +120,7 @@ __all__ = [
     "new_vlan",
     "new_vxlan",
     "remove_barrier",
+    "remove_route",
     "remove_rule",
     "routes",
     "rules",

@@ -10,7 +10,6 @@ from isolib.net.capture import capture
 from isolib.net.carrier import settle
 from isolib.net.shaping import Shaping
 from isolib.net.weather import parse_impairment
-from isolib.net.where import Where
 
 if TYPE_CHECKING:
     import os
@@ -185,7 +184,7 @@ class Endpoint(Handle, made_by="Network.attach()"):
             limit=limit,
         )
         end = self.interface if direction == "out" else self.port
-        _check_here(end)
+        end.where.check_here(end.name)
         shaping = self._weather.get(direction)
         if shaping is None:
             shaping = self._weather.setdefault(direction, Shaping(end.where, end.index, end.name))
@@ -217,15 +216,9 @@ class Endpoint(Handle, made_by="Network.attach()"):
             It is detached.
         """
         self._check_open()
-        _check_here(self.interface)
+        self.interface.where.check_here(self.interface.name)
         return capture(self.ns, self.name, path, snaplen=snaplen, promiscuous=promiscuous)
 
     def detach(self) -> None:
         """Take the namespace off the network: its interface is gone, and its address free; the same as `close`."""
         self.close()
-
-
-def _check_here(interface: Interface) -> None:
-    """Raise PlanError where something would be done in the calling thread's namespace, and that is another one by now."""
-    if interface.ns is None and interface.where.socket is not Where(None).socket:
-        raise PlanError(f"{interface.name} is of a namespace without a handle, in which the calling thread is no more")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from errno import EADDRNOTAVAIL
 from typing import TYPE_CHECKING, Final
 
-from isolib.errors import PlanError
-from isolib.net import parsing, requests
+from isolib.errors import PlanError, from_errno
+from isolib.net import features, parsing, requests
 from isolib.net.carrier import settle_addresses
 from isolib.net.checks import (
     check_address,
@@ -19,7 +20,9 @@ from isolib.net.checks import (
 )
 
 if TYPE_CHECKING:
-    from isolib.net.values import Address, AnyAddress, AnyInterface, AnyNetwork, Link, LinkStats, Neighbour
+    from collections.abc import Mapping
+
+    from isolib.net.values import Address, AnyAddress, AnyInterface, AnyNetwork, Feature, Link, LinkStats, Neighbour
     from isolib.net.where import Where
     from isolib.types import HasFileno
 
@@ -113,20 +116,120 @@ class Interface:
             self._where.socket.ask(requests.set_link(self.index, self._name, attributes))
         self._name = self._name if name is None else name
 
-    def add_address(self, address: str | AnyInterface, *, peer: str | AnyAddress | None = None) -> None:
-        """Give it an address with its network's prefix, "10.0.0.2/24" or "fd00::2/64": to be used at once, unless it is down.
+    def features(self) -> dict[str, Feature]:
+        """Return what it does by itself, by name: checksums, cutting large packets up, putting small ones together.
 
         Raises
         ------
         PlanError
-            No host can have this address.
+            It is of a namespace without a handle, in which the calling thread is no more.
+        Unsupported
+            The kernel has no ethtool netlink.
+        SyscallError
+            The kernel refused.
+
+        Notes
+        -----
+        Kernel: Linux 5.9, CONFIG_ETHTOOL_NETLINK.  Source: ethtool(8), Documentation/networking/ethtool-netlink.rst.
+        """
+        with self._where.generic(self._name) as socket:
+            return features.read_features(socket, self.index, self._name)
+
+    def set_features(self, changes: Mapping[str, bool]) -> None:
+        """Switch what it does by itself on and off; all of it, or none.
+
+        A veth does nothing of that kind, but hands large packets without checksums on, for who is last to do it: so what is
+        captured, or relayed by a program, is not what a wire would carry.  It is with "tx", "gso" and "tso" off at the end that
+        sends.
+
+        Parameters
+        ----------
+        changes
+            Names of features (`features`), or one of ethtool's words for several: "rx", "tx", "sg", "tso", "gso", "gro", "lro";
+            those of a word that are fixed stay as they are, if any of them is not.
+
+        Raises
+        ------
+        PlanError
+            There is no such feature; or as in `features`.
+        Unsupported
+            The feature is fixed, or another one keeps it from being on; nothing has changed.
+        SyscallError
+            The kernel refused.
+
+        Notes
+        -----
+        Privileges: CAP_NET_ADMIN over the namespace; otherwise as `features`.
+
+        Examples
+        --------
+        >>> from isolib import new_netns, new_veth
+        >>> a, b = new_netns(), new_netns()
+        >>> with new_veth(a, b) as cable:
+        ...     cable.a.set_features({"tx": False, "tso": False, "gso": False})
+        ...     cable.a.features()["tx-checksum-ip-generic"].active
+        False
+        >>> a.close(), b.close()
+        (None, None)
+        """
+        with self._where.generic(self._name) as socket:
+            features.change_features(socket, self.index, self._name, changes)
+
+    def add_address(
+        self,
+        address: str | AnyInterface,
+        *,
+        peer: str | AnyAddress | None = None,
+        valid: int | None = None,
+        preferred: int | None = None,
+        noprefixroute: bool = False,
+    ) -> None:
+        """Give it an address with its network's prefix, "10.0.0.2/24" or "fd00::2/64": to be used at once, unless it is down.
+
+        Parameters
+        ----------
+        address
+            The address.
+        peer
+            That of the other end, where it is a point-to-point one.
+        valid, preferred
+            Seconds after which the kernel takes it away, and after which no new connection is made from it, 0: none at all.
+            None: never, and ``preferred`` as long as it is valid.
+        noprefixroute
+            Whether the kernel leaves out the route to the address's network.
+
+        Raises
+        ------
+        PlanError
+            No host can have this address, or a time cannot be one.
         SyscallError
             EEXIST: it has it already.
         """
         own = check_interface(address, "address")
         other = None if peer is None else check_address(peer, "peer")
-        self._where.socket.ask(requests.add_address(own, self.index, self._name, peer=other))
+        times = check_lifetimes(valid, preferred)
+        self._where.socket.ask(
+            requests.add_address(own, self.index, self._name, peer=other, lifetimes=times, noprefixroute=noprefixroute)
+        )
         settle_addresses(self, (own,))
+
+    def change_address(self, address: str | AnyInterface, *, valid: int | None = None, preferred: int | None = None) -> None:
+        """Change for how long it has an address, from now on; the arguments are those of `add_address`.
+
+        Raises
+        ------
+        PlanError
+            As in `add_address`.
+        SyscallError
+            The kernel refused.  EADDRNOTAVAIL: it does not have the address.
+        """
+        own = check_interface(address, "address")
+        times = check_lifetimes(valid, preferred)
+        has = [one for one in self.addresses() if one.interface == own]
+        if not has:  # the kernel would make one of IPv4
+            raise from_errno("RTM_NEWADDR", f"{own} on {self._name}", EADDRNOTAVAIL, "the link does not have this address")
+        kept = "noprefixroute" in has[0].flags
+        self._where.socket.ask(requests.change_address(own, self.index, self._name, lifetimes=times, noprefixroute=kept))
 
     def remove_address(self, address: str | AnyInterface, *, peer: str | AnyAddress | None = None) -> None:
         """Take an address from it, as it was given; with EADDRNOTAVAIL it did not have it."""
@@ -142,8 +245,10 @@ class Interface:
         metric: int | None = None,
         table: str | int = "main",
         source: str | AnyAddress | None = None,
+        mtu: int | None = None,
+        onlink: bool = False,
     ) -> None:
-        """Add a route by this interface.
+        """Add a route by this interface; one by several is `isolib.net.add_route`.
 
         Parameters
         ----------
@@ -157,6 +262,10 @@ class Interface:
             "main", "local", "default" or a number; in others than these three, routes are found by a rule (`routing.add_rule`).
         source
             The address that packets get as their source.
+        mtu
+            Bytes of the longest packet on this way; None: what the interface has.
+        onlink
+            Whether the gateway is on the link, also where no address of the interface says so.
 
         Raises
         ------
@@ -169,9 +278,14 @@ class Interface:
         own = None if source is None else check_address(source, "source")
         network = check_destination(destination, by)
         check_metric(metric)
-        self._where.socket.ask(
-            requests.add_route(network, gateway=by, index=self.index, metric=metric, table=check_table(table), source=own)
+        number = check_table(table)
+        limit = None if mtu is None else check_mtu(mtu)
+        if onlink and by is None:
+            raise PlanError("onlink: there is no gateway that could be on the link")
+        request = requests.add_route(
+            network, gateway=by, index=self.index, metric=metric, table=number, source=own, mtu=limit, onlink=onlink
         )
+        self._where.socket.ask(request)
 
     def remove_route(
         self,
@@ -211,6 +325,18 @@ class Interface:
     def remove_neighbour(self, address: str | AnyAddress) -> None:
         """Forget who has an address on this link; with ENOENT it was not known."""
         self._where.socket.ask(requests.remove_neighbour(check_address(address, "address"), self.index, self._name))
+
+
+def check_lifetimes(valid: int | None, preferred: int | None) -> tuple[int, int]:
+    """Return for how many seconds an address is valid, and preferred, as the kernel has it.
+
+    Raises
+    ------
+    PlanError
+        One is no number, or it would be preferred for longer than valid.
+    """
+    until = MAX_NUMBER if valid is None else check_number(valid, "valid", 1, MAX_NUMBER - 1)
+    return until, until if preferred is None else check_number(preferred, "preferred", 0, min(until, MAX_NUMBER - 1))
 
 
 def check_metric(value: int | None) -> None:

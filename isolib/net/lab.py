@@ -11,6 +11,7 @@ from isolib._kernel.hints import typed
 from isolib.net import requests
 from isolib.net.bridge import Bridge, make_bridge, random_mac
 from isolib.net.carrier import settle, settle_addresses
+from isolib.net.ending import ending
 from isolib.net.network import close_all
 from isolib.net.picture import picture_of
 from isolib.net.sysctl import FORWARDING, Sysctls
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from isolib._kernel.seam import NetNS
+    from isolib.net.ending import Ending
     from isolib.net.interface import Interface
     from isolib.net.picture import Picture
     from isolib.net.values import AnyAddress
@@ -86,6 +88,21 @@ class Topology(Handle, made_by="isolib.net.topology()"):
 
     def _repr_html_(self) -> str:
         return self.picture()._repr_html_()
+
+    def ending(self) -> Ending:
+        """Return what tells when, closed, all of it has ended: the kernel clears up behind; as `isolib.net.ending`.
+
+        Examples
+        --------
+        >>> lab = topology("web - br0 - db")
+        >>> with lab.ending() as end:
+        ...     lab.close()
+        ...     end.wait()
+        True
+        """
+        self._check_open()
+        hubs = [bridge.where.net for bridge in self.bridges.values()]
+        return ending(*self._spaces.values(), *(hub for hub in hubs if hub is not None))
 
     def interfaces(self) -> list[Interface]:
         """Return all interfaces of namespaces and all ports of bridges."""

@@ -36,6 +36,7 @@ def new_network(
     ipv6: str | AnyNetwork | bool | None = None,
     internet: bool = False,
     isolate: bool = False,
+    dns: bool = True,
     name: str | None = None,
 ) -> Network:
     """Make a network: a bridge in a namespace of its own, with a subnet.
@@ -53,6 +54,9 @@ def new_network(
         of the network's are then asked of the servers of /etc/resolv.conf, by this program and from its own namespace.
     isolate
         Whether those who are attached reach the gateway only, and not each other.
+    dns
+        Whether the gateway answers those who are attached about each other's names and, with ``internet``, about others.  A
+        sandbox in a network without it asks whom the resolv.conf of its root names.
     name
         A label.
 
@@ -112,7 +116,7 @@ def new_network(
             subnets = [pool.subnet for pool in pools]
             firewall = open_inner_firewall(undo, ns, subnets)
             lay_uplink(undo, where, firewall, _BRIDGE, subnets, isolate=isolate)
-        network = Network._make(ns, bridge, undo, pools, name=label, isolate=isolate, firewall=firewall)
+        network = Network._make(ns, bridge, undo, pools, name=label, isolate=isolate, dns=dns, firewall=firewall)
         undo.keep()
     return network
 

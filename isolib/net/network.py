@@ -19,6 +19,7 @@ from isolib.net import hosts, requests
 from isolib.net.bridge import isolation
 from isolib.net.carrier import settle_addresses
 from isolib.net.checks import check_address, check_name, check_number
+from isolib.net.ending import ending
 from isolib.net.endpoint import Endpoint
 from isolib.net.firewall import Group
 from isolib.net.forward import new_forwarder
@@ -39,25 +40,24 @@ if TYPE_CHECKING:
     from isolib._kernel.netlink.socket import Request
     from isolib._kernel.seam import NetNS
     from isolib.net.bridge import Bridge
+    from isolib.net.ending import Ending
     from isolib.net.firewall import Firewall
     from isolib.net.interface import Interface
     from isolib.net.picture import Picture
     from isolib.net.pool import Pool
-    from isolib.net.serving import Socket
     from isolib.net.values import AnyAddress, AnyNetwork
     from isolib.types import HasFileno
 
 __all__ = ["Network", "close_all"]
 
 _IPV4: Final = 4
-_DNS_PORT: Final = 53
 _HIGHEST_PORT: Final = 65535
 
 
 class Network(Handle, made_by="isolib.new_network()"):
     """A bridge, a subnet, and the namespaces that are attached to it.
 
-    Closing it takes it away from all of them at once; the kernel clears up behind.
+    Closing it takes it away from all of them at once; the kernel clears up behind, and `ending` tells when it has.
 
     Attributes
     ----------
@@ -74,6 +74,8 @@ class Network(Handle, made_by="isolib.new_network()"):
     internet
         Whether those who are attached reach what the host reaches.  That takes a setting of the host's, whose users each
         program counts for itself: what that means for several programs at once, `new_network` says.
+    dns
+        Whether the gateway answers questions about names.
     """
 
     _is_ending = False
@@ -87,6 +89,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         *,
         name: str,
         isolate: bool,
+        dns: bool,
         firewall: Firewall | None,
     ) -> None:
         super().__init__()
@@ -94,6 +97,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         self.bridge = bridge
         self.name = name
         self._undo = undo
+        self.dns = dns
         self._isolate = isolate
         self._where = Where(ns)
         self._pools = pools
@@ -128,6 +132,10 @@ class Network(Handle, made_by="isolib.new_network()"):
             undo.push(close_all, [*self._endpoints.values()])
             undo.push(self._undo.unwind)
             undo.push(close_all, [*self._published])
+
+    def ending(self) -> Ending:
+        """Return what tells when the network, closed, has ended, as `isolib.net.ending`; those attached to it may live on."""
+        return ending(self.ns)
 
     def publish(
         self,
@@ -308,7 +316,15 @@ class Network(Handle, made_by="isolib.new_network()"):
         return hosts.hosts(self._names.table())
 
     def resolv_conf(self) -> str:
-        """Return a file /etc/resolv.conf for those who are attached: the gateway answers, by its name or another's."""
+        """Return a file /etc/resolv.conf for those who are attached: the gateway answers, by its name or another's.
+
+        Raises
+        ------
+        PlanError
+            It answers nobody (``dns=False``).
+        """
+        if not self.dns:
+            raise PlanError(f"the network {self.name} answers no questions about names: new_network(dns=True), or `hosts`")
         return hosts.resolv_conf([pool.gateway for pool in self._pools])
 
     def picture(self) -> Picture:
@@ -358,7 +374,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         address, ipv6
             Which addresses it gets; None: free ones.
         hostname
-            By which the others find it, asking the gateway (`resolv_conf`), or in a file (`hosts`).
+            By which the others find it, asking the gateway (`resolv_conf`; not with ``dns=False``), or in a file (`hosts`).
         default_route
             Whether the gateway is its way to everywhere else; not where it has another.
 
@@ -395,7 +411,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         there = Where(check_namespace(ns, "ns"))
         with self._lock, Rollback() as undo:
             self._check_open()
-            if host is not None or self.internet:
+            if self.dns and (host is not None or self.internet):
                 self._answer()
             taken = [self._take(undo, pool, address if pool.subnet.version == _IPV4 else ipv6) for pool in self._pools]
             self._check_wanted(address, ipv6)
@@ -468,19 +484,12 @@ class Network(Handle, made_by="isolib.new_network()"):
         """Begin to answer questions about names at the gateway's addresses."""
         if self._responder is not None:
             return
-        from isolib.net.responder import new_responder  # noqa: PLC0415 - who has no names needs none of it
+        from isolib.net.responder import respond_at  # noqa: PLC0415 - who has no names needs none of it
 
-        zone = Zone(self._names, subnets=tuple(pool.subnet for pool in self._pools))
-        sockets: dict[str, list[Socket]] = {"udp": [], "tcp": []}
-        with Rollback() as undo:
-            for proto, made in sockets.items():
-                for pool in self._pools:
-                    made.append(bound_socket(self.ns, pool.gateway, _DNS_PORT, proto))
-                    undo.push(made[-1].close)
-            upstream = host_resolvers() if self.internet else ()
-            responder = new_responder(sockets["udp"], sockets["tcp"], zone=zone, upstream=upstream)
-            self._responder = self._undo.adopt(responder)
-            undo.dismiss()
+        zone = Zone(self._names, subnets=tuple(self._subnets))
+        upstream = host_resolvers() if self.internet else ()
+        gateways = [pool.gateway for pool in self._pools]
+        self._responder = self._undo.adopt(respond_at(self.ns, gateways, zone=zone, upstream=upstream))
 
 
 def close_all(handles: Sequence[Handle]) -> None:

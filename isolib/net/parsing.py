@@ -68,6 +68,7 @@ _PORT_STATES: Final = ("disabled", "listening", "learning", "forwarding", "block
 # linux/rtnetlink.h
 TABLES: Final = {0: "unspec", 253: "default", 254: "main", 255: "local"}
 _PROTOCOLS: Final = {0: "unspec", 1: "redirect", 2: "kernel", 3: "boot", 4: "static", 9: "ra", 16: "dhcp"}
+_ONLINK: Final = 4
 _SCOPES: Final = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}
 TYPES: Final = (
     *("unspec", "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit", "throw"),
@@ -269,7 +270,7 @@ def _lifetimes(value: bytes) -> tuple[int | None, int | None]:
 
 def parse_route(message: Message) -> Route:
     """Return the route of an RTM_NEWROUTE or RTM_DELROUTE."""
-    family, length, _, _, number, protocol, scope, kind, _ = _unpack(RTMSG, message)
+    family, length, _, _, number, protocol, scope, kind, flags = _unpack(RTMSG, message)
     if family not in _LENGTHS:
         raise MalformedError(f"a route of family {family}")
     found = table(message.body, RTMSG.size)
@@ -286,6 +287,8 @@ def parse_route(message: Message) -> Route:
         scope=_SCOPES.get(scope, scope),
         type=TYPES[kind] if kind < len(TYPES) else str(kind),
         hops=_hops(found.get(9, b"")),
+        mtu=_number(table(found.get(8, b"")), 2) or None,
+        onlink=bool(flags & _ONLINK),
     )
 
 

@@ -5,6 +5,7 @@ Sources: rtnetlink(7), linux/rtnetlink.h, linux/if_link.h, linux/veth.h.
 
 from __future__ import annotations
 
+import struct
 import sys
 from errno import (
     EADDRNOTAVAIL,
@@ -28,7 +29,12 @@ from isolib._kernel.netlink.socket import Request
 from isolib.net.parsing import ACTIONS, AF_BRIDGE, AF_INET, AF_INET6, IFADDR, IFINFO, NDMSG, RTMSG, TABLES, TYPES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import TypeAlias
+
     from isolib.net.values import AnyAddress, AnyInterface, AnyNetwork, Rule
+
+    Hop: TypeAlias = tuple[AnyAddress | None, int, int]
 
 __all__ = [
     "add_address",
@@ -37,6 +43,7 @@ __all__ = [
     "add_route",
     "add_rule",
     "bring_up",
+    "change_address",
     "default_route",
     "dump_addresses",
     "dump_links",
@@ -88,6 +95,11 @@ _LINK_SCOPE: Final = 253
 _NOWHERE: Final = 255
 _NODAD: Final = 0x02
 _PERMANENT: Final = 0x80
+_NOPREFIXROUTE: Final = 0x200
+_FOREVER: Final = 0xFFFFFFFF
+_LIFETIMES: Final = struct.Struct("=IIII")
+_ONLINK: Final = 4
+_HOP: Final = struct.Struct("=HBBi")
 
 _EVERYWHERE: Final = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
@@ -129,6 +141,7 @@ _ROUTE_HINTS: Final = {
     ENETUNREACH: "the gateway is on no network that this namespace has an address of",
     ENODEV: "there is no such link in this namespace",
     ESRCH: "there is no such route",
+    EINVAL: "the kernel does not take these together, or a gateway is one of the namespace's own addresses",
     EPERM: "it takes CAP_NET_ADMIN over the namespace",
 }
 
@@ -188,7 +201,8 @@ def set_link(index: int, label: str, attributes: bytes = b"", *, up: bool | None
 def set_port(index: int, label: str, options: bytes) -> Request:
     """Return the request that changes how a bridge treats one of its ports; ``options`` are IFLA_BRPORT_* attributes."""
     body = IFINFO.pack(AF_BRIDGE, 0, index, 0, 0) + codec.nested(12, options)
-    hints = {**_LINK_HINTS, EINVAL: "it is no port of a bridge, or the kernel does not take this value"}
+    words = "it is no port of a bridge, or the kernel does not take this value"
+    hints = {**_LINK_HINTS, EINVAL: words, EOPNOTSUPP: words}
     return Request(SETLINK, body, 0, "RTM_SETLINK", label, hints)
 
 
@@ -227,22 +241,52 @@ def dump_links() -> Request:
 # ---- addresses ----
 
 
-def _address(packed: bytes, prefix: int, index: int, peer: AnyAddress | None = None) -> bytes:
+def _address(
+    packed: bytes,
+    prefix: int,
+    index: int,
+    peer: AnyAddress | None = None,
+    *,
+    lifetimes: tuple[int, int] | None = None,
+    noprefixroute: bool = False,
+) -> bytes:
     is_4 = len(packed) == 4  # noqa: PLR2004
-    flags = _PERMANENT | (0 if is_4 else _NODAD)
+    valid, preferred = lifetimes or (_FOREVER, _FOREVER)
+    flags = (0 if is_4 else _NODAD) | (_PERMANENT if valid == _FOREVER else 0) | (_NOPREFIXROUTE if noprefixroute else 0)
     # RFC 3927, RFC 4291
     is_local = packed[:2] == b"\xa9\xfe" if is_4 else packed[0] == 0xFE and packed[1] & 0xC0 == 0x80  # noqa: PLR2004
-    body = IFADDR.pack(AF_INET if is_4 else AF_INET6, prefix, flags, _LINK_SCOPE if is_local else 0, index)
-    body += codec.attribute(2, packed) + codec.attribute(1, peer.packed if peer else packed) + codec.u32(8, flags)
+    head = AF_INET if is_4 else AF_INET6, prefix, flags & _BYTE, _LINK_SCOPE if is_local else 0, index
+    body = IFADDR.pack(*head) + codec.attribute(2, packed) + codec.attribute(1, peer.packed if peer else packed)
+    body += codec.u32(8, flags)
+    if lifetimes is not None:
+        body += codec.attribute(6, _LIFETIMES.pack(preferred, valid, 0, 0))
     if is_4 and peer is None and prefix < 31:  # noqa: PLR2004 - there is none in a network of two
         body += codec.attribute(4, (int.from_bytes(packed, "big") | 0xFFFFFFFF >> prefix).to_bytes(4, "big"))
     return body
 
 
-def add_address(interface: AnyInterface, index: int, label: str, *, peer: AnyAddress | None = None) -> Request:
+def add_address(
+    interface: AnyInterface,
+    index: int,
+    label: str,
+    *,
+    peer: AnyAddress | None = None,
+    lifetimes: tuple[int, int] | None = None,
+    noprefixroute: bool = False,
+) -> Request:
     """Return the request that gives a link an address; one of IPv6 is not asked about first, and so usable at once."""
-    body = _address(interface.packed, interface.network.prefixlen, index, peer)
+    packed, prefix = interface.packed, interface.network.prefixlen
+    body = _address(packed, prefix, index, peer, lifetimes=lifetimes, noprefixroute=noprefixroute)
     return Request(NEWADDR, body, codec.CREATE | codec.EXCL, "RTM_NEWADDR", f"{interface} on {label}", _ADDRESS_HINTS)
+
+
+def change_address(
+    interface: AnyInterface, index: int, label: str, *, lifetimes: tuple[int, int], noprefixroute: bool
+) -> Request:
+    """Return the request that changes for how many seconds an address is valid, and preferred."""
+    packed, prefix = interface.packed, interface.network.prefixlen
+    body = _address(packed, prefix, index, lifetimes=lifetimes, noprefixroute=noprefixroute)
+    return Request(NEWADDR, body, codec.REPLACE, "RTM_NEWADDR", f"{interface} on {label}", _ADDRESS_HINTS)
 
 
 def add_host(address: AnyAddress, prefix: int, index: int, label: str) -> Request:
@@ -265,6 +309,24 @@ def dump_addresses() -> Request:
 # ---- routes ----
 
 
+def _gateway(gateway: AnyAddress | None, version: int) -> bytes:
+    """Return the attribute for a gateway of the family of a route, or of the other one: IPv4 by IPv6, struct rtvia."""
+    if gateway is None:
+        return b""
+    if gateway.version == version:
+        return codec.attribute(5, gateway.packed)
+    return codec.attribute(18, AF_INET6.to_bytes(2, sys.byteorder) + gateway.packed)
+
+
+def _hops(hops: Sequence[Hop], version: int) -> bytes:
+    """Return the next hops of a route that has several: struct rtnexthop, each with attributes of its own."""
+    found = []
+    for gateway, index, weight in hops:
+        inner = _gateway(gateway, version)
+        found.append(_HOP.pack(_HOP.size + len(inner), 0, weight - 1, index) + inner)
+    return codec.attribute(9, b"".join(found))
+
+
 def _route(
     destination: AnyNetwork,
     protocol: int,
@@ -276,24 +338,29 @@ def _route(
     table: str | int,
     kind: str,
     source: AnyAddress | None = None,
+    mtu: int | None = None,
+    onlink: bool = False,
+    hops: Sequence[Hop] = (),
 ) -> bytes:
     family = AF_INET if destination.version == 4 else AF_INET6  # noqa: PLR2004
     number = table_number(table)
     small = number if number <= _BYTE else 0
-    head = RTMSG.pack(family, destination.prefixlen, 0, 0, small, protocol, scope, TYPES.index(kind), 0)
+    flags = _ONLINK if onlink else 0
+    head = RTMSG.pack(family, destination.prefixlen, 0, 0, small, protocol, scope, TYPES.index(kind), flags)
     parts = [head, codec.u32(15, number)]
     if destination.prefixlen:
         parts.append(codec.attribute(1, destination.network_address.packed))
-    if gateway is not None and gateway.version == destination.version:
-        parts.append(codec.attribute(5, gateway.packed))
-    elif gateway is not None:  # IPv4 by a gateway of IPv6: struct rtvia
-        parts.append(codec.attribute(18, AF_INET6.to_bytes(2, sys.byteorder) + gateway.packed))
+    parts.append(_gateway(gateway, destination.version))
     if index is not None:
         parts.append(codec.u32(4, index))
     if source is not None:
         parts.append(codec.attribute(7, source.packed))
     if metric is not None:
         parts.append(codec.u32(6, metric))
+    if mtu is not None:
+        parts.append(codec.nested(8, codec.u32(2, mtu)))
+    if hops:
+        parts.append(_hops(hops, destination.version))
     return b"".join(parts)
 
 
@@ -306,12 +373,27 @@ def add_route(
     table: str | int = "main",
     source: AnyAddress | None = None,
     kind: str = "unicast",
+    mtu: int | None = None,
+    onlink: bool = False,
+    hops: Sequence[Hop] = (),
 ) -> Request:
-    """Return the request for a route by a gateway, or by a link whose neighbours are the destination, or by neither."""
-    scope = _LINK_SCOPE if gateway is None and kind == "unicast" else 0
-    options = {"gateway": gateway, "source": source}
-    body = _route(destination, _STATIC, scope, index=index, metric=metric, table=table, kind=kind, **options)
-    target = f"{destination} via {gateway or f'link {index}'}" if kind == "unicast" else f"{kind} {destination}"
+    """Return the request for a route by a gateway, by a link whose neighbours are the destination, by several, or by none."""
+    on_link = gateway is None and kind == "unicast" and all(hop[0] is None for hop in hops)
+    scope = _LINK_SCOPE if on_link else 0
+    body = _route(
+        *(destination, _STATIC, scope),
+        gateway=gateway,
+        index=index,
+        metric=metric,
+        table=table,
+        kind=kind,
+        source=source,
+        mtu=mtu,
+        onlink=onlink,
+        hops=hops,
+    )
+    by = f"{len(hops)} hops" if hops else gateway or f"link {index}"
+    target = f"{destination} via {by}" if kind == "unicast" else f"{kind} {destination}"
     return Request(NEWROUTE, body, codec.CREATE | codec.EXCL, "RTM_NEWROUTE", target, _ROUTE_HINTS)
 
 

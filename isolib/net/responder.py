@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel.handle import Handle
+from isolib._kernel.handle import Handle, Rollback
 from isolib.errors import PlanError
 from isolib.net.datagrams import Mailbox
+from isolib.net.plugs import bound_socket
 from isolib.net.serving import IN, OUT, Served, Socket, disown
 from isolib.net.streams import PAUSE, SHORT, accept, take_copy
 from isolib.net.upstream import Ask, parse_servers
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
     from isolib.net.names import Zone
     from isolib.net.serving import Timer
     from isolib.net.upstream import Connect, Server
+    from isolib.net.values import AnyAddress
     from isolib.types import HasFileno
 
-__all__ = ["Questions", "Responder", "new_responder"]
+__all__ = ["Questions", "Responder", "new_responder", "respond_at"]
+
+_PORT: Final = 53
 
 #: Questions that are received before others have their turn: an answer takes a tenth of a millisecond.
 _AT_ONCE: Final = 8
@@ -87,6 +91,19 @@ class Responder(Handle, made_by="new_responder()"):
     def _describe(self) -> str:
         zone = self._service.zone
         return f"for {zone.domain or 'names without a domain'}" + (", forwards" if zone.forwards else "")
+
+
+def respond_at(ns: HasFileno, addresses: Sequence[AnyAddress], *, zone: Zone, upstream: Sequence[str] = ()) -> Responder:
+    """Answer questions about names at the addresses of a namespace; otherwise as `new_responder`."""
+    sockets: dict[str, list[Socket]] = {"udp": [], "tcp": []}
+    with Rollback() as undo:
+        for proto, made in sockets.items():
+            for address in addresses:
+                made.append(bound_socket(ns, address, _PORT, proto))
+                undo.push(made[-1].close)
+        responder = new_responder(sockets["udp"], sockets["tcp"], zone=zone, upstream=upstream)
+        undo.dismiss()
+    return responder
 
 
 def new_responder(

@@ -9,20 +9,24 @@ from typing import TYPE_CHECKING, Final
 
 from isolib.errors import PlanError
 from isolib.net import requests
-from isolib.net.checks import check_choice, check_name, check_network, check_number
+from isolib.net.checks import check_address, check_choice, check_mtu, check_name, check_network, check_number
 from isolib.net.interface import MAX_NUMBER, check_destination, check_metric, check_table
 from isolib.net.parsing import AF_INET, AF_INET6
 from isolib.net.values import Rule
 from isolib.net.where import route_socket
 
 if TYPE_CHECKING:
-    from isolib.net.values import AnyNetwork
+    from collections.abc import Sequence
+
+    from isolib.net.interface import Interface
+    from isolib.net.values import AnyAddress, AnyNetwork
     from isolib.types import HasFileno
 
-__all__ = ["add_barrier", "add_rule", "new_rule", "remove_barrier", "remove_rule"]
+__all__ = ["add_barrier", "add_route", "add_rule", "new_rule", "remove_barrier", "remove_route", "remove_rule"]
 
 _BARRIERS: Final = ("blackhole", "unreachable", "prohibit", "throw")
 _ACTIONS: Final = ("lookup", "blackhole", "unreachable", "prohibit")
+_WEIGHTIEST: Final = 256
 _FAMILIES: Final = {4: AF_INET, 6: AF_INET6}
 
 
@@ -82,6 +86,89 @@ def remove_barrier(
     check_choice(kind, "kind", _BARRIERS)
     check_metric(metric)
     request = requests.remove_route(network, metric=metric, table=check_table(table), kind=kind)
+    with route_socket(ns) as socket:
+        socket.ask(request)
+
+
+def add_route(
+    destination: str | AnyNetwork,
+    hops: Sequence[tuple[str | AnyAddress | None, Interface, int]],
+    *,
+    metric: int | None = None,
+    table: str | int = "main",
+    source: str | AnyAddress | None = None,
+    mtu: int | None = None,
+) -> None:
+    """Add a route by several ways, among which packets are divided: those of one connection go the same.
+
+    Parameters
+    ----------
+    destination
+        "10.1.0.0/16", "0.0.0.0/0".
+    hops
+        The ways, two or more: a gateway, or None, the interface, and a weight from 1 to 256.
+    metric, table, source, mtu
+        As in `Interface.add_route`.
+
+    Raises
+    ------
+    PlanError
+        An argument cannot work, or the interfaces are of several namespaces; nothing was done.
+    SyscallError
+        The kernel refused.  EEXIST: there is such a route; ENETUNREACH: a gateway is on no network of the namespace.
+    ClosedError
+        The handle of the namespace is closed.
+
+    Notes
+    -----
+    `routes` tells it as one `Route` with ``hops``.  Privileges: CAP_NET_ADMIN over the namespace.  Kernel:
+    CONFIG_IP_ROUTE_MULTIPATH for IPv4.  Source: ip-route(8).
+
+    Examples
+    --------
+    >>> from isolib import new_netns, new_veth
+    >>> from isolib.net.queries import routes
+    >>> a, b = new_netns(), new_netns()
+    >>> with new_veth(a, b, addresses=("10.0.0.1/24", "10.0.0.2/24")) as cable:
+    ...     add_route("10.9.0.0/16", [("10.0.0.2", cable.a, 1), ("10.0.0.3", cable.a, 3)])
+    ...     [hop[2] for route in routes(a) for hop in route.hops]
+    [1, 3]
+    >>> a.close(), b.close()
+    (None, None)
+    """
+    if len(hops) < 2 or any(len(hop) != 3 for hop in hops):  # noqa: PLR2004
+        raise PlanError(f"hops: two or more are wanted, each a gateway or None, an interface and a weight, not {hops!r}")
+    ways = [None if gateway is None else check_address(gateway, f"hops[{at}]") for at, (gateway, _, _) in enumerate(hops)]
+    networks = [check_destination(destination, way) for way in ways]
+    found = [
+        (way, interface.index, check_number(weight, f"hops[{at}]", 1, _WEIGHTIEST))
+        for at, (way, (_, interface, weight)) in enumerate(zip(ways, hops, strict=True))
+    ]
+    places = [interface.where for _, interface, _ in hops]
+    if any(place.socket is not places[0].socket for place in places):
+        raise PlanError("hops: the interfaces are of several namespaces")
+    check_metric(metric)
+    request = requests.add_route(
+        networks[0],
+        hops=found,
+        metric=metric,
+        table=check_table(table),
+        source=None if source is None else check_address(source, "source"),
+        mtu=None if mtu is None else check_mtu(mtu),
+    )
+    places[0].socket.ask(request)
+
+
+def remove_route(
+    destination: str | AnyNetwork, *, ns: HasFileno | None = None, metric: int | None = None, table: str | int = "main"
+) -> None:
+    """Remove a route, by whichever interfaces it goes; with ESRCH there was none.
+
+    Where several have this destination, the one with the lowest metric, or with the one that is given; of IPv6, all its ways.
+    """
+    network = check_destination(destination, None)
+    check_metric(metric)
+    request = requests.remove_route(network, metric=metric, table=check_table(table))
     with route_socket(ns) as socket:
         socket.ask(request)
 

@@ -19,10 +19,13 @@ __all__ = [
     "AnyInterface",
     "AnyNetwork",
     "BridgeOptions",
+    "FdbEntry",
+    "Feature",
     "Link",
     "LinkStats",
     "Neighbour",
     "PortOptions",
+    "PortVlan",
     "Route",
     "Rule",
 ]
@@ -79,6 +82,76 @@ class PortOptions:
     learning: bool
     flood: bool
     isolated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PortVlan:
+    """A VLAN that a port of a bridge is in, or the bridge itself.
+
+    Attributes
+    ----------
+    index
+        The number of the port's link, or of the bridge's.
+    id
+        The number of the VLAN.
+    pvid
+        Whether frames that come in without a tag belong to it.
+    untagged
+        Whether its frames leave without a tag.
+    """
+
+    index: int
+    id: int
+    pvid: bool = False
+    untagged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FdbEntry:
+    """Where a bridge sends what is for a MAC address: an entry of its forwarding database.
+
+    Attributes
+    ----------
+    mac
+        As text, "02:42:ac:11:00:02".
+    index
+        The number of the port's link; of the bridge's where the address is its own.
+    vlan
+        In which VLAN, or None.
+    state
+        "dynamic": it was learned; "static": somebody has said so, and it is not forgotten; "local": it is the bridge's own, or
+        a port's.
+    sticky
+        Whether it stays when the address is heard from behind another port.
+    """
+
+    mac: str
+    index: int
+    vlan: int | None = None
+    state: str = "dynamic"
+    sticky: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """Something that an interface can do by itself, such as to compute checksums, or to cut large packets up.
+
+    Attributes
+    ----------
+    name
+        As the kernel calls it: "tx-checksum-ip-generic".
+    active
+        Whether it does.
+    wanted
+        Whether it would if it could: another feature that is switched off may keep it from doing so.
+    fixed
+        Whether it cannot be changed.
+    """
+
+    name: str
+    active: bool
+    wanted: bool
+    fixed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +267,10 @@ class Route:
         In the words of `ip route`: "main" or a number, "kernel", "link", "unicast".
     hops
         Of a route with several: their gateways, numbers of links and weights.
+    mtu
+        Bytes of the longest packet on this way, where it has a limit of its own, or None.
+    onlink
+        Whether the gateway is on the link, whatever addresses the namespace has there.
     """
 
     destination: AnyNetwork
@@ -206,6 +283,8 @@ class Route:
     scope: str | int = "global"
     type: str = "unicast"
     hops: tuple[tuple[AnyAddress | None, int, int], ...] = ()
+    mtu: int | None = None
+    onlink: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 from isolib._kernel.handle import home
-from isolib._kernel.netlink.socket import open_netlink
+from isolib._kernel.netlink.socket import GENERIC, open_netlink
 from isolib._kernel.sockets import put_in
 from isolib.errors import PlanError
 
@@ -81,6 +81,29 @@ class Where:
             return self._own
         assert self._ask is not None  # noqa: S101 - it has no socket of its own
         return self._ask()
+
+    def check_here(self, what: str) -> None:
+        """Raise PlanError where something would be done in the calling thread's namespace, and that is another one by now."""
+        if self.net is None and self.socket is not Where(None).socket:
+            raise PlanError(f"{what} is of a namespace without a handle, in which the calling thread is no more")
+
+    @contextmanager
+    def generic(self, what: str) -> Iterator[Socket]:
+        """Give a socket of generic netlink of it, for the time of a block; ``what`` it is for, for errors.
+
+        Raises
+        ------
+        PlanError
+            As `check_here`.
+        SyscallError, SetupFailed, ClosedError
+            As `socket`.
+        """
+        if self._ask is not None:
+            yield self._ask(GENERIC)
+            return
+        self.check_here(what)
+        with open_netlink(self.net, GENERIC) as made:
+            yield made
 
     def put(self, path: str, text: str) -> None:
         """Write to a file of /proc/sys/net; who does so before the socket is needed, has that made on the same way.

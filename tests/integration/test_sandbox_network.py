@@ -134,6 +134,20 @@ def test_resolver(network: Network) -> None:
         assert done.stdout == wanted
 
 
+def test_network_without_names() -> None:
+    """In a network that answers no names, a sandbox asks whom its root names, and is reached by others all the same."""
+    with open("/etc/resolv.conf", "rb") as file:
+        hosts_own = file.read()
+    with new_network("10.77.0.0/24", dns=False) as network:
+        with Sandbox(network=network, hostname="web") as web, Sandbox(network=network) as client, serve(web):
+            assert client.run(["cat", "/etc/resolv.conf"], check=True).stdout == hosts_own
+            assert web.endpoint is not None
+            done = client.run([sys.executable, "-c", ASK, str(web.endpoint.address)], check=True)
+            assert done.stdout == b"olleh\n"
+        with Sandbox(network=network, root=Root.empty()) as box:
+            assert not [line for line in box.explain().splitlines() if "resolv.conf" in line]
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

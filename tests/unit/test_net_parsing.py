@@ -186,19 +186,24 @@ TABLES = st.sampled_from(["main", "local", "default"]) | st.integers(1, 252) | s
     metric=st.none() | NUMBERS,
     table=TABLES,
     kind=st.sampled_from(["unicast", "blackhole", "unreachable", "prohibit", "throw"]),
+    more=st.tuples(st.none() | st.integers(68, 65535), st.booleans()),
+    ways=st.just(()) | st.lists(st.tuples(st.integers(1, (1 << 31) - 1), st.integers(1, 256)), min_size=2, max_size=5),
 )
 def test_routes_that_are_asked_for(
+    *,
     parts: tuple[IPv4Network, IPv4Address | None, IPv4Address | None],
     index: int | None,
     metric: int | None,
     table: str | int,
     kind: str,
+    more: tuple[int | None, bool],
+    ways: list[tuple[int, int]],
 ) -> None:
     """The body of a request for a route is read as that route, whatever it is made of."""
     destination, gateway, source = parts
-    request = requests.add_route(
-        destination, gateway=gateway, index=index, metric=metric, table=table, source=source, kind=kind
-    )
+    hops = tuple((gateway, *way) for way in ways)
+    places = {"metric": metric, "table": table, "source": source, "mtu": more[0], "onlink": more[1], "hops": hops}
+    request = requests.add_route(destination, gateway=gateway, index=index, kind=kind, **places)  # type: ignore[arg-type]
     assert parsing.parse_route(message(request.body)) == Route(
         destination=destination,
         gateway=gateway,
@@ -209,6 +214,9 @@ def test_routes_that_are_asked_for(
         protocol="static",
         scope="link" if gateway is None and kind == "unicast" else "global",
         type=kind,
+        hops=hops,
+        mtu=more[0],
+        onlink=more[1],
     )
 
 

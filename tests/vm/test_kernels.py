@@ -30,8 +30,8 @@ LIMITS = (
 )
 """What is run in guests in which nothing but cgroup v2 is there."""
 
-LINKS = "tests/kernel/net/test_kinds.py"
-"""What is run in guests that have kinds of links that others lack."""
+LINKS = ("tests/kernel/net/test_kinds.py", "tests/kernel/net/test_vlans.py")
+"""What is run in guests that have kinds of links, and bridges with VLANs, that others lack."""
 
 RARE = "not macvlan and not vxlan and not tun and not tap and not bad_arguments and not interrupts"
 """Which of it: what is of those kinds, and asks the kernel; each system call takes thirty times as long there."""
@@ -95,8 +95,8 @@ def test_limits_of_sandboxes(guest: Guest) -> None:
 
 @pytest.mark.parametrize("guest", GUESTS[:2], ids=str)
 def test_links(guest: Guest) -> None:
-    """The tests of links pass in the guest, which has dummy, ipvlan and vlan links."""
-    pytest_in(guest, LINKS, words=RARE)
+    """The tests of links pass in the guest, which has dummy, ipvlan and vlan links, and VLANs of bridges."""
+    pytest_in(guest, *LINKS, words=RARE)
 
 
 # ---- the runner itself ----

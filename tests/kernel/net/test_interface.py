@@ -170,6 +170,83 @@ def test_broadcast_address(a: NetNS, end: Interface) -> None:
         assert found.broadcast == (None if broadcast is None else ip_address(broadcast))
 
 
+@pytest.mark.parametrize("text", ["10.30.0.1/24", "fd30::1/64"])
+def test_addresses_for_a_time(a: NetNS, end: Interface, text: str) -> None:
+    """For how long an address is valid and preferred is as ip sees it, is changed live, and comes to be for ever again."""
+    own = ip_interface(text)
+
+    def seen() -> tuple[int | None, int | None, frozenset[str]]:
+        (ours,) = [one for one in end.addresses() if one.interface == own]
+        (theirs,) = [one for one in oracles.addresses(a) if one.interface == own]
+        assert ours.flags == theirs.flags
+        for mine, other in ((ours.valid, theirs.valid), (ours.preferred, theirs.preferred)):
+            assert mine == other or None not in {mine, other}  # both count down meanwhile
+        return theirs.valid, theirs.preferred, theirs.flags
+
+    end.add_address(text, valid=5000, preferred=3000)
+    valid, preferred, flags = seen()
+    assert valid is not None
+    assert preferred is not None
+    assert 4000 < valid <= 5000
+    assert 2000 < preferred <= 3000
+    assert flags & {"permanent", "deprecated"} == set()
+    end.change_address(text, valid=9000)
+    valid, preferred, _ = seen()
+    assert valid is not None
+    assert preferred is not None
+    assert 8000 < preferred <= valid <= 9000
+    end.change_address(text, preferred=0)
+    assert seen()[0] is None
+    assert "deprecated" in seen()[2]  # of one of IPv4 that is valid for ever, the kernel does not tell since when
+    end.change_address(text)
+    assert seen()[:2] == (None, None)
+    assert "permanent" in seen()[2]
+    end.remove_address(text)
+    assert errno_of(lambda: end.change_address(text, valid=60)) == errno.EADDRNOTAVAIL
+    assert own not in {one.interface for one in oracles.addresses(a)}
+
+
+@pytest.mark.parametrize("text", ["10.30.0.1/24", "fd30::1/64"])
+def test_addresses_without_their_route(a: NetNS, end: Interface, text: str) -> None:
+    """With noprefixroute there is no route to the address's network, not when its time is changed either; without, there is."""
+    network = ip_interface(text).network
+
+    def has_route() -> bool:
+        return any(one.destination == network and one.table == "main" for one in oracles.routes(a))
+
+    end.add_address(text, noprefixroute=True)
+    for valid in (None, 600, None):
+        end.change_address(text, valid=valid)
+        (found,) = [one for one in oracles.addresses(a) if one.interface == ip_interface(text)]
+        assert "noprefixroute" in found.flags
+        assert not has_route()
+    end.remove_address(text)
+    end.add_address(text)
+    assert has_route()
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        {"valid": 0},
+        {"valid": -1},
+        {"valid": 0xFFFFFFFF},
+        {"valid": "1h"},
+        {"valid": True},
+        {"preferred": -1},
+        {"preferred": 0xFFFFFFFF},
+        {"preferred": 11, "valid": 10},
+    ],
+    ids=str,
+)
+def test_times_that_no_address_has(a: NetNS, end: Interface, times: dict[str, object]) -> None:
+    """What is no number of seconds, and an address that is preferred longer than valid, are refused by name."""
+    for action in (end.add_address, end.change_address):
+        with pytest.raises(PlanError, match=next(iter(times))):
+            action("10.30.0.1/24", **times)  # type: ignore[arg-type]
+    assert ip_interface("10.30.0.1/24") not in {one.interface for one in oracles.addresses(a)}
+
+
 def test_addresses_that_are_refused(end: Interface) -> None:
     """An address that is there already, and one that is not, are told by their own error numbers."""
     assert errno_of(lambda: end.add_address("10.0.0.1/24")) == errno.EEXIST
@@ -203,6 +280,9 @@ def test_routes_with_metrics_and_tables(a: NetNS, end: Interface) -> None:
         ({"destination": "10.9.0.0/16", "table": 4294967295}, {"table": 4294967295}),
         ({"destination": "10.9.0.0/16", "table": "default"}, {"table": "default"}),
         ({"destination": "10.5.0.0/16", "source": "10.0.0.1"}, {"source": ip_address("10.0.0.1")}),
+        ({"destination": "10.6.0.0/16", "gateway": "10.0.0.2", "mtu": 1300}, {"mtu": 1300, "onlink": False}),
+        ({"destination": "fd06::/32", "gateway": "fd00::2", "mtu": 1300}, {"mtu": 1300, "onlink": False}),
+        ({"destination": "10.4.0.0/16", "gateway": "192.0.2.1", "onlink": True}, {"onlink": True, "mtu": None}),
         ({"destination": "0.0.0.0/0", "gateway": "fe80::1", "metric": 9}, {"gateway": ip_address("fe80::1"), "metric": 9}),
     ]
     for arguments, expected in wanted:
@@ -213,7 +293,8 @@ def test_routes_with_metrics_and_tables(a: NetNS, end: Interface) -> None:
         assert {key: getattr(made, key) for key in expected} == expected
         assert made in queries.routes(a, table=None)
     for arguments, _ in wanted:
-        end.remove_route(**{key: value for key, value in arguments.items() if key != "source"})  # type: ignore[arg-type]
+        kept = {key: value for key, value in arguments.items() if key not in {"source", "mtu", "onlink"}}
+        end.remove_route(**kept)  # type: ignore[arg-type]
     assert not [one for one in oracles.routes(a) if one.protocol == "static"]
 
 
@@ -252,6 +333,9 @@ def test_routes_that_are_refused(end: Interface) -> None:
         {"destination": "10.9.0.0/16", "table": 0},
         {"destination": "10.9.0.0/16", "table": "mine"},
         {"destination": "10.9.0.0/16", "source": "x"},
+        {"destination": "10.9.0.0/16", "mtu": 67},
+        {"destination": "10.9.0.0/16", "mtu": "1300"},
+        {"destination": "10.9.0.0/16", "onlink": True},
     ],
     ids=str,
 )

@@ -15,7 +15,8 @@ import pytest
 from isolib import ClosedError, PlanError, SyscallError
 from isolib._kernel.sockets import open_file_in
 from isolib.net import addresses, links, new_network, routes
-from tests.nets import PATIENCE, SOON, datagram_reaches, reaches, until
+from tests import oracles
+from tests.nets import PATIENCE, SOON, datagram_reaches, dial, reaches, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +65,28 @@ def test_what_is_inside(network: Network, new_ns: Callable[[], NetNS]) -> None:
     assert [port.name for port in network.bridge.ports()] == [endpoint.port.name]
     assert endpoint.port.name.startswith("isolib")
     assert repr(endpoint) == f"<Endpoint web {endpoint.address}>"
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_names_are_answered_or_not(new_ns: Callable[[], NetNS], answers: bool) -> None:  # noqa: FBT001
+    """The gateway listens where names are asked for, unless it is not to; it says so, and names are in a file all the same."""
+    a, b = new_ns(), new_ns()
+    with new_network("10.77.0.0/24", dns=answers) as network:
+        network.attach(a, hostname="web")
+        network.attach(b)
+        listening = oracles.run_in(network.ns, "ss", "-Hlntu").splitlines()
+        assert len(listening) == (2 if answers else 0)
+        assert all("10.77.0.1:53" in line for line in listening)
+        assert network.dns is answers
+        assert "10.77.0.2\tweb" in network.hosts()
+        assert reaches(b, a, "10.77.0.2")
+        if answers:
+            assert "nameserver 10.77.0.1" in network.resolv_conf()
+            return
+        with pytest.raises(ConnectionRefusedError):
+            dial(b, "10.77.0.1", 53)
+        with pytest.raises(PlanError, match="answers no questions about names"):
+            network.resolv_conf()
 
 
 def test_no_advertisements(network: Network, new_ns: Callable[[], NetNS]) -> None:

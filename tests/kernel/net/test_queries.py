@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,16 +15,12 @@ from isolib.net.values import BridgeOptions
 from isolib.net.veth import new_veth
 from tests import oracles
 from tests.nets import until
-from tests.oracles import run_in
+from tests.oracles import agree, run_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from isolib.namespaces import NetNS
-
-    T = TypeVar("T")
-
-TRIES = 30
 
 LAB = """
 set -e
@@ -69,16 +65,6 @@ def lab(a: NetNS) -> NetNS:
     """Return a namespace with something of everything."""
     run_in(a, "sh", "-c", LAB)
     return a
-
-
-def agree(ours: Callable[[], T], theirs: Callable[[], T]) -> T:
-    """Fail unless both say the same of what stands still meanwhile: the kernel sends and learns by itself."""
-    for _ in range(TRIES):
-        before, other = ours(), theirs()
-        if ours() == before:
-            assert before == other
-            return before
-    pytest.fail("it never stands still")
 
 
 def test_links_are_those_of_ip(lab: NetNS) -> None:

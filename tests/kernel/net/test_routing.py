@@ -1,16 +1,17 @@
-"""Rules and routes that lead nowhere, as ip sees them."""
+"""Rules, routes by several ways, and routes that lead nowhere, as ip sees them."""
 
 from __future__ import annotations
 
 import errno
 import socket
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
 import pytest
 
 from isolib import ClosedError, PlanError, SyscallError, new_netns
 from isolib.net import queries
-from isolib.net.routing import add_barrier, add_rule, new_rule, remove_barrier, remove_rule
+from isolib.net.routing import add_barrier, add_route, add_rule, new_rule, remove_barrier, remove_route, remove_rule
 from isolib.net.veth import new_veth
 from tests import oracles
 from tests.nets import socket_in
@@ -157,3 +158,95 @@ def test_namespace_that_is_none() -> None:
     for barrier in (add_barrier, remove_barrier):
         with pytest.raises(ClosedError):
             barrier("10.0.0.0/8", ns=gone)
+
+
+# ---- routes by several ways ----
+
+
+@pytest.mark.parametrize(
+    ("destination", "gateways", "options"),
+    [
+        ("10.9.0.0/16", ("10.0.0.2", "10.1.0.2"), {}),
+        ("0.0.0.0/0", ("10.0.0.2", "10.1.0.2"), {"metric": 7, "mtu": 1300, "source": "10.0.0.1"}),
+        ("fd09::/32", ("fd00::2", "fd01::2"), {"table": 7, "mtu": 1400}),
+        ("10.9.0.0/16", ("10.0.0.2", None), {"table": 777}),
+        ("10.9.0.0/16", ("fe80::1", "10.1.0.2"), {}),
+    ],
+    ids=str,
+)
+def test_routes_by_several_ways(
+    a: NetNS, b: NetNS, destination: str, gateways: tuple[str | None, ...], options: dict[str, object]
+) -> None:
+    """Gateways, interfaces and weights of a route by several ways are those that ip tells, and it goes as a whole."""
+    with (
+        new_veth(a, b, names=("x0", "y0"), addresses=("10.0.0.1/24", "10.0.0.2/24")) as one,
+        new_veth(a, b, names=("x1", "y1"), addresses=("10.1.0.1/24", "10.1.0.2/24")) as other,
+    ):
+        one.a.add_address("fd00::1/64")
+        other.a.add_address("fd01::1/64")
+        before = oracles.routes(a)
+        hops = list(zip(gateways, (one.a, other.a), (1, 200), strict=True))
+        add_route(destination, hops, **options)  # type: ignore[arg-type]
+        (made,) = oracles.routes(a) - before
+        assert made in queries.routes(a, table=None)
+        assert made.destination == ip_network(destination)
+        assert {(way and str(way), index, weight) for way, index, weight in made.hops} == {
+            (way, end.index, weight) for way, end, weight in hops
+        }
+        found = {"metric": made.metric, "mtu": made.mtu, "table": made.table, "source": made.source and str(made.source)}
+        assert {key: found[key] for key in options} == options
+        with pytest.raises(SyscallError) as caught:
+            add_route(destination, hops, **options)  # type: ignore[arg-type]
+        assert caught.value.errno == errno.EEXIST
+        kept = {key: value for key, value in options.items() if key in {"metric", "table"}}
+        remove_route(destination, ns=a, **kept)  # type: ignore[arg-type]
+        assert oracles.routes(a) == before
+        with pytest.raises(SyscallError) as caught:
+            remove_route(destination, ns=a, **kept)  # type: ignore[arg-type]
+        assert caught.value.errno == errno.ESRCH
+
+
+def test_packets_by_several_ways(a: NetNS, b: NetNS) -> None:
+    """Of many connections, some take one way and some the other."""
+    with (
+        new_veth(a, b, names=("x0", "y0"), addresses=("10.0.0.1/24", "10.0.0.2/24")) as one,
+        new_veth(a, b, names=("x1", "y1"), addresses=("10.1.0.1/24", "10.1.0.2/24")) as other,
+        socket_in(a, socket.SOCK_DGRAM) as sender,
+    ):
+        for cable, gateway in ((one, "10.0.0.2"), (other, "10.1.0.2")):
+            cable.a.add_neighbour(gateway, "02:00:00:00:00:09")
+        add_route("10.9.0.0/16", [("10.0.0.2", one.a, 1), ("10.1.0.2", other.a, 1)])
+
+        def sent() -> list[int]:
+            return [0 if (stats := cable.a.stats()) is None else stats.tx_packets for cable in (one, other)]
+
+        before = sent()
+        for number in range(1, 255):
+            sender.sendto(b"x", (f"10.9.0.{number}", 9))
+        by_one, by_other = (now - then for now, then in zip(sent(), before, strict=True))
+        assert min(by_one, by_other) >= 50
+
+
+def test_routes_by_several_ways_that_cannot_be(a: NetNS, b: NetNS) -> None:
+    """One way alone, a weight that there is not, and ways from several namespaces are refused before the kernel is asked."""
+    with new_veth(a, b, addresses=("10.0.0.1/24", "10.0.0.2/24")) as cable:
+        end = cable.a
+        before = oracles.routes(a)
+        bad: list[tuple[str, object, dict[str, object], str]] = [
+            ("10.9.0.0/16", [], {}, "hops"),
+            ("10.9.0.0/16", [("10.0.0.2", end, 1)], {}, "hops"),
+            ("10.9.0.0/16", [("10.0.0.2", end)] * 2, {}, "hops"),
+            ("10.9.0.0/16", [("10.0.0.2", end, 1), ("10.0.0.3", end, 0)], {}, r"hops\[1\]"),
+            ("10.9.0.0/16", [("10.0.0.2", end, 257), ("10.0.0.3", end, 1)], {}, r"hops\[0\]"),
+            ("10.9.0.0/16", [("10.0.0.2", end, 1), ("x", end, 1)], {}, r"hops\[1\]"),
+            ("10.9.0.0/16", [("10.0.0.2", end, 1), ("10.0.0.1", cable.b, 1)], {}, "several namespaces"),
+            ("fd09::/32", [("10.0.0.2", end, 1), ("10.0.0.3", end, 1)], {}, "gateway"),
+            ("nowhere", [("10.0.0.2", end, 1), ("10.0.0.3", end, 1)], {}, "destination"),
+            ("10.9.0.0/16", [("10.0.0.2", end, 1), ("10.0.0.3", end, 1)], {"mtu": 5}, "mtu"),
+            ("10.9.0.0/16", [("10.0.0.2", end, 1), ("10.0.0.3", end, 1)], {"metric": -1}, "metric"),
+        ]
+        for destination, hops, options, words in bad:
+            with pytest.raises(PlanError, match=words):
+                add_route(destination, hops, **options)  # type: ignore[arg-type]
+        assert oracles.routes(a) == before
+        assert ip_address("10.0.0.1") in {one.interface.ip for one in queries.addresses(a)}
