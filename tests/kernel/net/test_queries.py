@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,18 +13,14 @@ from isolib.net import queries
 from isolib.net.parsing import TYPES
 from isolib.net.values import BridgeOptions
 from isolib.net.veth import new_veth
-from tests import oracles
+from tests import by_pyroute2, oracles
 from tests.nets import until
-from tests.oracles import run_in
+from tests.oracles import agree, run_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from isolib.namespaces import NetNS
-
-    T = TypeVar("T")
-
-TRIES = 30
 
 LAB = """
 set -e
@@ -69,16 +65,6 @@ def lab(a: NetNS) -> NetNS:
     """Return a namespace with something of everything."""
     run_in(a, "sh", "-c", LAB)
     return a
-
-
-def agree(ours: Callable[[], T], theirs: Callable[[], T]) -> T:
-    """Fail unless both say the same of what stands still meanwhile: the kernel sends and learns by itself."""
-    for _ in range(TRIES):
-        before, other = ours(), theirs()
-        if ours() == before:
-            assert before == other
-            return before
-    pytest.fail("it never stands still")
 
 
 def test_links_are_those_of_ip(lab: NetNS) -> None:
@@ -140,52 +126,17 @@ def test_rules_are_those_of_ip(lab: NetNS) -> None:
 
 
 def test_everything_is_as_pyroute2_sees_it(lab: NetNS) -> None:
-    """A second program, which decodes by code of its own, sees the same objects."""
-    tables = {"main": 254, "local": 255, "default": 253, "unspec": 0}
-    actions = {"lookup": 1, "goto": 2, "prohibit": 8}
+    """A second program, which decodes by code and names of its own, sees the same objects, field by field."""
 
-    def number(table: str | int) -> int:
-        return tables[table] if isinstance(table, str) else table
+    def ours() -> list[object]:
+        sets = set(queries.addresses(lab)), set(queries.routes(lab, table=None)), set(queries.neighbours(lab))
+        return [queries.links(lab), *sets, queries.rules(lab)]
 
-    def ours() -> dict[str, list[tuple[object, ...]]]:
-        rows = {
-            "links": [
-                (one.index, one.name, one.mtu, one.mac, one.kind, one.up, one.state, one.alias, one.master)
-                for one in queries.links(lab)
-            ],
-            "addresses": [
-                (one.index, str(one.interface.ip), one.interface.network.prefixlen) for one in queries.addresses(lab)
-            ],
-            "neighbours": [(one.index, str(one.address), one.mac) for one in queries.neighbours(lab)],
-            "rules": [
-                (
-                    one.family,
-                    one.priority,
-                    number(one.table),
-                    actions[one.action],
-                    None if one.source is None else str(one.source.network_address),
-                    0 if one.source is None else one.source.prefixlen,
-                    one.mark,
-                )
-                for one in queries.rules(lab)
-            ],
-            "routes": [
-                (
-                    2 if one.destination.version == 4 else 10,
-                    str(one.destination.network_address) if one.destination.prefixlen else None,
-                    one.destination.prefixlen,
-                    None if one.gateway is None or one.gateway.version != one.destination.version else str(one.gateway),
-                    one.index,
-                    one.metric,
-                    number(one.table),
-                    TYPES.index(one.type),
-                )
-                for one in queries.routes(lab, table=None)
-            ],
-        }
-        return {key: oracles.in_order(found) for key, found in rows.items()}
+    def theirs() -> list[object]:
+        seen = by_pyroute2.look(lab)
+        return [seen.links, seen.addresses, seen.routes, seen.neighbours, seen.rules]
 
-    agree(ours, lambda: oracles.pyroute2(lab))
+    agree(ours, theirs)
 
 
 def test_the_host_itself_is_as_ip_sees_it() -> None:
