@@ -280,8 +280,9 @@ def _netem(given: Object) -> Object:
         "corrupt_correlation": corrupt["corr_corrupt"],
         "reorder_correlation": reorder["corr_reorder"],
     }
-    times = {name: given[name] * 64 for name in ("delay", "jitter")}
-    return chances | times | {"gap": given["gap"], "limit": given["limit"], "rate": given["TCA_NETEM_RATE"]["rate"]}
+    found = {name: float(chance) for name, chance in chances.items()}
+    found |= {name: given[name] * 64.0 for name in ("delay", "jitter")}
+    return found | {"gap": given["gap"], "limit": given["limit"], "rate": given["TCA_NETEM_RATE"]["rate"]}
 
 
 OPTIONS: dict[str, Callable[[Object], Object]] = {

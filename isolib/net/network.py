@@ -19,6 +19,7 @@ from isolib.net import hosts, requests
 from isolib.net.bridge import isolation
 from isolib.net.carrier import settle_addresses
 from isolib.net.checks import check_address, check_name, check_number
+from isolib.net.chosen import check_apart
 from isolib.net.endpoint import Endpoint
 from isolib.net.firewall import Group
 from isolib.net.forward import new_forwarder
@@ -277,6 +278,9 @@ class Network(Handle, made_by="isolib.new_network()"):
         """
         with self._lock:
             self._check_open()
+            for group in groups:
+                if not isinstance(group, (tuple, list)):
+                    raise PlanError(f"partition: lists of endpoints are wanted, not {group!r}")
             own = self._endpoints.values()
             strangers = [endpoint for group in groups for endpoint in group if endpoint not in own]
             if strangers:
@@ -370,7 +374,8 @@ class Network(Handle, made_by="isolib.new_network()"):
         Raises
         ------
         PlanError
-            An address is outside of the subnet, taken, or none is free; a name cannot be one; nothing was done.
+            An address is outside of the subnet, taken, or none is free; a name cannot be one; the namespace has a way to
+            another network that overlaps this one.  Nothing was done.
         SyscallError
             The kernel refused, and nothing is left.  EEXIST: the namespace has an interface of this name, or a default route.
         ClosedError
@@ -395,10 +400,12 @@ class Network(Handle, made_by="isolib.new_network()"):
         there = Where(check_namespace(ns, "ns"))
         with self._lock, Rollback() as undo:
             self._check_open()
+            self._check_wanted(address, ipv6)
+            wanted = {4: (address, "address"), 6: (ipv6, "ipv6")}
+            taken = [self._take(undo, pool, *wanted[pool.subnet.version]) for pool in self._pools]
+            check_apart(there, self._subnets, lambda index: any(one.interface.index == index for one in self.endpoints()))
             if host is not None or self.internet:
                 self._answer()
-            taken = [self._take(undo, pool, address if pool.subnet.version == _IPV4 else ipv6) for pool in self._pools]
-            self._check_wanted(address, ipv6)
             mac = bytes([0x02, 0x42, *taken[0].packed[-4:]])
             port, interface = connect(
                 self._where,
@@ -429,8 +436,8 @@ class Network(Handle, made_by="isolib.new_network()"):
             undo.keep()
         return endpoint
 
-    def _take(self, undo: Rollback, pool: Pool, wanted: str | AnyAddress | None) -> AnyAddress:
-        address = pool.take(None if wanted is None else check_address(wanted))
+    def _take(self, undo: Rollback, pool: Pool, wanted: str | AnyAddress | None, what: str) -> AnyAddress:
+        address = pool.take(wanted, what)
 
         def release() -> None:
             with suppress(PlanError):  # a step may be run twice
@@ -442,7 +449,7 @@ class Network(Handle, made_by="isolib.new_network()"):
     def _check_wanted(self, address: object, ipv6: object) -> None:
         for value, subnet, what in ((address, self.subnet, "address"), (ipv6, self.subnet6, "ipv6")):
             if value is not None and subnet is None:
-                raise PlanError(f"{what}={value!r}: the network {self.name} has no addresses of this kind")
+                raise PlanError(f"{what}: {value}: the network {self.name} has no addresses of this kind")
 
     def _tame(self, port: Interface) -> list[Request]:
         return [isolation(port)] if self._isolate else []
