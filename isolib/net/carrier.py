@@ -81,6 +81,7 @@ def _is_to_come(interface: Interface, address: AnyAddress) -> bool:
     except SyscallError as error:
         if error.errno not in _NOWHERE:
             raise
+        interface.where.socket.ask(question(interface))  # Linux 6.12 says no more of a link that is gone
         return True
     return parsing.parse_route(answer).type != "local"
 

@@ -14,6 +14,7 @@ from isolib.net.where import Where
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Collection, Iterable, Sequence
     from datetime import timedelta
     from ipaddress import IPv4Address, IPv6Address
     from typing import BinaryIO
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from isolib.net.weather import InForce
     from isolib.types import HasFileno
 
-__all__ = ["Endpoint"]
+__all__ = ["Endpoint", "check_groups"]
 
 _DIRECTIONS = ("out", "in")
 
@@ -229,3 +230,14 @@ def _check_here(interface: Interface) -> None:
     """Raise PlanError where something would be done in the calling thread's namespace, and that is another one by now."""
     if interface.ns is None and interface.where.socket is not Where(None).socket:
         raise PlanError(f"{interface.name} is of a namespace without a handle, in which the calling thread is no more")
+
+
+def check_groups(groups: Iterable[Sequence[Endpoint]], own: Collection[Endpoint], network: object) -> None:
+    """Raise PlanError where groups of endpoints are no lists, or have one that is not among a network's own."""
+    for group in groups:
+        given: object = group
+        if not isinstance(given, (tuple, list)):
+            raise PlanError(f"partition: lists of endpoints are wanted, not {group!r}")
+        for endpoint in group:
+            if endpoint not in own:
+                raise PlanError(f"partition: {endpoint!r} is none of {network!r}")

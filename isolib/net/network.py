@@ -20,7 +20,7 @@ from isolib.net.bridge import isolation
 from isolib.net.carrier import settle_addresses
 from isolib.net.checks import check_address, check_name, check_number
 from isolib.net.chosen import check_apart
-from isolib.net.endpoint import Endpoint
+from isolib.net.endpoint import Endpoint, check_groups
 from isolib.net.firewall import Group
 from isolib.net.forward import new_forwarder
 from isolib.net.names import Names, Zone
@@ -278,13 +278,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         """
         with self._lock:
             self._check_open()
-            for group in groups:
-                if not isinstance(group, (tuple, list)):
-                    raise PlanError(f"partition: lists of endpoints are wanted, not {group!r}")
-            own = self._endpoints.values()
-            strangers = [endpoint for group in groups for endpoint in group if endpoint not in own]
-            if strangers:
-                raise PlanError(f"partition: {strangers[0]!r} is none of {self!r}")
+            check_groups(groups, self._endpoints.values(), self)
             # Addresses too: an endpoint can have its packets take the way by the gateway.
             sides = [
                 Group(tuple(one.port.name for one in group), tuple(address for one in group for address in one.addresses))
@@ -374,8 +368,8 @@ class Network(Handle, made_by="isolib.new_network()"):
         Raises
         ------
         PlanError
-            An address is outside of the subnet, taken, or none is free; a name cannot be one; the namespace has a way to
-            another network that overlaps this one.  Nothing was done.
+            An address is outside of the subnet, taken, or none is free; a name cannot be one: nothing was done.  Or the
+            namespace has a way to another network that overlaps this one: nothing is left.
         SyscallError
             The kernel refused, and nothing is left.  EEXIST: the namespace has an interface of this name, or a default route.
         ClosedError
@@ -403,9 +397,6 @@ class Network(Handle, made_by="isolib.new_network()"):
             self._check_wanted(address, ipv6)
             wanted = {4: (address, "address"), 6: (ipv6, "ipv6")}
             taken = [self._take(undo, pool, *wanted[pool.subnet.version]) for pool in self._pools]
-            check_apart(there, self._subnets, lambda index: any(one.interface.index == index for one in self.endpoints()))
-            if host is not None or self.internet:
-                self._answer()
             mac = bytes([0x02, 0x42, *taken[0].packed[-4:]])
             port, interface = connect(
                 self._where,
@@ -414,10 +405,12 @@ class Network(Handle, made_by="isolib.new_network()"):
                 (f"isolib{next(self._numbers)}", name),
                 macs=(None, mac),
                 master=self.bridge.index,
-                before_up=partial(refuse_advertisements, there, name),
+                before_up=partial(self._prepare, there, name),
                 then=(self._tame, partial(self._equip, taken, default_route=default_route)),
                 settled=(self.bridge.interface,),
             )
+            if host is not None or self.internet:
+                self._answer()
             settle_addresses(interface, taken)
             settle_addresses(self.bridge.interface, (pool.gateway for pool in self._pools))
             endpoint = Endpoint._make(
@@ -435,6 +428,11 @@ class Network(Handle, made_by="isolib.new_network()"):
                 self._names.add(host, endpoint.addresses)
             undo.keep()
         return endpoint
+
+    def _prepare(self, there: Where, name: str) -> None:
+        """See to an interface that is not up yet, and whether it may be: once on the way into the namespace for both."""
+        refuse_advertisements(there, name)
+        check_apart(there, self._subnets, lambda index: any(one.interface.index == index for one in self.endpoints()))
 
     def _take(self, undo: Rollback, pool: Pool, wanted: str | AnyAddress | None, what: str) -> AnyAddress:
         address = pool.take(wanted, what)

@@ -55,7 +55,12 @@ def end(a: NetNS, b: NetNS) -> Iterator[Interface]:
 
 def is_local(end: Interface, address: str | IPv6Address = ADDRESS) -> bool:
     """Return whether packets to an address, by a link, are for the namespace itself."""
-    found = end.where.socket.ask(requests.find_route(ip_address(address), end.index))
+    try:
+        found = end.where.socket.ask(requests.find_route(ip_address(address), end.index))
+    except SyscallError as error:
+        if error.errno != errno.ENETUNREACH:  # which Linux 6.12 says where 6.18 has a route
+            raise
+        return False
     return parsing.parse_route(found[0]).type == "local"
 
 
@@ -163,9 +168,7 @@ def test_patience_ends(end: Interface, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for ever for an address that does not come."""
     monkeypatch.setattr(carrier, "_PATIENCE", 0.05)
     carrier.settle_addresses(end, [ADDRESS])
-    with pytest.raises(SyscallError) as caught:
-        is_local(end)
-    assert caught.value.errno == errno.ENETUNREACH
+    assert not is_local(end)
 
 
 def test_link_that_goes_meanwhile(a: NetNS, b: NetNS, meanwhile: Meanwhile) -> None:
