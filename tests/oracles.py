@@ -1,6 +1,6 @@
-"""What other programs say of a network namespace, in isolib's own values: `ip` of iproute2, and pyroute2.
+"""What the programs of iproute2 say of a network namespace, in isolib's own values.
 
-Both run inside the namespace, as programs of their own, and read what the kernel tells them by code of their own.
+They run inside the namespace and read what the kernel tells them by code of their own.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
+from dataclasses import asdict
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,28 +32,21 @@ from isolib.net.values import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from isolib._kernel.netlink.tc import QdiscState
     from isolib.namespaces import NetNS
     from isolib.net.values import AnyNetwork
 
     Object = dict[str, Any]
-    T = TypeVar("T")
+
+T = TypeVar("T")
+
+TRIES = 30
+"""How often a namespace is looked at until it stands still."""
 
 PATIENCE = 60
 """Seconds after which a program has failed."""
 
 FOREVER = 0xFFFFFFFF
-
-TRIES = 30
-
-
-def agree(ours: Callable[[], T], theirs: Callable[[], T]) -> T:
-    """Fail unless both say the same of what stands still meanwhile: the kernel sends and learns by itself."""
-    for _ in range(TRIES):
-        before, other = ours(), theirs()
-        if ours() == before:
-            assert before == other
-            return before
-    pytest.fail("it never stands still")
 
 
 def run_in(ns: NetNS | None, *argv: str) -> str:
@@ -248,12 +241,15 @@ def _number(text: str) -> str | int:
 
 def neighbours(ns: NetNS) -> set[Neighbour]:
     """Return the neighbours as `ip` tells them."""
-    numbers = {one["ifname"]: int(one["ifindex"]) for one in ip(ns, "link")}
+    links = ip(ns, "link")
+    numbers = {one["ifname"]: int(one["ifindex"]) for one in links}
+    # Of one on a link without hardware addresses (tun) it prints what is in its memory.
+    without = {one["ifname"] for one in links if not one.get("address")}
     return {
         Neighbour(
             address=ip_address(one["dst"]),
             index=numbers[one["dev"]],
-            mac=one.get("lladdr", ""),
+            mac="" if one["dev"] in without else one.get("lladdr", ""),
             state=one["state"][0].lower(),
             router="router" in one,
         )
@@ -337,57 +333,96 @@ def features(ns: NetNS, name: str) -> dict[str, Feature]:
     return found
 
 
-# ---- pyroute2 ----
+def ports(ns: NetNS) -> dict[int, PortOptions]:
+    """Return the ports of bridges by their numbers as `bridge` tells them."""
+    found: list[Object] = json.loads(run_in(ns, "bridge", "-j", "-d", "link") or "[]")
+    return {one["ifindex"]: _port(one) for one in found if "master" in one}
 
-PROGRAM = """
-import json, sys
-from pyroute2 import IPRoute
 
-def attributes(message):
-    return dict(message["attrs"])
+# ---- queueing disciplines ----
 
-with IPRoute() as route:
-    found = {
-        "links": [
-            [one["index"], attributes(one)["IFLA_IFNAME"], attributes(one)["IFLA_MTU"], attributes(one).get("IFLA_ADDRESS", ""),
-             dict(attributes(one).get("IFLA_LINKINFO", {"attrs": []})["attrs"]).get("IFLA_INFO_KIND", "loopback"),
-             bool(one["flags"] & 1), attributes(one)["IFLA_OPERSTATE"].lower(), attributes(one).get("IFLA_IFALIAS", ""),
-             attributes(one).get("IFLA_MASTER")]
-            for one in route.get_links()
-        ],
-        "addresses": [
-            [one["index"], attributes(one).get("IFA_LOCAL") or attributes(one)["IFA_ADDRESS"], one["prefixlen"]]
-            for one in route.get_addr()
-        ],
-        "routes": [
-            [one["family"], attributes(one).get("RTA_DST"), one["dst_len"], attributes(one).get("RTA_GATEWAY"),
-             attributes(one).get("RTA_OIF"), attributes(one).get("RTA_PRIORITY", 0), attributes(one)["RTA_TABLE"], one["type"]]
-            for family in (2, 10) for one in route.get_routes(family=family)
-        ],
-        "neighbours": [
-            [one["ifindex"], attributes(one)["NDA_DST"], attributes(one).get("NDA_LLADDR", "")]
-            for family in (2, 10) for one in route.get_neighbours(family=family)
-        ],
-        "rules": [
-            [one["family"], attributes(one).get("FRA_PRIORITY", 0), attributes(one).get("FRA_TABLE", 0), one["action"],
-             attributes(one).get("FRA_SRC"), one["src_len"], attributes(one).get("FRA_FWMARK", 0)]
-            for family in (2, 10) for one in route.get_rules(family=family)
-        ],
+ROOT = 0xFFFFFFFF
+"""What stands for the parent of one that is in none."""
+
+
+def qdiscs(ns: NetNS) -> list[Object]:
+    """Return the queueing disciplines as `tc` tells them, as `flat` has them."""
+    numbers = {one["ifname"]: int(one["ifindex"]) for one in ip(ns, "link")}
+    found: list[Object] = json.loads(run_in(ns, "tc", "-j", "-s", "qdisc", "show") or "[]")
+    return [_qdisc(one, numbers) for one in found]
+
+
+def _qdisc(one: Object, numbers: dict[str, int]) -> Object:
+    return {
+        "index": numbers[one["dev"]],
+        "kind": one["kind"],
+        "number": _handle(one["handle"]),
+        "parent": ROOT if one.get("root") else _handle(one["parent"]),
+        "sent": one["packets"],
+        "sent_bytes": one["bytes"],
+        "dropped": one["drops"],
+        "waiting": one["qlen"],
+        "waiting_bytes": one["backlog"],
+        "overlimits": one["overlimits"],
+        **(OPTIONS[one["kind"]](one["options"]) if one["kind"] in OPTIONS else {}),
     }
-json.dump(found, sys.stdout)
-"""
 
 
-def pyroute2(ns: NetNS) -> dict[str, list[tuple[object, ...]]]:
-    """Return what pyroute2 sees in a namespace, a row for each object, sorted."""
-    pytest.importorskip("pyroute2")
-    found: dict[str, list[list[object]]] = json.loads(run_in(ns, sys.executable, "-c", PROGRAM))
-    return {key: in_order(map(tuple, rows)) for key, rows in found.items()}
+def _handle(text: str) -> int:
+    major, _, minor = text.partition(":")
+    return int(major or "0", 16) << 16 | int(minor or "0", 16)
 
 
-def in_order(rows: Any) -> list[tuple[object, ...]]:  # noqa: ANN401 - an iterable of rows
-    """Return rows in an order that does not depend on whose they are."""
-    return sorted(rows, key=repr)
+def _tbf(told: Object) -> Object:
+    # What may wait, it tells as the microseconds that this takes after the burst.
+    return {
+        "rate": told["rate"],
+        "burst_bytes": float(told["burst"]),
+        "limit_bytes": told["burst"] + told["rate"] * told["lat"] / 1e6,
+    }
+
+
+def _netem(told: Object) -> Object:
+    found: Object = {"limit": told["limit"], "gap": told.get("gap", 0), "rate": told.get("rate", {}).get("rate", 0)}
+    times = told.get("delay", {})
+    found |= {name: times.get(name, 0) * 1e9 for name in ("delay", "jitter")}
+    found["delay_correlation"] = times.get("correlation", 0) * 2**32
+    for name, key in (("loss", "loss-random"), *((same, same) for same in ("duplicate", "corrupt", "reorder"))):
+        chances = told.get(key, {})
+        found |= {name: chances.get(name, 0) * 2**32, f"{name}_correlation": chances.get("correlation", 0) * 2**32}
+    return found
+
+
+OPTIONS: dict[str, Callable[[Object], Object]] = {"tbf": _tbf, "netem": _netem, "pfifo": lambda told: {"limit": told["limit"]}}
+
+
+def flat(state: QdiscState) -> Object:
+    """Return a queueing discipline as isolib reads it, all in one: what it is, what has passed it, what it is set to."""
+    options = {} if state.options is None else asdict(state.options)
+    return {name: getattr(state, name) for name in ("index", "kind", "number", "parent")} | asdict(state.stats) | options
+
+
+# ---- both ----
+
+
+def difference(ours: object, theirs: object) -> str:
+    """Return what two say that is not the same, of lists, sets and dictionaries no more than that."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return "\n".join(f"{key}: {difference(ours[key], theirs.get(key))}" for key in ours if ours[key] != theirs.get(key))
+    if isinstance(ours, (set, list)) and isinstance(theirs, (set, list)):
+        ours, theirs = [one for one in ours if one not in theirs], [one for one in theirs if one not in ours]
+    return f"\nours:   {ours}\ntheirs: {theirs}"
+
+
+def agree(ours: Callable[[], T], theirs: Callable[[], T], what: object = "") -> T:
+    """Fail unless both say the same of what stands still meanwhile: the kernel sends and learns by itself."""
+    for _ in range(TRIES):
+        before, other = ours(), theirs()
+        if ours() == before:
+            if before != other:
+                pytest.fail(f"{what or 'they differ'}: {difference(before, other)}", pytrace=False)
+            return before
+    pytest.fail(f"it never stands still: {what}")
 
 
 def names(found: Sequence[Link]) -> list[str]:

@@ -1,4 +1,7 @@
-"""The subnets of this program's networks: what is chosen overlaps none of them, and nothing of the caller's namespace."""
+"""The subnets of this program's networks: what is chosen overlaps none of them, and nothing of the caller's namespace.
+
+What is given overlaps nothing of a namespace in which both would be reached, or meant to be.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,25 @@ from itertools import count
 from threading import RLock
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from isolib.errors import PlanError
+from isolib.net import parsing, requests
+from isolib.net.pool import BROAD
 from isolib.net.queries import addresses, routes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from isolib._kernel.handle import Rollback
-    from isolib.net.values import AnyNetwork
+    from isolib.net.values import AnyNetwork, Route
+    from isolib.net.where import Where
 
-__all__ = ["choose", "keep"]
+__all__ = ["check_apart", "check_beyond", "choose", "keep"]
 
 NetworkT = TypeVar("NetworkT", bound="AnyNetwork")
+
+#: Where in a struct rtmsg the table is, and the number of the main one (rtnetlink(7)).
+_TABLE: Final = 4
+_MAIN: Final = 254
 
 
 class _Taken:
@@ -53,3 +64,65 @@ def choose(undo: Rollback, chooser: Callable[[list[AnyNetwork]], NetworkT]) -> N
         taken = [*_taken.subnets.values(), *(route.destination for route in routes(table=None))]
         taken += [address.interface.network for address in addresses()]
         return keep(undo, chooser(taken))
+
+
+def check_apart(where: Where, subnets: Sequence[AnyNetwork], is_own: Callable[[int | None], bool]) -> None:
+    """Raise `PlanError` where a namespace has a way to a part of one of these subnets that is to lie at a link of it now.
+
+    Which of the two its packets would take were chance.  A way to much more than the subnet does not matter: the smaller
+    network counts; but what lies at one of its links, and a part of that, cannot lie at another.
+
+    Parameters
+    ----------
+    where
+        The namespace.
+    subnets
+        What is to lie at a link.
+    is_own
+        Says whether the link of a number leads to the same network already.
+    """
+    for route in _ways(where):
+        for subnet in subnets:
+            is_wider = route.destination.prefixlen < subnet.prefixlen
+            if _meets(route, subnet) and not (is_wider and _is_far(route)) and not is_own(route.index):
+                name = _name(where, route.index)
+                raise PlanError(f"ns: {subnet} overlaps {route.destination}, to which this namespace has a way: {name}")
+
+
+def check_beyond(here: Where, subnets: Sequence[AnyNetwork]) -> None:
+    """Raise `PlanError` where a network with a way out would hide by its own subnet what lies at a link of the host.
+
+    What isolib has put there does not count: nobody wants to reach the cables of other networks.
+    """
+    for route in _ways(here):
+        for subnet in subnets:
+            if _meets(route, subnet) and not _is_far(route):
+                name = _name(here, route.index)
+                if not name.startswith("isolib-"):
+                    what = "subnet" if subnet.version == 4 else "ipv6"  # noqa: PLR2004
+                    by = f"which {name} of the caller's namespace leads to, and which could not be reached from the network"
+                    raise PlanError(f"{what}: {subnet} overlaps {route.destination}, {by}")
+
+
+def _ways(where: Where) -> Iterator[Route]:
+    for message in where.socket.dump(requests.dump_routes()):
+        # Most are of other tables, and need not be read: a new namespace has none of this one.
+        if parsing.is_of_ip(message) and message.body[_TABLE] == _MAIN:
+            route = parsing.parse_route(message)
+            if route.destination.prefixlen > BROAD:
+                yield route
+
+
+def _meets(route: Route, subnet: AnyNetwork) -> bool:
+    return route.destination.version == subnet.version and route.destination.overlaps(subnet)
+
+
+def _is_far(route: Route) -> bool:
+    """Return whether it leads by a gateway, or nowhere."""
+    return route.gateway is not None or route.index is None
+
+
+def _name(where: Where, index: int | None) -> str:
+    if index is None:
+        return "to nowhere, or by several links"
+    return parsing.parse_link(where.socket.ask(requests.get_link_by_index(index, f"link {index}"))[0]).name

@@ -13,6 +13,7 @@ from isolib.net.weather import parse_impairment
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Collection, Iterable, Sequence
     from datetime import timedelta
     from ipaddress import IPv4Address, IPv6Address
     from typing import BinaryIO
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from isolib.net.weather import InForce
     from isolib.types import HasFileno
 
-__all__ = ["Endpoint"]
+__all__ = ["Endpoint", "check_groups"]
 
 _DIRECTIONS = ("out", "in")
 
@@ -222,3 +223,14 @@ class Endpoint(Handle, made_by="Network.attach()"):
     def detach(self) -> None:
         """Take the namespace off the network: its interface is gone, and its address free; the same as `close`."""
         self.close()
+
+
+def check_groups(groups: Iterable[Sequence[Endpoint]], own: Collection[Endpoint], network: object) -> None:
+    """Raise PlanError where groups of endpoints are no lists, or have one that is not among a network's own."""
+    for group in groups:
+        given: object = group
+        if not isinstance(given, (tuple, list)):
+            raise PlanError(f"partition: lists of endpoints are wanted, not {group!r}")
+        for endpoint in group:
+            if endpoint not in own:
+                raise PlanError(f"partition: {endpoint!r} is none of {network!r}")

@@ -12,7 +12,7 @@ from isolib._kernel.hints import typed
 from isolib.errors import PlanError
 from isolib.net import requests
 from isolib.net.bridge import Bridge, make_bridge, random_mac
-from isolib.net.chosen import choose, keep
+from isolib.net.chosen import check_beyond, choose, keep
 from isolib.net.network import Network, close_all
 from isolib.net.pool import Pool, choose_subnet, choose_ula, parse_subnet
 from isolib.net.sysctl import FORWARDING, Sysctls
@@ -68,7 +68,8 @@ def new_network(
     Raises
     ------
     PlanError
-        A subnet cannot be one; nothing was done.
+        A subnet cannot be one, or with ``internet`` overlaps what lies at a link of the caller's namespace, and would hide it;
+        nothing was done.
     SyscallError
         The kernel refused, and nothing is left.  PermissionDenied: an ordinary user has no right to ``internet``.
     Unsupported
@@ -99,6 +100,8 @@ def new_network(
     label = f"isolib-{os.getpid()}" if name is None else check_hostname(name, "name")
     with Rollback() as undo:
         pools = tuple(map(Pool, _subnets(undo, subnet, ipv6=ipv6)))
+        if internet:
+            check_beyond(Where(None), [pool.subnet for pool in pools])
         made: list[Handle] = []
         undo.push(close_all, made)  # when the namespace has gone: then nothing is taken down link by link
         ns = undo.adopt(seam.new_netns())

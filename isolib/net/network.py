@@ -19,8 +19,9 @@ from isolib.net import hosts, requests
 from isolib.net.bridge import isolation
 from isolib.net.carrier import settle_addresses
 from isolib.net.checks import check_address, check_name, check_number
+from isolib.net.chosen import check_apart
 from isolib.net.ending import ending
-from isolib.net.endpoint import Endpoint
+from isolib.net.endpoint import Endpoint, check_groups
 from isolib.net.firewall import Group
 from isolib.net.forward import new_forwarder
 from isolib.net.names import Names, Zone
@@ -285,10 +286,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         """
         with self._lock:
             self._check_open()
-            own = self._endpoints.values()
-            strangers = [endpoint for group in groups for endpoint in group if endpoint not in own]
-            if strangers:
-                raise PlanError(f"partition: {strangers[0]!r} is none of {self!r}")
+            check_groups(groups, self._endpoints.values(), self)
             # Addresses too: an endpoint can have its packets take the way by the gateway.
             sides = [
                 Group(tuple(one.port.name for one in group), tuple(address for one in group for address in one.addresses))
@@ -386,7 +384,8 @@ class Network(Handle, made_by="isolib.new_network()"):
         Raises
         ------
         PlanError
-            An address is outside of the subnet, taken, or none is free; a name cannot be one; nothing was done.
+            An address is outside of the subnet, taken, or none is free; a name cannot be one: nothing was done.  Or the
+            namespace has a way to another network that overlaps this one: nothing is left.
         SyscallError
             The kernel refused, and nothing is left.  EEXIST: the namespace has an interface of this name, or a default route.
         ClosedError
@@ -411,10 +410,9 @@ class Network(Handle, made_by="isolib.new_network()"):
         there = Where(check_namespace(ns, "ns"))
         with self._lock, Rollback() as undo:
             self._check_open()
-            if self.dns and (host is not None or self.internet):
-                self._answer()
-            taken = [self._take(undo, pool, address if pool.subnet.version == _IPV4 else ipv6) for pool in self._pools]
             self._check_wanted(address, ipv6)
+            wanted = {4: (address, "address"), 6: (ipv6, "ipv6")}
+            taken = [self._take(undo, pool, *wanted[pool.subnet.version]) for pool in self._pools]
             mac = bytes([0x02, 0x42, *taken[0].packed[-4:]])
             port, interface = connect(
                 self._where,
@@ -423,10 +421,12 @@ class Network(Handle, made_by="isolib.new_network()"):
                 (f"isolib{next(self._numbers)}", name),
                 macs=(None, mac),
                 master=self.bridge.index,
-                before_up=partial(refuse_advertisements, there, name),
+                before_up=partial(self._prepare, there, name),
                 then=(self._tame, partial(self._equip, taken, default_route=default_route)),
                 settled=(self.bridge.interface,),
             )
+            if self.dns and (host is not None or self.internet):
+                self._answer()
             settle_addresses(interface, taken)
             settle_addresses(self.bridge.interface, (pool.gateway for pool in self._pools))
             endpoint = Endpoint._make(
@@ -445,8 +445,13 @@ class Network(Handle, made_by="isolib.new_network()"):
             undo.keep()
         return endpoint
 
-    def _take(self, undo: Rollback, pool: Pool, wanted: str | AnyAddress | None) -> AnyAddress:
-        address = pool.take(None if wanted is None else check_address(wanted))
+    def _prepare(self, there: Where, name: str) -> None:
+        """See to an interface that is not up yet, and whether it may be: once on the way into the namespace for both."""
+        refuse_advertisements(there, name)
+        check_apart(there, self._subnets, lambda index: any(one.interface.index == index for one in self.endpoints()))
+
+    def _take(self, undo: Rollback, pool: Pool, wanted: str | AnyAddress | None, what: str) -> AnyAddress:
+        address = pool.take(wanted, what)
 
         def release() -> None:
             with suppress(PlanError):  # a step may be run twice
@@ -458,7 +463,7 @@ class Network(Handle, made_by="isolib.new_network()"):
     def _check_wanted(self, address: object, ipv6: object) -> None:
         for value, subnet, what in ((address, self.subnet, "address"), (ipv6, self.subnet6, "ipv6")):
             if value is not None and subnet is None:
-                raise PlanError(f"{what}={value!r}: the network {self.name} has no addresses of this kind")
+                raise PlanError(f"{what}: {value}: the network {self.name} has no addresses of this kind")
 
     def _tame(self, port: Interface) -> list[Request]:
         return [isolation(port)] if self._isolate else []

@@ -285,27 +285,29 @@ class Pool:
         self._released: dict[int, None] = {}
         self._next = self._first
 
-    def take(self, address: str | IPAddress | None = None) -> IPAddress:
+    def take(self, address: str | IPAddress | None = None, what: str = "address") -> IPAddress:
         """Return an address that is nobody else's until it is released.
 
         Parameters
         ----------
         address
             Which one; None: the next of those that were never taken, else the one whose release is longest ago.
+        what
+            The name of the argument, for the message.
 
         Raises
         ------
         PlanError
             It is not in the subnet, is nobody's to have, or is taken; or all are.
         """
-        number = None if address is None else self._number(address, "address")
+        number = None if address is None else self._number(address, what)
         with self._lock:
             if number is None:
                 number = self._free()
             elif number == self._gateway:
-                raise PlanError(f"address: {address} is the gateway of {self.subnet}")
+                raise PlanError(f"{what}: {address} is the gateway of {self.subnet}")
             elif number in self._taken:
-                raise PlanError(f"address: {address} is taken")
+                raise PlanError(f"{what}: {address} is taken")
             self._released.pop(number, None)
             self._taken.add(number)
         return self._address(number)

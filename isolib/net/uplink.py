@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from functools import partial
-from ipaddress import ip_interface, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface, ip_network
 from socket import SOCK_STREAM, getaddrinfo, inet_aton
 from typing import TYPE_CHECKING, Final
 
@@ -130,6 +130,9 @@ def _cable(undo: Rollback, version: int) -> tuple[AnyInterface, AnyInterface]:
 
 def resolve(destination: str | AnyAddress | AnyNetwork) -> list[str]:
     """Return the addresses or the network that a destination is; a name is looked up."""
+    given: object = destination
+    if not isinstance(given, (str, IPv4Address, IPv6Address, IPv4Network, IPv6Network)):
+        raise PlanError(f"destination: an address, a network or a name is wanted, not {destination!r}")
     text = str(destination)
     try:
         ip_network(text)

@@ -36,6 +36,9 @@ LINKS = ("tests/kernel/net/test_kinds.py", "tests/kernel/net/test_vlans.py")
 RARE = "not macvlan and not vxlan and not tun and not tap and not bad_arguments and not interrupts"
 """Which of it: what is of those kinds, and asks the kernel; each system call takes thirty times as long there."""
 
+WEATHER = ("tests/integration/test_bad_weather.py", "tests/kernel/net/test_shaping.py", "tests/kernel/net/test_oracles.py")
+"""What is run in a guest that has netem: measured there as on a kernel without, by iperf3 too, and what others say of it."""
+
 GUESTS = [
     Guest("unified"),
     Guest("unified", as_user=True),
@@ -54,10 +57,10 @@ PATIENCE = 800
 """Seconds for one guest; less than `make test-vm` allows a test."""
 
 
-def pytest_in(guest: Guest, *paths: str, words: str = "") -> None:
+def pytest_in(guest: Guest, *paths: str, words: str = "", marks: str = "not slow") -> None:
     """Fail unless the guest's pytest is content, and at least one of its tests has passed."""
     output = io.BytesIO()
-    command = ["pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=200"]
+    command = ["pytest", "-q", "-m", marks, "-p", "no:cacheprovider", "-o", "faulthandler_timeout=200"]
     command += ["-k", words] if words else []
     command += [f"--rootdir={ROOT}", "-c", f"{ROOT}/pyproject.toml", *(f"{ROOT}/{path}" for path in paths)]
     if paths == CGROUPS and guest.systemd and guest.as_user:  # as the user's own systemd lets him make groups
@@ -97,6 +100,11 @@ def test_limits_of_sandboxes(guest: Guest) -> None:
 def test_links(guest: Guest) -> None:
     """The tests of links pass in the guest, which has dummy, ipvlan and vlan links, and VLANs of bridges."""
     pytest_in(guest, *LINKS, words=RARE)
+
+
+def test_weather() -> None:
+    """Bad weather is measured as it was asked for in a guest that has netem, by that and by the relay, and tc says the same."""
+    pytest_in(Guest("unified"), *WEATHER, marks="")
 
 
 # ---- the runner itself ----

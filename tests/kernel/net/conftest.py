@@ -1,7 +1,10 @@
-"""Network namespaces for tests, and a network."""
+"""Network namespaces for tests, a network, and who reads files of packets."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,7 @@ from isolib.net import new_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from isolib.namespaces import NetNS
     from isolib.net import Network
@@ -47,3 +51,27 @@ def network(user_namespaces: None) -> Iterator[Network]:
     """Return a network of both kinds of addresses."""
     with new_network("10.77.0.0/24", ipv6="fd77::/64") as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def tshark() -> str:
+    """Return the program that reads files of packets."""
+    found = shutil.which("tshark")
+    if found is None:
+        pytest.skip("there is no tshark")
+    return found
+
+
+@pytest.fixture
+def read(tshark: str, tmp_path: Path) -> Callable[..., list[list[str]]]:
+    """Return what reads fields of packets that a filter lets through from a file."""
+
+    def run(path: Path, *fields: str, only: str = "frame") -> list[list[str]]:
+        argv = [tshark, "-n", "-r", str(path), "-Y", only, "-T", "fields", "-E", "separator=|"]
+        argv += [word for field in fields for word in ("-e", field)]
+        environment = {**os.environ, "HOME": str(tmp_path)}
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120, env=environment)
+        assert done.returncode == 0, done.stderr
+        return [line.split("|") for line in done.stdout.splitlines()]
+
+    return run

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import resource
-import shutil
 import socket
 import struct
 import subprocess
@@ -84,30 +83,6 @@ def chatter(net: NetNS, address: str, count: int, port: int = PORT) -> None:
     with in_netns(net, socket.SOCK_DGRAM) as sock:
         for number in range(count):
             sock.sendto(b"%08d" % number, (address, port))
-
-
-@pytest.fixture(scope="session")
-def tshark() -> str:
-    """Return the program that reads files of packets."""
-    found = shutil.which("tshark")
-    if found is None:
-        pytest.skip("there is no tshark")
-    return found
-
-
-@pytest.fixture
-def read(tshark: str, tmp_path: Path) -> Callable[..., list[list[str]]]:
-    """Return what reads fields of packets that a filter lets through from a file."""
-
-    def run(path: Path, *fields: str, only: str = "frame") -> list[list[str]]:
-        argv = [tshark, "-n", "-r", str(path), "-Y", only, "-T", "fields", "-E", "separator=|"]
-        argv += [word for field in fields for word in ("-e", field)]
-        environment = {**os.environ, "HOME": str(tmp_path)}
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120, env=environment)
-        assert done.returncode == 0, done.stderr
-        return [line.split("|") for line in done.stdout.splitlines()]
-
-    return run
 
 
 def numbers(payloads: list[str]) -> list[int]:

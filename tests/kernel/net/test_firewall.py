@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import signal
 import socket
@@ -28,8 +27,10 @@ from isolib._kernel.netlink.nft_expressions import DROP, Counter
 from isolib._kernel.netlink.socket import NETFILTER, open_netlink
 from isolib.errors import PlanError, SyscallError
 from isolib.net.firewall import BRIDGE_SETTINGS, Group, open_firewall
+from tests import by_nft
 from tests.examined import nft_can
 from tests.nets import PATIENCE, dial, family_of, listen, socket_in, until
+from tests.oracles import agree
 from tests.wires import Lab, add, address, connect, look, plug, route, sysctl, up
 
 if TYPE_CHECKING:
@@ -708,28 +709,23 @@ def test_destinations_that_are_none(net: Internet, destination: str) -> None:
 # ---- nft says the same ----
 
 
-def shown(net: NetNS) -> list[dict[str, object]]:
-    """Return what nft lists, as JSON."""
-    found: list[dict[str, object]] = json.loads(nft(net, "-j", "list", "ruleset"))["nftables"]
-    return found
-
-
 def test_nft_lists_the_same(net: Internet) -> None:
-    """The program nft shows the same rules with the same numbers, comments and counters, and understands every one."""
+    """The program nft shows the same rules, word for word, with the same numbers, comments and counters, and the same sets."""
     net.inner.partition(Group(("a",), (ip_address(A[4]),)), Group(("b",), (ip_address(B[4]),)))
     net.inner.publish("tcp", None, 8081, A[4], 80)
+    net.inner.publish("udp", GATEWAY[6], 8082, A[6], 53)
+    net.inner.deny("192.0.2.0/24", "64.0.0.0/2", "2001:db8:1::/48")
     net.inner.isolate()
-    ours = net.inner.rules()
-    theirs = [one["rule"] for one in shown(net.router) if "rule" in one]
-    assert all(isinstance(one, dict) for one in theirs)
-    key = ("family", "table", "chain", "handle", "comment")
-    assert [[one[name] for name in key] for one in theirs] == [[getattr(one, name) for name in key] for one in ours]  # type: ignore[index]
-    for one, same in zip(theirs, ours, strict=True):
-        counters = [part["counter"] for part in one["expr"] if "counter" in part]  # type: ignore[index]
-        mine = [part for part in same.expressions if isinstance(part, Counter)]
-        assert [set(part) for part in counters] == [{"packets", "bytes"} for _ in mine]
-        assert all(part["packets"] >= other.packets for part, other in zip(counters, mine, strict=True))
-        assert not any("xt" in part for part in one["expr"])  # type: ignore[index]
+    for firewall, ns in ((net.inner, net.router), (net.outer, net.host)):
+
+        def theirs(ns: NetNS = ns) -> list[object]:
+            return [by_nft.told(one) for one in by_nft.of_kind(by_nft.ruleset(ns), "rule")]
+
+        assert agree(lambda firewall=firewall: [by_nft.said(one) for one in firewall.rules()], theirs)  # type: ignore[misc]
+        listed = by_nft.ruleset(ns)
+        for one in by_nft.of_kind(listed, "set") + by_nft.of_kind(listed, "map"):
+            if one["family"] == "inet":
+                assert by_nft.elements(one) == firewall.elements(one["name"]), one
 
 
 def test_nft_lists_sets(net: Internet) -> None:

@@ -20,6 +20,7 @@ from isolib._kernel.netlink.qdiscs import Bfifo, Htb, HtbClass, Ingress, Pfifo, 
 from isolib.errors import SyscallError
 from isolib.net.queries import links
 from isolib.net.weather import Impairment, parse_impairment
+from tests.examined import in_new_net
 from tests.nets import PATIENCE, socket_in
 from tests.oracles import run_in as tool
 from tests.traffic import FAR, NEAR, Flow, line, opened
@@ -69,6 +70,14 @@ def test_all_is_in_force(near: Line) -> None:
     assert all(force[name].value == pytest.approx(value, rel=1e-6) for name, value in asked.asked())
     assert all(one.exactly for one in force)
     assert near.shaping.in_force is force
+
+
+def test_netem_where_there_is_one() -> None:
+    """Where tc can have a netem, that does the weather, and elsewhere a relay does what delays."""
+    has_netem = in_new_net("exec tc qdisc add dev lo root netem")
+    with line() as made:
+        for asked in (parse_impairment(delay="1ms"), parse_impairment(**ASKED)):  # type: ignore[arg-type]
+            assert made.shaping.apply(asked).backends == {"netem" if has_netem else "relay"}
 
 
 @pytest.mark.parametrize("name", ["delay", "loss", "duplicate", "corrupt", "rate"])

@@ -11,6 +11,7 @@ import pytest
 
 import isolib
 from isolib._kernel.procfs import parse_cgroup, parse_mountinfo
+from tests.examined import in_new_net
 from tests.vm.kernels import KERNELS
 from tests.vm.machine import ACCOUNT, ACCOUNT_ID
 
@@ -53,6 +54,11 @@ def test_controllers_are_those_that_the_kernel_is_chosen_for() -> None:
 def test_pressure_is_measured_where_the_table_says() -> None:
     """The kernel has /proc/pressure or not, as the table says."""
     assert os.path.exists("/proc/pressure/memory") == KERNEL.pressure
+
+
+def test_there_is_netem() -> None:
+    """The kernel has what emulates bad networks, by tc's account."""
+    assert in_new_net("exec tc qdisc add dev lo root netem")
 
 
 def test_command_runs_as_the_one_asked_for() -> None:
