@@ -72,8 +72,7 @@ class Network(Handle, made_by="isolib.new_network()"):
     subnet6, gateway6
         Of IPv6, or None.
     internet
-        Whether those who are attached reach what the host reaches.  That takes a setting of the host's, whose users each
-        program counts for itself: what that means for several programs at once, `new_network` says.
+        Whether those who are attached reach what the host reaches.
     """
 
     _is_ending = False

@@ -154,7 +154,13 @@ enum isolib_table_limits {
 enum isolib_entry_kind {
     ISOLIB_ENTRY_CGROUP = 1, /* a directory of cgroups with all that it holds */
     ISOLIB_ENTRY_LINK,       /* the link whose number the name is, in the namespace of a netlink socket */
-    ISOLIB_ENTRY_SETTING     /* the name is what an open file of /proc/sys is given back */
+    ISOLIB_ENTRY_SETTING     /* the name is what an open file of /proc/sys is given back, if it has the value that follows */
+};
+
+/* Where those who hold a setting lock its file: holders.py says what for. */
+enum isolib_setting_locks {
+    ISOLIB_SETTING_DOOR = 0,       /* a byte: who has it may come or go */
+    ISOLIB_SETTING_MARKS_FROM = 57 /* a power of two: from that byte on lie the marks of those who hold it */
 };
 
 /*

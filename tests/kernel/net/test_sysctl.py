@@ -29,7 +29,14 @@ if TYPE_CHECKING:
 
 OWNERS = {
     os.path.join(os.path.dirname(isolib.__file__), name)
-    for name in ("net/sysctl.py", "net/where.py", "_kernel/handle.py", "_kernel/reaper.py", "_kernel/sockets.py")
+    for name in (
+        "net/sysctl.py",
+        "net/where.py",
+        "_kernel/handle.py",
+        "_kernel/holders.py",
+        "_kernel/reaper.py",
+        "_kernel/sockets.py",
+    )
 }
 
 FORWARD = "net.ipv4.ip_forward"
@@ -223,7 +230,7 @@ def test_held_where_the_caller_is(needs_root: None) -> None:
     with new_netns(), new_netns():
         with hold(FORWARD, 1):
             entries = [table.entry(index) for index in table.indices()]
-            assert [one["name"] for one in entries if one["kind"] == calls.ENTRY_SETTING] == [b"0"]
+            assert [one["name"] for one in entries if one["kind"] == calls.ENTRY_SETTING] == [b"0\n"]
             with hold(FORWARD, "1"):
                 assert len(table.indices()) == len(entries)
             assert Sysctls()[FORWARD] == "1"
