@@ -16,19 +16,18 @@ from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.hints import typed
 from isolib.errors import PlanError
 from isolib.net import hosts, requests
+from isolib.net.answering import answer
 from isolib.net.bridge import isolation
 from isolib.net.carrier import settle_addresses
-from isolib.net.checks import check_address, check_name, check_number
+from isolib.net.checks import check_address, check_name
 from isolib.net.endpoint import Endpoint
 from isolib.net.firewall import Group
-from isolib.net.forward import new_forwarder
-from isolib.net.names import Names, Zone
+from isolib.net.names import Names
 from isolib.net.names import check_name as check_host
-from isolib.net.plugs import KINDS, bound_socket, new_socket
-from isolib.net.published import Published
+from isolib.net.published import new_offered, new_published
 from isolib.net.seeing import picture_of_network
 from isolib.net.sysctl import refuse_advertisements
-from isolib.net.uplink import host_resolvers, open_inner_firewall, resolve
+from isolib.net.uplink import open_inner_firewall, resolve
 from isolib.net.veth import connect
 from isolib.net.where import Where, check_namespace
 
@@ -43,15 +42,13 @@ if TYPE_CHECKING:
     from isolib.net.interface import Interface
     from isolib.net.picture import Picture
     from isolib.net.pool import Pool
-    from isolib.net.serving import Socket
+    from isolib.net.published import Offered, Path, Published, Service
     from isolib.net.values import AnyAddress, AnyNetwork
     from isolib.types import HasFileno
 
 __all__ = ["Network", "close_all"]
 
 _IPV4: Final = 4
-_DNS_PORT: Final = 53
-_HIGHEST_PORT: Final = 65535
 
 
 class Network(Handle, made_by="isolib.new_network()"):
@@ -104,6 +101,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         self._firewall = firewall
         self.internet = firewall is not None
         self._published: set[Published] = set()
+        self._offered: set[Offered] = set()
         self._endpoints: dict[int, Endpoint] = {}
         self._numbers = count(1)
         first = {pool.subnet.version: pool for pool in pools}
@@ -126,18 +124,19 @@ class Network(Handle, made_by="isolib.new_network()"):
         with Rollback() as undo:
             undo.push(close_all, [*self._endpoints.values()])
             undo.push(self._undo.unwind)
-            undo.push(close_all, [*self._published])
+            undo.push(close_all, [*self._published, *self._offered])
 
     def publish(
         self,
-        host_port: int,
+        host_port: int | Path,
         endpoint: Endpoint,
         port: int,
         *,
         proto: str = "tcp",
         host: str | AnyAddress = "127.0.0.1",
+        mode: int = 0o600,
     ) -> Published:
-        """Let a port of the caller's own namespace lead to one of an endpoint.
+        """Let a port of the caller's own namespace, or a unix socket, lead to a port of an endpoint.
 
         A thread of this program forwards, so it takes no privilege and no rule in the kernel, and ports of 127.0.0.1 can be
         published; who is connected sees the gateway as the other side.
@@ -145,7 +144,8 @@ class Network(Handle, made_by="isolib.new_network()"):
         Parameters
         ----------
         host_port
-            The port outside; 0: a free one, which is the ``port`` of what is returned.
+            The port outside; 0: a free one, which is the ``port`` of what is returned.  Or the path of a unix socket, at which
+            nothing is yet: it is removed at the end, but stays when this program is killed.
         endpoint
             One of this network's.
         port
@@ -154,6 +154,8 @@ class Network(Handle, made_by="isolib.new_network()"):
             "tcp" or "udp".
         host
             The address outside; "0.0.0.0" and "::" are all.
+        mode
+            The permissions of a unix socket, less those of the umask: who may write to it may connect.
 
         Returns
         -------
@@ -165,7 +167,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         PlanError
             An argument cannot work.
         SyscallError
-            EADDRINUSE: the port is in use.
+            EADDRINUSE: the port is in use, or there is something at the path.
 
         Notes
         -----
@@ -181,30 +183,55 @@ class Network(Handle, made_by="isolib.new_network()"):
         True
         >>> a.close()
         """
-        if proto not in KINDS:
-            raise PlanError(f"proto: {' or '.join(map(repr, KINDS))} is wanted, not {proto!r}")
-        check_number(host_port, "host_port", 0, _HIGHEST_PORT)
-        check_number(port, "port", 1, _HIGHEST_PORT)
-        outside = check_address(host, "host")
         with self._lock:
             self._check_open()
             if endpoint not in self._endpoints.values():
                 raise PlanError(f"endpoint: {endpoint!r} is none of {self!r}")
-            inside = endpoint.address or endpoint.ipv6
-            assert inside is not None  # noqa: S101 - a network has addresses of one kind at least
-            front = bound_socket(None, outside, host_port, proto)
-            own_port = front.getsockname()[1]
-            connect = partial(new_socket, self.ns, inside, KINDS[proto])
-            try:
-                forwarder = new_forwarder(front, connect, (str(inside), port))
-            except BaseException:
-                front.close()
-                raise
-            published = Published._make(
-                forwarder, outside, own_port, endpoint, inner_port=port, proto=proto, left=self._published.discard
-            )
-            self._published.add(published)
-        return published
+            left = self._published.discard
+            made = new_published(self.ns, host_port, endpoint, port, proto=proto, host=host, mode=mode, left=left)
+            self._published.add(made)
+        return made
+
+    def offer(self, port: int, to: Service, *, proto: str = "tcp") -> Offered:
+        """Let a port of the gateway lead to a service of the caller's own namespace, and to nothing else there.
+
+        All who are attached reach it, whatever else they may not.  A thread of this program forwards, so the service sees this
+        program as its client: on 127.0.0.1, and with its user id where it is a unix socket's.
+
+        Parameters
+        ----------
+        port
+            The port at the gateway's addresses; 0: a free one.
+        to
+            Where the service is: an address and a port, ``("127.0.0.1", 5432)``, or the path of a unix socket.
+        proto
+            "tcp" or "udp".
+
+        Returns
+        -------
+        Offered
+            Owned by the network too.
+
+        Raises
+        ------
+        PlanError
+            An argument cannot work.
+        SyscallError
+            EADDRINUSE: the port is in use; 53 is, where names are answered.
+
+        Examples
+        --------
+        >>> from isolib import new_network
+        >>> with new_network("10.77.0.0/24") as network:
+        ...     network.offer(5432, ("127.0.0.1", 5432))
+        <Offered 10.77.0.1:5432/tcp -> ('127.0.0.1', 5432)>
+        """
+        with self._lock:
+            self._check_open()
+            gateways = [pool.gateway for pool in self._pools]
+            made = new_offered(self.ns, gateways, port, to, proto=proto, left=self._offered.discard)
+            self._offered.add(made)
+        return made
 
     def allow(self, *destinations: str | AnyAddress | AnyNetwork) -> None:
         """Let these addresses and networks be reached from the network; of several decisions, the smallest network's counts.
@@ -394,8 +421,8 @@ class Network(Handle, made_by="isolib.new_network()"):
         there = Where(check_namespace(ns, "ns"))
         with self._lock, Rollback() as undo:
             self._check_open()
-            if host is not None or self.internet:
-                self._answer()
+            if self._responder is None and (host is not None or self.internet):
+                self._responder = self._undo.adopt(answer(self.ns, self._pools, self._names, internet=self.internet))
             taken = [self._take(undo, pool, address if pool.subnet.version == _IPV4 else ipv6) for pool in self._pools]
             self._check_wanted(address, ipv6)
             mac = bytes([0x02, 0x42, *taken[0].packed[-4:]])
@@ -462,24 +489,6 @@ class Network(Handle, made_by="isolib.new_network()"):
             self._endpoints.pop(id(endpoint), None)
             published = [one for one in [*self._published] if one.endpoint is endpoint]
         close_all(published)
-
-    def _answer(self) -> None:
-        """Begin to answer questions about names at the gateway's addresses."""
-        if self._responder is not None:
-            return
-        from isolib.net.responder import new_responder  # noqa: PLC0415 - who has no names needs none of it
-
-        zone = Zone(self._names, subnets=tuple(pool.subnet for pool in self._pools))
-        sockets: dict[str, list[Socket]] = {"udp": [], "tcp": []}
-        with Rollback() as undo:
-            for proto, made in sockets.items():
-                for pool in self._pools:
-                    made.append(bound_socket(self.ns, pool.gateway, _DNS_PORT, proto))
-                    undo.push(made[-1].close)
-            upstream = host_resolvers() if self.internet else ()
-            responder = new_responder(sockets["udp"], sockets["tcp"], zone=zone, upstream=upstream)
-            self._responder = self._undo.adopt(responder)
-            undo.dismiss()
 
 
 def close_all(handles: Sequence[Handle]) -> None:
