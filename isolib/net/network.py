@@ -24,6 +24,7 @@ from isolib.net.endpoint import Endpoint
 from isolib.net.firewall import Group
 from isolib.net.names import Names
 from isolib.net.names import check_name as check_host
+from isolib.net.plugs import Stock
 from isolib.net.published import new_offered, new_published
 from isolib.net.seeing import picture_of_network
 from isolib.net.sysctl import refuse_advertisements
@@ -102,6 +103,8 @@ class Network(Handle, made_by="isolib.new_network()"):
         self.internet = firewall is not None
         self._published: set[Published] = set()
         self._offered: set[Offered] = set()
+        self._stock = Stock(ns)
+        undo.push(self._stock.close)
         self._endpoints: dict[int, Endpoint] = {}
         self._numbers = count(1)
         first = {pool.subnet.version: pool for pool in pools}
@@ -139,7 +142,8 @@ class Network(Handle, made_by="isolib.new_network()"):
         """Let a port of the caller's own namespace, or a unix socket, lead to a port of an endpoint.
 
         A thread of this program forwards, so it takes no privilege and no rule in the kernel, and ports of 127.0.0.1 can be
-        published; who is connected sees the gateway as the other side.
+        published; who is connected sees the gateway as the other side.  For a caller without CAP_SYS_ADMIN a process of the
+        launcher opens the sockets inside, 16 at a time.
 
         Parameters
         ----------
@@ -169,10 +173,6 @@ class Network(Handle, made_by="isolib.new_network()"):
         SyscallError
             EADDRINUSE: the port is in use, or there is something at the path.
 
-        Notes
-        -----
-        For a caller without CAP_SYS_ADMIN a process of the launcher opens the socket of each connection inside.
-
         Examples
         --------
         >>> from isolib import new_netns, new_network
@@ -188,7 +188,7 @@ class Network(Handle, made_by="isolib.new_network()"):
             if endpoint not in self._endpoints.values():
                 raise PlanError(f"endpoint: {endpoint!r} is none of {self!r}")
             left = self._published.discard
-            made = new_published(self.ns, host_port, endpoint, port, proto=proto, host=host, mode=mode, left=left)
+            made = new_published(self._stock, host_port, endpoint, port, proto=proto, host=host, mode=mode, left=left)
             self._published.add(made)
         return made
 
@@ -228,8 +228,9 @@ class Network(Handle, made_by="isolib.new_network()"):
         """
         with self._lock:
             self._check_open()
-            gateways = [pool.gateway for pool in self._pools]
-            made = new_offered(self.ns, gateways, port, to, proto=proto, left=self._offered.discard)
+            made = new_offered(
+                self.ns, [pool.gateway for pool in self._pools], port, to, proto=proto, left=self._offered.discard
+            )
             self._offered.add(made)
         return made
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Fd
 from isolib._kernel.hints import hint
-from isolib._kernel.sockets import open_socket
+from isolib._kernel.sockets import open_socket, open_sockets
 from isolib.errors import PlanError, from_errno
 from isolib.net.serving import take_socket
 
@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from isolib.net.values import AnyAddress
     from isolib.types import HasFileno
 
-__all__ = ["KINDS", "SocketFile", "bound_socket", "check_path", "new_socket"]
+__all__ = ["KINDS", "SocketFile", "Stock", "bound_socket", "check_path", "new_socket"]
 
 KINDS: Final = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 #: Connections that wait to be accepted; net.core.somaxconn bounds it.
 _BACKLOG: Final = 1024
+#: How many sockets a process makes that is sent for one: each is a descriptor, of which a program may have 1024.
+_STOCK: Final = 16
 #: Of a path in an address, which a NUL ends (unix(7)).
 _LONGEST_PATH: Final = 107
 _IN_THE_WAY: Final = "there is something of this name; a socket that a killed program has left is to be removed by hand"
@@ -37,6 +39,34 @@ def new_socket(ns: HasFileno | None, address: AnyAddress, kind: int) -> Socket:
     """Return a socket of a namespace and of the family of an address, not blocking."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004
     return take_socket(open_socket(ns, family, kind | socket.SOCK_NONBLOCK))
+
+
+class Stock:
+    """Sockets of a namespace that are made before somebody needs them, where each would cost a process otherwise.
+
+    Parameters
+    ----------
+    ns
+        The namespace.
+    """
+
+    def __init__(self, ns: HasFileno) -> None:
+        self._ns = ns
+        self._spare: dict[tuple[int, int], list[Fd]] = {}
+
+    def take(self, address: AnyAddress, kind: int) -> Fd:
+        """Return a socket of the family of an address, not blocking.  One thread at a time may call this."""
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004
+        spare = self._spare.setdefault((family, kind), [])
+        if not spare:
+            spare.extend(open_sockets(self._ns, family, kind | socket.SOCK_NONBLOCK, count=_STOCK))
+        return spare.pop()
+
+    def close(self) -> None:
+        """Close all that nobody has needed; again is nothing."""
+        for spare in self._spare.values():
+            while spare:
+                spare.pop().close()
 
 
 def bound_socket(ns: HasFileno | None, address: AnyAddress, port: int, proto: str) -> Socket:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from isolib.net.endpoint import Endpoint
     from isolib.net.forward import Forwarder
+    from isolib.net.plugs import Stock
     from isolib.net.serving import Socket
     from isolib.net.streams import Open, Target
     from isolib.net.values import AnyAddress
@@ -92,7 +93,7 @@ class Published(Handle, made_by="Network.publish()"):
 
 
 def new_published(
-    ns: HasFileno,
+    stock: Stock,
     where: int | Path,
     endpoint: Endpoint,
     port: int,
@@ -104,14 +105,14 @@ def new_published(
 ) -> Published:
     """Let a port of the calling thread's namespace, or a unix socket, lead to an endpoint; as `Network.publish`.
 
-    ``ns`` is the namespace from which the endpoint is reached, ``left`` is called with what is returned when it is closed.
+    ``stock`` is of the namespace from which the endpoint is reached; ``left`` is called with what is returned, at its end.
     """
     _check_proto(proto)
     check_number(port, "port", 1, _HIGHEST_PORT)
     check_number(mode, "mode", 0, 0o777)
     inside = endpoint.address or endpoint.ipv6
     assert inside is not None  # noqa: S101 - a network has addresses of one kind at least
-    connect = partial(new_socket, ns, inside, KINDS[proto])
+    connect = partial(stock.take, inside, KINDS[proto])
     with Rollback() as undo:
         file, address = None, None
         if isinstance(where, int):
