@@ -18,7 +18,8 @@ def entry(index: int) -> dict[str, object]:
     table = ffi.from_buffer("struct isolib_table *", own().bytes)
     found = ffi.cast("struct isolib_entry *", table + 1)[index]
     bases = [found.bases[number] for number in range(found.base_count)]
-    return {"live": found.state != 0, "kind": found.kind, "bases": bases, "name": ffi.string(found.name)}
+    name, _, rest = bytes(ffi.buffer(found.name)).partition(b"\0")
+    return {"live": found.state != 0, "kind": found.kind, "bases": bases, "name": name, "rest": rest.rstrip(b"\0")}
 
 
 def indices() -> list[int]:

@@ -328,6 +328,7 @@ _EXPLAIN: Final[dict[str, Callable[[Step], list[Call]]]] = {
     "SETDOMAINNAME": _one("setdomainname", "{text}"),
     "LINK_UP": _link_up,
     "SOCKET": _socket,
+    "SEND": _one("sendmsg", "{fd2}, SCM_RIGHTS {fd}"),
     "SETSID": _one("setsid"),
     "PTY_OPEN": _pty_open,
     "STDIO": _stdio,

@@ -364,30 +364,38 @@ def entrust_link(netlink: int, index: int, keep: Callable[[Ticket], object] | No
     keep
         As in `entrust`.
     """
-    return _entrust(calls.ENTRY_LINK, netlink, str(index), keep)
+    return _entrust(calls.ENTRY_LINK, netlink, str(index).encode(), keep)
 
 
-def entrust_setting(file: int, value: str, keep: Callable[[Ticket], object] | None = None) -> Ticket:
-    """Have a value written to a setting when this process is gone; to be called before the setting is changed.
+def entrust_setting(file: int, old: str, value: str, keep: Callable[[Ticket], object] | None = None) -> Ticket:
+    """Have a setting given its old value back when this process is gone; to be called before the setting is changed.
+
+    Nothing is done then where it has another value than this process has given it, or where another program holds it by a lock
+    on that file (`isolib._kernel.holders`).  The locks of the open file are this process's, and the reaper's.
 
     Parameters
     ----------
     file
-        A file of /proc/sys, open for writing, which stays the caller's.
+        A file of /proc/sys, open for reading and writing, which stays the caller's.
+    old
+        What it is given then.
     value
-        What it is given then: what it was before.
+        What it is to have until then.
     keep
         As in `entrust`.
     """
-    return _entrust(calls.ENTRY_SETTING, file, f"{value}\n", keep)  # an empty one would be no write at all
+    before = _encoded(f"{old}\n")  # an empty one would be no write at all
+    return _entrust(calls.ENTRY_SETTING, file, b"\0".join((before, _encoded(value))), keep)
 
 
-def _entrust(kind: int, base: int, name: str, keep: Callable[[Ticket], object] | None) -> Ticket:
+def _entrust(kind: int, base: int, name: bytes, keep: Callable[[Ticket], object] | None) -> Ticket:
+    if len(name) > _NAME_MAX:
+        raise PlanError(f"what a setting was and what it is to be are longer than {_NAME_MAX} bytes together")
     reaper = _own()
     with reaper.lock:
         bases = reaper.bases([base], kind)
         row = (kind, 1, 0, bases[0].index, *[0] * (calls.ENTRY_BASES - 1))
-        return reaper.record(row, bases, _encoded(name), keep)
+        return reaper.record(row, bases, name, keep)
 
 
 def pid() -> int:

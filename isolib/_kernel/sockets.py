@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+from _socket import AF_UNIX, SOCK_SEQPACKET, socketpair  # the interpreter's own, not gevent's
+from contextlib import contextmanager
 from errno import EPERM
 from typing import TYPE_CHECKING, Final
 
@@ -20,11 +22,20 @@ from isolib._kernel.plan import HOLD, HOST, INSIDE, Builder, Step
 from isolib.errors import SyscallError, from_errno
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from _socket import socket as _Socket  # noqa: N812 - not socket.socket, which gevent replaces
+    from collections.abc import Callable, Iterator, Sequence
 
     from isolib.types import HasFileno
 
-__all__ = ["netlink_step", "new_namespace_beside", "open_file_in", "open_netlink_socket", "open_socket", "put_in"]
+__all__ = [
+    "netlink_step",
+    "new_namespace_beside",
+    "open_file_in",
+    "open_netlink_socket",
+    "open_socket",
+    "open_sockets",
+    "put_in",
+]
 
 _SILENT: Final = (calls.STDIO_NULL,) * 3
 _AF_NETLINK: Final = 16
@@ -59,6 +70,27 @@ def open_socket(net: HasFileno | None, family: int, kind: int, protocol: int = 0
         here=lambda: calls.new_socket(family, kind, protocol, label),
         there=lambda fd: calls.socket_in(fd, family, kind, protocol, label),
     )
+
+
+def open_sockets(net: HasFileno, family: int, kind: int, *, count: int, label: str = "socket") -> list[Fd]:
+    """Return new sockets of a network namespace: one, or as many as these where a process is sent for them.
+
+    Otherwise as `open_socket`.
+    """
+    step = _socket_step(family, kind, 0, label)
+    try:
+        return [calls.socket_in(net.fileno(), family, kind, 0, label)]
+    except SyscallError as error:
+        _check_refusal(error, label)
+    if _is_here(net):
+        return [calls.new_socket(family, kind, 0, label)]
+    with _pair() as (ours, theirs), calls.namespace_owner(net.fileno()) as owner, typed(label):
+        builder = _inside(owner, net)
+        way = builder.declare(theirs.fileno(), label)
+        for _ in range(count):
+            builder.add(INSIDE, Step("SEND", fd=builder.produce(INSIDE, step, label), fd2=way, what=label))
+        launch(builder.build(HOLD), builder.fds, stdio=_SILENT).end()
+        return [calls.receive_descriptor(ours.fileno(), label) for _ in range(count)]
 
 
 def open_netlink_socket(net: HasFileno | None, protocol: int, label: str, put: tuple[str, str] | None = None) -> Fd:
@@ -187,13 +219,30 @@ def new_namespace_beside(net: HasFileno | None) -> Fd:
     return _by_launcher(net, (unshare, file), label)
 
 
+@contextmanager
+def _pair() -> Iterator[tuple[_Socket, _Socket]]:
+    """Give the two ends of a connection for the time of a block; they close themselves too, when nobody has them."""
+    pair = socketpair(AF_UNIX, SOCK_SEQPACKET)
+    try:
+        yield pair
+    finally:
+        for end in pair:
+            end.close()
+
+
+def _inside(owner: Fd, net: HasFileno) -> Builder:
+    """Return a plan that goes to a namespace, as its owner."""
+    builder = Builder()
+    for fd, kind in ((owner.fileno(), "user"), (net.fileno(), "net")):
+        flags = calls.NAMESPACE_FLAGS[kind]
+        builder.add(HOST, Step("SETNS", fd=builder.declare(fd, f"{kind} namespace"), flags=flags, what=f"{kind} namespace"))
+    return builder
+
+
 def _by_launcher(net: HasFileno, steps: Sequence[Step], label: str) -> Fd:
     """Send a process there, as the owner; return what the last of the steps yields."""
     with calls.namespace_owner(net.fileno()) as owner, typed(label):
-        builder = Builder()
-        for fd, kind in ((owner.fileno(), "user"), (net.fileno(), "net")):
-            flags = calls.NAMESPACE_FLAGS[kind]
-            builder.add(HOST, Step("SETNS", fd=builder.declare(fd, f"{kind} namespace"), flags=flags, what=f"{kind} namespace"))
+        builder = _inside(owner, net)
         for step in steps[:-1]:
             builder.add(INSIDE, step)
         builder.pty = builder.produce(INSIDE, steps[-1], label)

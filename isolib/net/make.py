@@ -79,13 +79,12 @@ def new_network(
     -----
     Privileges: none; who has no CAP_SYS_ADMIN gets a network that belongs to a user namespace of his own.  With ``internet``:
     CAP_NET_ADMIN over the calling thread's network namespace, whose forwarding (``net.ipv4.ip_forward``, with IPv6
-    ``net.ipv6.conf.all.forwarding``) is switched on, unless it is, until the last such network of this program is closed.
-    Kernel: CONFIG_BRIDGE, CONFIG_VETH, CONFIG_NET_NS; with ``internet`` nftables too, and Linux 5.12.
+    ``net.ipv6.conf.all.forwarding``) is switched on, unless it is, until the last such network is closed, of this program and
+    of others in that namespace with the same /proc (`isolib.net.hold`).  Kernel: CONFIG_BRIDGE, CONFIG_VETH, CONFIG_NET_NS;
+    with ``internet`` nftables too, and Linux 5.12.
 
-    **Other programs are not counted.**  Where several have such networks in one namespace at once, as the workers of
-    pytest-xdist may, the first that ends switches forwarding off for all.  Switch it on for good before they start
-    (``sysctl -w net.ipv4.ip_forward=1``): none of them changes it then.  And who forwards IPv6 takes no default route from
-    routers' advertisements and drops those that he has, but at interfaces whose ``accept_ra`` is 2 (ip-sysctl.rst).
+    Who forwards IPv6 takes no default route from routers' advertisements and drops those that he has, but at interfaces whose
+    ``accept_ra`` is 2 (ip-sysctl.rst).
 
     Examples
     --------

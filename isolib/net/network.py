@@ -16,21 +16,21 @@ from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.hints import typed
 from isolib.errors import PlanError
 from isolib.net import hosts, requests
+from isolib.net.answering import answer
 from isolib.net.bridge import isolation
 from isolib.net.carrier import settle_addresses
-from isolib.net.checks import check_address, check_name, check_number
+from isolib.net.checks import check_name
 from isolib.net.chosen import check_apart
 from isolib.net.ending import ending
 from isolib.net.endpoint import Endpoint, check_groups
 from isolib.net.firewall import Group
-from isolib.net.forward import new_forwarder
-from isolib.net.names import Names, Zone
+from isolib.net.names import Names
 from isolib.net.names import check_name as check_host
-from isolib.net.plugs import KINDS, bound_socket, new_socket
-from isolib.net.published import Published
+from isolib.net.plugs import Stock
+from isolib.net.published import new_offered, new_published
 from isolib.net.seeing import picture_of_network
 from isolib.net.sysctl import refuse_advertisements
-from isolib.net.uplink import host_resolvers, open_inner_firewall, resolve
+from isolib.net.uplink import open_inner_firewall, resolve
 from isolib.net.veth import connect
 from isolib.net.where import Where, check_namespace
 
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
     from isolib.net.interface import Interface
     from isolib.net.picture import Picture
     from isolib.net.pool import Pool
+    from isolib.net.published import Offered, Path, Published, Service
     from isolib.net.values import AnyAddress, AnyNetwork
     from isolib.types import HasFileno
 
 __all__ = ["Network", "close_all"]
 
 _IPV4: Final = 4
-_HIGHEST_PORT: Final = 65535
 
 
 class Network(Handle, made_by="isolib.new_network()"):
@@ -73,8 +73,7 @@ class Network(Handle, made_by="isolib.new_network()"):
     subnet6, gateway6
         Of IPv6, or None.
     internet
-        Whether those who are attached reach what the host reaches.  That takes a setting of the host's, whose users each
-        program counts for itself: what that means for several programs at once, `new_network` says.
+        Whether those who are attached reach what the host reaches.
     dns
         Whether the gateway answers questions about names.
     """
@@ -110,6 +109,9 @@ class Network(Handle, made_by="isolib.new_network()"):
         self._firewall = firewall
         self.internet = firewall is not None
         self._published: set[Published] = set()
+        self._offered: set[Offered] = set()
+        self._stock = Stock(ns)
+        undo.push(self._stock.close)
         self._endpoints: dict[int, Endpoint] = {}
         self._numbers = count(1)
         first = {pool.subnet.version: pool for pool in pools}
@@ -132,7 +134,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         with Rollback() as undo:
             undo.push(close_all, [*self._endpoints.values()])
             undo.push(self._undo.unwind)
-            undo.push(close_all, [*self._published])
+            undo.push(close_all, [*self._published, *self._offered])
 
     def ending(self) -> Ending:
         """Return what tells when the network, closed, has ended, as `isolib.net.ending`; those attached to it may live on."""
@@ -140,22 +142,25 @@ class Network(Handle, made_by="isolib.new_network()"):
 
     def publish(
         self,
-        host_port: int,
+        host_port: int | Path,
         endpoint: Endpoint,
         port: int,
         *,
         proto: str = "tcp",
         host: str | AnyAddress = "127.0.0.1",
+        mode: int = 0o600,
     ) -> Published:
-        """Let a port of the caller's own namespace lead to one of an endpoint.
+        """Let a port of the caller's own namespace, or a unix socket, lead to a port of an endpoint.
 
         A thread of this program forwards, so it takes no privilege and no rule in the kernel, and ports of 127.0.0.1 can be
-        published; who is connected sees the gateway as the other side.
+        published; who is connected sees the gateway as the other side.  For a caller without CAP_SYS_ADMIN a process of the
+        launcher opens the sockets inside, 16 at a time.
 
         Parameters
         ----------
         host_port
-            The port outside; 0: a free one, which is the ``port`` of what is returned.
+            The port outside; 0: a free one, which is the ``port`` of what is returned.  Or the path of a unix socket, at which
+            nothing is yet: it is removed at the end, but stays when this program is killed.
         endpoint
             One of this network's.
         port
@@ -164,6 +169,8 @@ class Network(Handle, made_by="isolib.new_network()"):
             "tcp" or "udp".
         host
             The address outside; "0.0.0.0" and "::" are all.
+        mode
+            The permissions of a unix socket, less those of the umask: who may write to it may connect.
 
         Returns
         -------
@@ -175,11 +182,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         PlanError
             An argument cannot work.
         SyscallError
-            EADDRINUSE: the port is in use.
-
-        Notes
-        -----
-        For a caller without CAP_SYS_ADMIN a process of the launcher opens the socket of each connection inside.
+            EADDRINUSE: the port is in use, or there is something at the path.
 
         Examples
         --------
@@ -191,30 +194,56 @@ class Network(Handle, made_by="isolib.new_network()"):
         True
         >>> a.close()
         """
-        if proto not in KINDS:
-            raise PlanError(f"proto: {' or '.join(map(repr, KINDS))} is wanted, not {proto!r}")
-        check_number(host_port, "host_port", 0, _HIGHEST_PORT)
-        check_number(port, "port", 1, _HIGHEST_PORT)
-        outside = check_address(host, "host")
         with self._lock:
             self._check_open()
             if endpoint not in self._endpoints.values():
                 raise PlanError(f"endpoint: {endpoint!r} is none of {self!r}")
-            inside = endpoint.address or endpoint.ipv6
-            assert inside is not None  # noqa: S101 - a network has addresses of one kind at least
-            front = bound_socket(None, outside, host_port, proto)
-            own_port = front.getsockname()[1]
-            connect = partial(new_socket, self.ns, inside, KINDS[proto])
-            try:
-                forwarder = new_forwarder(front, connect, (str(inside), port))
-            except BaseException:
-                front.close()
-                raise
-            published = Published._make(
-                forwarder, outside, own_port, endpoint, inner_port=port, proto=proto, left=self._published.discard
+            left = self._published.discard
+            made = new_published(self._stock, host_port, endpoint, port, proto=proto, host=host, mode=mode, left=left)
+            self._published.add(made)
+        return made
+
+    def offer(self, port: int, to: Service, *, proto: str = "tcp") -> Offered:
+        """Let a port of the gateway lead to a service of the caller's own namespace, and to nothing else there.
+
+        All who are attached reach it, whatever else they may not.  A thread of this program forwards, so the service sees this
+        program as its client: on 127.0.0.1, and with its user id where it is a unix socket's.
+
+        Parameters
+        ----------
+        port
+            The port at the gateway's addresses; 0: a free one.
+        to
+            Where the service is: an address and a port, ``("127.0.0.1", 5432)``, or the path of a unix socket.
+        proto
+            "tcp" or "udp".
+
+        Returns
+        -------
+        Offered
+            Owned by the network too.
+
+        Raises
+        ------
+        PlanError
+            An argument cannot work.
+        SyscallError
+            EADDRINUSE: the port is in use; 53 is, where names are answered.
+
+        Examples
+        --------
+        >>> from isolib import new_network
+        >>> with new_network("10.77.0.0/24") as network:
+        ...     network.offer(5432, ("127.0.0.1", 5432))
+        <Offered 10.77.0.1:5432/tcp -> ('127.0.0.1', 5432)>
+        """
+        with self._lock:
+            self._check_open()
+            made = new_offered(
+                self.ns, [pool.gateway for pool in self._pools], port, to, proto=proto, left=self._offered.discard
             )
-            self._published.add(published)
-        return published
+            self._offered.add(made)
+        return made
 
     def allow(self, *destinations: str | AnyAddress | AnyNetwork) -> None:
         """Let these addresses and networks be reached from the network; of several decisions, the smallest network's counts.
@@ -425,8 +454,8 @@ class Network(Handle, made_by="isolib.new_network()"):
                 then=(self._tame, partial(self._equip, taken, default_route=default_route)),
                 settled=(self.bridge.interface,),
             )
-            if self.dns and (host is not None or self.internet):
-                self._answer()
+            if self._responder is None and self.dns and (host is not None or self.internet):
+                self._responder = self._undo.adopt(answer(self.ns, self._pools, self._names, internet=self.internet))
             settle_addresses(interface, taken)
             settle_addresses(self.bridge.interface, (pool.gateway for pool in self._pools))
             endpoint = Endpoint._make(
@@ -484,17 +513,6 @@ class Network(Handle, made_by="isolib.new_network()"):
             self._endpoints.pop(id(endpoint), None)
             published = [one for one in [*self._published] if one.endpoint is endpoint]
         close_all(published)
-
-    def _answer(self) -> None:
-        """Begin to answer questions about names at the gateway's addresses."""
-        if self._responder is not None:
-            return
-        from isolib.net.responder import respond_at  # noqa: PLC0415 - who has no names needs none of it
-
-        zone = Zone(self._names, subnets=tuple(self._subnets))
-        upstream = host_resolvers() if self.internet else ()
-        gateways = [pool.gateway for pool in self._pools]
-        self._responder = self._undo.adopt(respond_at(self.ns, gateways, zone=zone, upstream=upstream))
 
 
 def close_all(handles: Sequence[Handle]) -> None:

@@ -26,7 +26,7 @@ def picture_of_network(network: Network, published: list[Published]) -> Picture:
         Cable(("bridge", endpoint.port.name), (f"endpoint {number}", endpoint.name)) for number, endpoint in enumerate(ends)
     ]
     if network.internet or published:
-        notes = [f"{one.address}:{one.port}/{one.proto} to {_name(one.endpoint)}:{one.inner_port}" for one in published]
+        notes = [f"{one.outside} to {_name(one.endpoint)}:{one.inner_port}" for one in published]
         ways = ("way out",) if network.internet else ()
         boxes.insert(0, Box("host", "host", plugs=(Plug("uplink"),) if network.internet else (), notes=(*ways, *notes)))
         if network.internet:

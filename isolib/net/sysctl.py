@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 from isolib._kernel import reaper
 from isolib._kernel.handle import Handle, Rollback, home
 from isolib._kernel.hints import typed
+from isolib._kernel.holders import Held, Holders
 from isolib._kernel.sockets import open_file_in
 from isolib.errors import PlanError, SyscallError, from_errno
 from isolib.net.where import check_namespace
@@ -224,7 +225,7 @@ def _write(file: Fd, path: str, text: str) -> None:
 
 
 class _Shared:
-    """A setting that this process has changed, for as long as somebody needs it."""
+    """A setting that this process holds, for as long as somebody in it needs it."""
 
     def __init__(self) -> None:
         self._lock = RLock()  # a finalizer may come here in the midst of anything
@@ -233,7 +234,7 @@ class _Shared:
         self.value = ""
 
     def join(self, user: int, net: HasFileno | None, path: str, value: str) -> None:
-        """Change it, unless another user has."""
+        """Hold it, unless another user does."""
         with self._lock:
             if self._undo is not None and self.value != value:
                 raise PlanError(f"value: {path} is held at {self.value!r} by another user in this program, not {value!r}")
@@ -242,7 +243,7 @@ class _Shared:
                 self._change(net, path, value)
 
     def leave(self, user: int) -> None:
-        """Put it back, unless another user needs it still."""
+        """Let it go, unless another user needs it still."""
         with self._lock:
             self._users.discard(user)
             undo = self._undo
@@ -254,27 +255,47 @@ class _Shared:
     def _change(self, net: HasFileno | None, path: str, value: str) -> None:
         with Rollback() as undo:
             file = undo.adopt(_opened(net, path, os.O_RDWR))
-            old = _read(file, path)
-            if old != value:
-                if not getattr(net, "made_here", False):
-                    reaper.entrust_setting(file.fileno(), old, lambda ticket: undo.push(ticket.strike))
-                undo.push(_put_back, file, path, value, old)
-                _write(file, path, value)
+            holders = Holders(file, path)
+            undo.push(holders.clear)
+            with holders.door():
+                others, now = holders.others(), _read(file, path)
+                if others is not None and others.value != value:
+                    raise PlanError(f"value: {path} is held at {others.value!r} by another program, not {value!r}")
+                held = Held(now if others is None else others.old, value)
+                if held.old != value:
+                    if not getattr(net, "made_here", False):
+                        reaper.entrust_setting(file.fileno(), *held, lambda ticket: undo.push(ticket.strike))
+                    undo.push(_put_back, holders, file, path, held)
+                    holders.join(held)
+                if now != value:
+                    _write(file, path, value)
             self.value = value
             self._undo = undo
             undo.keep()
 
 
-def _put_back(file: Fd, path: str, ours: str, old: str) -> None:
-    if _read(file, path) == ours:  # else somebody has changed it since, who wanted it so
-        _write(file, path, old)
+def _put_back(holders: Holders, file: Fd, path: str, held: Held) -> None:
+    with holders.door(going=True):
+        # One that somebody has changed since, who wanted it so, stays; and that of a link that has gone is gone too.
+        if holders.others() is None and _is_at(file, path, held.value):
+            _write(file, path, held.old)
+        holders.leave()
+
+
+def _is_at(file: Fd, path: str, value: str) -> bool:
+    try:
+        return _read(file, path) == value
+    except SyscallError as error:
+        if error.errno != ENOENT:
+            raise
+        return False
 
 
 _held: Final[WeakValueDictionary[tuple[object, ...], _Shared]] = WeakValueDictionary()
 
 
 class HeldSetting(Handle, made_by="isolib.net.sysctl.hold()"):
-    """A setting that has a value for as long as somebody in this program needs it."""
+    """A setting that has a value for as long as somebody needs it."""
 
     def __init__(self, path: str, value: str, undo: Rollback) -> None:
         super().__init__()
@@ -293,13 +314,12 @@ class HeldSetting(Handle, made_by="isolib.net.sysctl.hold()"):
 def hold(name: str, value: Value, *, ns: HasFileno | None = None) -> HeldSetting:
     """Give a setting of a namespace that stays a value, and put the old one back when nobody needs it any more.
 
-    Several users in this program may hold one setting at one value: the last one to close puts it back, and so does the reaper
-    when this program is killed.  Where it has the value already, nothing is changed and nothing put back.
+    Several users, in this program and in others, may hold one setting of one namespace at one value: the last one to close puts
+    back what was there before the first, and so does the reaper of a program that is killed.  Where it has the value already,
+    and nobody holds it, nothing is changed and nothing put back; and what somebody else has set meanwhile stays.
 
-    **Only this program's users are counted**, for the kernel counts none.  Of several programs that hold a setting of one
-    namespace, as the workers of pytest-xdist may, the first has changed it: when its users are done it puts the old value back,
-    and the others have it no longer.  Where several are to have it, it is set for good before they start (sysctl(8)): none of
-    them changes it then.
+    Programs know of each other by locks on the setting's file, so they must have the same procfs: one in a container with a
+    /proc of its own, but in the same network namespace, is not seen, and does not see the others.
 
     Parameters
     ----------
@@ -316,9 +336,9 @@ def hold(name: str, value: Value, *, ns: HasFileno | None = None) -> HeldSetting
     Raises
     ------
     PlanError
-        It is no setting's name or no value; or somebody in this program holds it at another one.
+        It is no setting's name or no value; or somebody holds it at another one, in this program or another.
     SyscallError, SetupFailed, ClosedError
-        As in `Sysctls`; nothing has changed.
+        As in `Sysctls`; nothing has changed.  EAGAIN: a process that may only read the setting keeps a lock on it.
 
     Examples
     --------

@@ -31,6 +31,7 @@ INSIDE = ("unshare", "--net") if os.geteuid() == 0 else ("unshare", "--map-root-
 """A host that may do everything in a network namespace of its own."""
 
 PROGRAM = """
+import select
 from isolib import new_netns
 from isolib.net.kinds import new_macvlan, new_vxlan
 from isolib.net.queries import links
@@ -187,7 +188,9 @@ def test_reaper_that_was_killed_before() -> None:
     body = """
         made = [new_veth(None, None, names=("a1", "a2")), hold("net.ipv4.ip_forward", 1)]
         before = reaper.pid()
+        pidfd = os.pidfd_open(before)
         os.kill(before, signal.SIGKILL)
+        select.select([pidfd], [], [])
         sys.stdin.readline()
         made.append(new_veth(None, None, names=("b1", "b2")))
         tell(reaper.pid(), before)

@@ -63,6 +63,7 @@ EXAMPLES = {
     "SETDOMAINNAME": Step("SETDOMAINNAME", text=b"domain"),
     "LINK_UP": Step("LINK_UP", text=b"lo"),
     "SOCKET": Step("SOCKET", out=MADE, flags=16, value=3 << 32),
+    "SEND": Step("SEND", fd=DECLARED, fd2=DECLARED),
     "SETSID": Step("SETSID"),
     "PTY_OPEN": Step("PTY_OPEN", text=b"/dev/ptmx", out=MADE, fd2=TERMINAL),
     "STDIO": Step("STDIO", fd=DECLARED, flags=1),

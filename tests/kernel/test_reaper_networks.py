@@ -54,14 +54,23 @@ def test_link_is_what_c_reads(route: Socket) -> None:
 
 
 def test_setting_is_what_c_reads(setting: int) -> None:
-    """A setting stands in the table by the line that it is given back, below its open file, until it is struck."""
+    """A setting stands in the table by the line that it is given back, and by what it is to be then, until it is struck."""
     before = indices()
-    for value in ("0", "4096 131072 6291456", "1\t2", "é", "", "x" * 254):
-        ticket = reaper.entrust_setting(setting, value)
+    for value in ("0", "4096 131072 6291456", "1\t2", "é", "", "x" * 252):
+        ticket = reaper.entrust_setting(setting, value, "1")
         (index,) = set(indices()) - set(before)
         found = entry(index)
-        assert (found["kind"], found["name"]) == (calls.ENTRY_SETTING, f"{value}\n".encode())
+        assert (found["kind"], found["name"], found["rest"]) == (calls.ENTRY_SETTING, f"{value}\n".encode(), b"1")
         ticket.strike()
+    assert indices() == before
+
+
+def test_setting_that_is_too_long(setting: int) -> None:
+    """Values that an entry has no room for together are refused, and so is what is not one line."""
+    before = indices()
+    for old, value in (("x" * 253, "1"), ("1", "x" * 253), ("0", "a\0b"), ("0", "")):
+        with pytest.raises(PlanError):
+            reaper.entrust_setting(setting, old, value)
     assert indices() == before
 
 
@@ -81,7 +90,7 @@ def test_ticket_is_given_before_it_counts(route: Socket, setting: int) -> None:
     """Who is to keep the ticket has it before the entry counts."""
     makers: list[Callable[[Callable[[Ticket], object]], Ticket]] = [
         lambda keep: reaper.entrust_link(route.fileno(), 7, keep),
-        lambda keep: reaper.entrust_setting(setting, "0", keep),
+        lambda keep: reaper.entrust_setting(setting, "0", "1", keep),
     ]
     for make in makers:
         seen: list[tuple[Ticket, list[int]]] = []
@@ -102,7 +111,7 @@ def test_what_is_looked_up_elsewhere(route: Socket, setting: int, tmp_path: Path
                 reaper.entrust_link(fd, 7)
         for fd in (group, plain, route.fileno()):
             with pytest.raises(PlanError, match="is not an open file of /proc/sys"):
-                reaper.entrust_setting(fd, "0")
+                reaper.entrust_setting(fd, "0", "1")
         with pytest.raises(PlanError, match="is not a directory of cgroups"):
             reaper.entrust([setting], "isolib-absent")
     finally:
@@ -121,7 +130,7 @@ def test_known_by_another_kind(route: Socket) -> None:
     """What is known as the socket of links is no place for groups or settings."""
     ticket = reaper.entrust_link(route.fileno(), 7)
     with pytest.raises(PlanError):
-        reaper.entrust_setting(route.fileno(), "0")
+        reaper.entrust_setting(route.fileno(), "0", "1")
     with pytest.raises(PlanError):
         reaper.entrust([route.fileno()], "isolib-absent")
     ticket.strike()

@@ -66,12 +66,14 @@ static long allocate_table(size_t size) {
         struct isolib_entry *entry = &entries[i];
         char fill;
         entry->state = below(4) != 0;
-        entry->kind = ISOLIB_ENTRY_CGROUP + (uint32_t)below(3);
+        entry->kind = ISOLIB_ENTRY_CGROUP + (uint32_t)below(3); /* of a setting, what it must have follows */
         fill = entry->kind == ISOLIB_ENTRY_CGROUP ? 'x' : '7';
         entry->base_count = (uint32_t)below(4);
         for (int at = 0; at < ISOLIB_ENTRY_BASES; at++)
             entry->bases[at] = (uint16_t)(below(8) ? below(4) : number());
         memset(entry->name, below(8) ? fill : '.', below(8) ? 1 + below(3) : sizeof(entry->name));
+        if (entry->kind == ISOLIB_ENTRY_SETTING && below(8))
+            memset(entry->name + strlen(entry->name) % 8 + 1, '1', 1 + below(3));
         if (below(8) == 0)
             entry->name[below(sizeof(entry->name))] = (char)number();
         if (below(8) == 0)
@@ -240,6 +242,27 @@ static long answer_read(long a, long b, long c) {
     return c;
 }
 
+/* Of a lock, whether somebody else has one; else a new descriptor. */
+static long answer_fcntl(long command, long argument) {
+    if (command == ISO_OFD_SETLK) {
+        touch((const void *)argument, sizeof(struct iso_lock));
+        return below(2) ? -EAGAIN : 0;
+    }
+    if (command != ISO_OFD_GETLK)
+        return new_fd();
+    touch((const void *)argument, sizeof(struct iso_lock));
+    ((struct iso_lock *)argument)->type = below(2) ? ISO_UNLCK : ISO_WRLCK;
+    return 0;
+}
+
+/* What a setting has, or a file of counts. */
+static long answer_value(char *text, size_t size) {
+    size_t length = below(4) ? 1 + below(4) : below(size + 1);
+    memset(text, 0, size);
+    memset(text, below(4) ? '1' : '\n', length < size ? length : size);
+    return (long)(length < size ? length : size);
+}
+
 static long answer_wait(long status, long options) {
     if (status)
         *(int *)status = (int)below(256) << 8;
@@ -356,9 +379,12 @@ long sys6(long nr, long a, long b, long c, long d, long e, long f) {
     case __NR_fsmount:
     case __NR_socket:
     case __NR_signalfd4:
-    case __NR_fcntl:
     case __NR_pidfd_open:
         return new_fd();
+    case __NR_fcntl:
+        return answer_fcntl(b, c);
+    case __NR_pread64:
+        return answer_value((char *)b, (size_t)c);
     case __NR_kill:
         return below(2) ? -ESRCH : 0;
     case __NR_openat:

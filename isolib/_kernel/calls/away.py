@@ -71,6 +71,11 @@ def socket_in(net: int, family: int, kind: int, protocol: int, target: str) -> F
     return _back(made, stage[0], target)
 
 
+def receive_descriptor(fd: int, target: str) -> Fd:
+    """Return a descriptor that has been sent to a unix socket: recvmsg(2), SCM_RIGHTS.  It is not waited for."""
+    return taken("recvmsg", target, Fd.take(lib.isolib_receive, fd))
+
+
 def open_in(net: int, path: str, flags: int) -> Fd:
     """Open a file that is a network namespace's, one of /proc/sys/net: open(2), setns(2).
 

@@ -54,6 +54,7 @@ enum isolib_kind {
     STEP_SETDOMAINNAME,
     STEP_LINK_UP, /* the network interface text */
     STEP_SOCKET,  /* flags: family, value: type << 32 | protocol */
+    STEP_SEND,    /* slot fd, to who has the other end of the socket that slot fd2 is */
     STEP_SETSID,
     STEP_PTY_OPEN, /* out: the master, fd2: the slot that gets the terminal */
     STEP_STDIO,    /* slot fd becomes 0, 1, 2 and, flags 1, the controlling terminal */
@@ -154,7 +155,13 @@ enum isolib_table_limits {
 enum isolib_entry_kind {
     ISOLIB_ENTRY_CGROUP = 1, /* a directory of cgroups with all that it holds */
     ISOLIB_ENTRY_LINK,       /* the link whose number the name is, in the namespace of a netlink socket */
-    ISOLIB_ENTRY_SETTING     /* the name is what an open file of /proc/sys is given back */
+    ISOLIB_ENTRY_SETTING     /* the name is what an open file of /proc/sys is given back, if it has the value that follows */
+};
+
+/* Where those who hold a setting lock its file: holders.py says what for. */
+enum isolib_setting_locks {
+    ISOLIB_SETTING_DOOR = 0,       /* a byte: who has it may come or go */
+    ISOLIB_SETTING_MARKS_FROM = 57 /* a power of two: from that byte on lie the marks of those who hold it */
 };
 
 /*
@@ -397,6 +404,8 @@ enum isolib_away {
 int isolib_namespace_new(int kind, const char *file, int lo, const char *hostname, const char *domainname, int32_t *stage);
 int isolib_socket(int family, int type, int protocol);
 int isolib_socket_in(int net, const char *file, int family, int type, int protocol, int32_t *stage);
+/* The descriptor that has been sent to a unix socket; it is not waited for. */
+int isolib_receive(int fd);
 int isolib_open_in(int net, const char *file, const char *path, int flags, int32_t *stage);
 /* writes to a file that is that one's; 0 */
 int isolib_put_in(int net, const char *file, const char *path, const char *text, int32_t *stage);

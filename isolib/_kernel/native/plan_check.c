@@ -49,6 +49,7 @@ static const uint16_t uses[STEP_KINDS] = {
     [STEP_SETDOMAINNAME] = TEXT,
     [STEP_LINK_UP] = TEXT,
     [STEP_SOCKET] = OUT,
+    [STEP_SEND] = FD | FD2,
     [STEP_PTY_OPEN] = FD_OPTIONAL | TEXT | OUT | FD2,
     [STEP_STDIO] = FD,
     [STEP_FCHOWN] = FD,

@@ -133,10 +133,21 @@ static int is_name(const char name[256]) {
     return size > 0 && size < 256 && !name[size] && !is_dots(name);
 }
 
+/* What a setting is given back, and after it what it must have then. */
+static int is_pair(const char name[256]) {
+    size_t size = 0;
+    while (size < 256 && name[size])
+        size++;
+    for (size++; size < 256 && name[size]; size++)
+        ;
+    return size < 256;
+}
+
 static int is_live(const struct reaping *r, uint32_t index) {
     const struct isolib_entry *entry = entry_at(r, index);
     return entry->state && !(r->done[index / 8] & 1 << index % 8) && entry->kind >= ISOLIB_ENTRY_CGROUP &&
-           entry->kind <= ISOLIB_ENTRY_SETTING && entry->base_count <= ISOLIB_ENTRY_BASES && is_name(entry->name);
+           entry->kind <= ISOLIB_ENTRY_SETTING && entry->base_count <= ISOLIB_ENTRY_BASES && is_name(entry->name) &&
+           (entry->kind != ISOLIB_ENTRY_SETTING || is_pair(entry->name));
 }
 
 static const struct directory *base_of(const struct reaping *r, const struct isolib_entry *entry, uint32_t which) {
@@ -168,6 +179,46 @@ static void remove_link(int socket, const char *digits) {
         SYS3(write, socket, &request, sizeof(request));
 }
 
+static long lock(int file, int16_t type, int64_t start, int64_t size) {
+    struct iso_lock wanted = {type, 0, start, size, 0};
+    return SYS3(fcntl, file, ISO_OFD_SETLK, &wanted);
+}
+
+/* Whether another program has a lock that takes the right to write the setting. */
+static int is_locked(int file, int64_t start, int64_t size) {
+    struct iso_lock found = {ISO_RDLCK, 0, start, size, 0};
+    return SYS3(fcntl, file, ISO_OFD_GETLK, &found) == 0 && found.type != ISO_UNLCK;
+}
+
+static int has_value(int file, const char *value) {
+    char text[256];
+    long size = SYS4(pread64, file, text, sizeof(text), 0), at = 0;
+    while (size > 0 && (text[size - 1] == '\n' || text[size - 1] == ' ' || text[size - 1] == '\t'))
+        size--;
+    while (at < size && value[at] && value[at] == text[at])
+        at++;
+    return size >= 0 && at == size && !value[at];
+}
+
+/*
+ * Gives a setting its value back, unless somebody else has changed it, or another program holds it: then that one will.  This
+ * process has the host's own locks, which belong to the open file.  Who has the door and does not give it is not waited for in
+ * the end; and who has it by a right to read is not waited for at all.
+ */
+static int give_back(const struct reaping *r, int file, const char name[256]) {
+    const int64_t marks = (int64_t)1 << ISOLIB_SETTING_MARKS_FROM;
+    const char *value = name + length(name) + 1;
+    if (lock(file, ISO_WRLCK, ISOLIB_SETTING_DOOR, 1) < 0 && is_locked(file, ISOLIB_SETTING_DOOR, 1) &&
+        now_ns() < r->deadline_ns - SECOND) {
+        wait_for(-1, 0, now_ns() + SECOND / 1000);
+        return 1;
+    }
+    if (!is_locked(file, marks, 0) && has_value(file, value))
+        SYS4(pwrite64, file, name, length(name), 0);
+    lock(file, ISO_UNLCK, 0, 0);
+    return 0;
+}
+
 /* Returns whether something is left that may go later. */
 static int remove_entry(struct reaping *r, uint32_t index) {
     const struct isolib_entry *entry = entry_at(r, index);
@@ -179,7 +230,7 @@ static int remove_entry(struct reaping *r, uint32_t index) {
         if (entry->kind == ISOLIB_ENTRY_LINK && base->version == NETLINK)
             remove_link(base->fd, entry->name);
         if (entry->kind == ISOLIB_ENTRY_SETTING && base->version == SETTING)
-            SYS4(pwrite64, base->fd, entry->name, length(entry->name), 0);
+            left |= give_back(r, base->fd, entry->name);
     }
     if (!left)
         r->done[index / 8] |= (uint8_t)(1 << index % 8);

@@ -165,6 +165,16 @@ static long link_up(const char *name) {
     return result;
 }
 
+static long send_descriptor(int socket, int fd) {
+    enum { NO_SIGNAL = 0x4000, DONT_WAIT = 0x40 };
+    const char word = 0;
+    struct iso_iovec part = {&word, 1};
+    struct iso_fd_control control = {offsetof(struct iso_fd_control, fds) + 4, ISO_SOL_SOCKET, ISO_SCM_RIGHTS, {fd, -1}};
+    struct iso_msghdr header = {0, 0, &part, 1, &control, sizeof(control), 0};
+    long sent = SYS3(sendmsg, socket, &header, NO_SIGNAL | DONT_WAIT);
+    return sent < 0 ? sent : 0;
+}
+
 static long pty_open(struct launcher *l, const struct isolib_step *step) {
     enum { LOCK = 0x40045431, GET_PEER = 0x5441, MODE = ISO_O_RDWR | ISO_O_NOCTTY | ISO_O_CLOEXEC };
     int32_t unlocked = 0;
@@ -413,6 +423,8 @@ long run_step(struct launcher *l, const struct isolib_step *step) {
         return link_up(text);
     case STEP_SOCKET:
         return into_slot(l, step, SYS3(socket, step->flags, step->value >> 32 | ISO_O_CLOEXEC, step->value & 0xffffffffU));
+    case STEP_SEND:
+        return send_descriptor(slot(l, step->fd2), slot(l, step->fd));
     default:
         return run_identity_step(l, step);
     }

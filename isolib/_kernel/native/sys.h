@@ -113,6 +113,20 @@ struct iso_timespec {
     int64_t nsec;
 };
 
+/* Of an open file description: fcntl_locking(2), F_OFD_SETLK. */
+struct iso_lock {
+    int16_t type;
+    int16_t whence;
+    int64_t start;
+    int64_t size; /* 0: to the end */
+    int32_t pid;
+};
+#define ISO_OFD_GETLK 36
+#define ISO_OFD_SETLK 37
+#define ISO_RDLCK 0
+#define ISO_WRLCK 1
+#define ISO_UNLCK 2
+
 struct iso_iovec {
     const void *base;
     size_t size;

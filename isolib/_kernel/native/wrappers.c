@@ -22,6 +22,26 @@
 #include "sys.h"
 #include "wrappers.h"
 
+int isolib_receive(int fd) {
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr aligned;
+    } control = {{0}};
+    char word;
+    struct iovec part = {&word, 1};
+    struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+    const struct cmsghdr *first;
+    int received = -1;
+    if (recvmsg(fd, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) < 0)
+        return -1;
+    first = CMSG_FIRSTHDR(&header);
+    if (first && first->cmsg_level == SOL_SOCKET && first->cmsg_type == SCM_RIGHTS)
+        memcpy(&received, CMSG_DATA(first), sizeof(received));
+    else
+        errno = EPROTO;
+    return received;
+}
+
 int isolib_setns(int fd, int kinds) {
     return setns(fd, kinds);
 }

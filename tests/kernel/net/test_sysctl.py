@@ -29,7 +29,14 @@ if TYPE_CHECKING:
 
 OWNERS = {
     os.path.join(os.path.dirname(isolib.__file__), name)
-    for name in ("net/sysctl.py", "net/where.py", "_kernel/handle.py", "_kernel/reaper.py", "_kernel/sockets.py")
+    for name in (
+        "net/sysctl.py",
+        "net/where.py",
+        "_kernel/handle.py",
+        "_kernel/holders.py",
+        "_kernel/reaper.py",
+        "_kernel/sockets.py",
+    )
 }
 
 FORWARD = "net.ipv4.ip_forward"
