@@ -35,6 +35,7 @@ from isolib.net.sysctl import HeldSetting, Sysctls, hold
 from isolib.net.tap import Tap, Tun, new_tap, new_tun
 from isolib.net.values import Address, BridgeOptions, Link, LinkStats, Neighbour, PortOptions, Route, Rule
 from isolib.net.veth import Veth, new_veth
+from isolib.net.way_out import WayOut
 from isolib.net.weather import Effect, Impairment, InForce
 from isolib.net.wiring import CableEnd, Segment, WiredCable, WiredNode, WiredPort, WiredRoute, Wiring, wire
 
@@ -76,6 +77,7 @@ __all__ = [
     "Veth",
     "Vlan",
     "Vxlan",
+    "WayOut",
     "WiredCable",
     "WiredNode",
     "WiredPort",

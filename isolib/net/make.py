@@ -16,7 +16,8 @@ from isolib.net.chosen import choose, keep
 from isolib.net.network import Network, close_all
 from isolib.net.pool import Pool, choose_subnet, choose_ula, parse_subnet
 from isolib.net.sysctl import FORWARDING, Sysctls
-from isolib.net.uplink import lay_uplink, open_inner_firewall
+from isolib.net.uplink import open_inner_firewall
+from isolib.net.way_out import choose_way, open_way
 from isolib.net.where import Where
 from isolib.types import check_hostname
 
@@ -34,7 +35,7 @@ def new_network(
     subnet: str | AnyNetwork | None = "auto",
     *,
     ipv6: str | AnyNetwork | bool | None = None,
-    internet: bool = False,
+    internet: bool | str = False,
     isolate: bool = False,
     name: str | None = None,
 ) -> Network:
@@ -51,6 +52,9 @@ def new_network(
         Whether packets go on from the gateway to where those of the calling thread's namespace go, with its address, that
         namespace itself included, but for its loopback; `Network.allow` and `Network.deny` say whereto.  Names that are none
         of the network's are then asked of the servers of /etc/resolv.conf, by this program and from its own namespace.
+        Or by what they go: "veth", a cable to that namespace, where the kernel translates and forwards; "pasta" (Debian:
+        passt) or "slirp4netns", a program that is started for it, and opens a socket there for each connection.  True is
+        "veth" for who has the right to it, for others the first of the two programs that is installed.
     isolate
         Whether those who are attached reach the gateway only, and not each other.
     name
@@ -66,15 +70,24 @@ def new_network(
     PlanError
         A subnet cannot be one; nothing was done.
     SyscallError
-        The kernel refused, and nothing is left.  PermissionDenied: an ordinary user has no right to ``internet``.
+        The kernel refused, and nothing is left.  PermissionDenied: the caller has no right to "veth", and none of the programs
+        is installed.
     Unsupported
-        The kernel has no nftables, which ``internet`` takes.
+        The kernel has no nftables, which ``internet`` takes; the program that was asked for is not installed, may not open
+        /dev/net/tun, or ended, which is told with what it said.
 
     Notes
     -----
-    Privileges: none; who has no CAP_SYS_ADMIN gets a network that belongs to a user namespace of his own.  With ``internet``:
+    Privileges: none; who has no CAP_SYS_ADMIN gets a network that belongs to a user namespace of his own.  With "veth":
     CAP_NET_ADMIN over the calling thread's network namespace, whose forwarding (``net.ipv4.ip_forward``, with IPv6
     ``net.ipv6.conf.all.forwarding``) is switched on, unless it is, until the last such network of this program is closed.
+    With "pasta" and "slirp4netns": to read and write /dev/net/tun, and nothing is changed in the caller's namespace.  The
+    program runs as the caller, in the user namespace that owns the network, without environment, and sandboxes itself; it
+    ends with the network and with this program.  Where it ends by itself, `Network.way_out` says so, and `attach`, `allow`
+    and `deny` raise GoneError.  Ports of the network are not forwarded by it.  It translates TCP, UDP and ping; datagrams
+    of more than one packet (1472 bytes) may be lost.  pasta of Debian 12 takes a default route of the host's, for each of
+    IPv4 and IPv6; slirp4netns has fd00::/64 for itself.
+
     Kernel: CONFIG_BRIDGE, CONFIG_VETH, CONFIG_NET_NS; with ``internet`` nftables too, and Linux 5.12.
 
     **Other programs are not counted.**  Where several have such networks in one namespace at once, as the workers of
@@ -92,6 +105,7 @@ def new_network(
     >>> a.close(), b.close()
     (None, None)
     """
+    way = choose_way(internet)
     label = f"isolib-{os.getpid()}" if name is None else check_hostname(name, "name")
     with Rollback() as undo:
         pools = tuple(map(Pool, _subnets(undo, subnet, ipv6=ipv6)))
@@ -104,15 +118,15 @@ def new_network(
         interface = make_bridge(where, bridge_undo, _BRIDGE, hardware, addresses=[_of_gateway(pool) for pool in pools])
         bridge = Bridge._make(interface, bridge_undo, where)
         made.append(bridge)
-        firewall = None
-        if not internet:
+        firewall = way_out = None
+        if way is None:
             for pool in pools:  # else as the host's first namespace has it (net.core.devconf_inherit_init_net)
                 Sysctls(ns)[FORWARDING[pool.subnet.version]] = 0
         else:
             subnets = [pool.subnet for pool in pools]
             firewall = open_inner_firewall(undo, ns, subnets)
-            lay_uplink(undo, where, firewall, _BRIDGE, subnets, isolate=isolate)
-        network = Network._make(ns, bridge, undo, pools, name=label, isolate=isolate, firewall=firewall)
+            way_out = open_way(way, undo, where, firewall, _BRIDGE, subnets, isolate=isolate)
+        network = Network._make(ns, bridge, undo, pools, name=label, isolate=isolate, firewall=firewall, way_out=way_out)
         undo.keep()
     return network
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from isolib.net.pool import Pool
     from isolib.net.serving import Socket
     from isolib.net.values import AnyAddress, AnyNetwork
+    from isolib.net.way_out import WayOut
     from isolib.types import HasFileno
 
 __all__ = ["Network", "close_all"]
@@ -72,8 +73,9 @@ class Network(Handle, made_by="isolib.new_network()"):
     subnet6, gateway6
         Of IPv6, or None.
     internet
-        Whether those who are attached reach what the host reaches.  That takes a setting of the host's, whose users each
-        program counts for itself: what that means for several programs at once, `new_network` says.
+        Whether those who are attached reach what the host reaches.
+    way_out
+        By what they do, and whether that is still there; None: they do not.
     """
 
     _is_ending = False
@@ -88,6 +90,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         name: str,
         isolate: bool,
         firewall: Firewall | None,
+        way_out: WayOut | None,
     ) -> None:
         super().__init__()
         self.ns = ns
@@ -103,7 +106,8 @@ class Network(Handle, made_by="isolib.new_network()"):
         self._names = Names()
         self._responder: Handle | None = None
         self._firewall = firewall
-        self.internet = firewall is not None
+        self.internet = way_out is not None
+        self.way_out = way_out
         self._published: set[Published] = set()
         self._endpoints: dict[int, Endpoint] = {}
         self._numbers = count(1)
@@ -237,7 +241,7 @@ class Network(Handle, made_by="isolib.new_network()"):
             raise PlanError("allow and deny are about the way out, and this network has none: new_network(internet=True)")
         found = [one for each in destinations if each != "all" for one in resolve(each)]
         with self._lock:
-            self._check_open()
+            self._check_way()
             firewall = self._its_firewall()
             with firewall.together():
                 if "all" in destinations:
@@ -293,6 +297,11 @@ class Network(Handle, made_by="isolib.new_network()"):
         with self._lock:
             self._check_open()
             self._its_firewall().heal()
+
+    def _check_way(self) -> None:
+        self._check_open()
+        if self.way_out is not None:
+            self.way_out.check()
 
     def _its_firewall(self) -> Firewall:
         if self._firewall is None:
@@ -394,7 +403,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         host = None if hostname is None else check_host(hostname, "hostname")
         there = Where(check_namespace(ns, "ns"))
         with self._lock, Rollback() as undo:
-            self._check_open()
+            self._check_way()
             if host is not None or self.internet:
                 self._answer()
             taken = [self._take(undo, pool, address if pool.subnet.version == _IPV4 else ipv6) for pool in self._pools]
