@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import textwrap
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from isolib import PIPE
@@ -27,17 +27,17 @@ OTHER = "203.0.113.9"
 NOBODY = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
 """Runs a program without any capability, and in a network namespace that is of a user namespace above."""
 
-PRELUDE = f"""
-import os, signal, socket, sys
+PRELUDE = '''
+import os, socket, sys
 import isolib
-from isolib._kernel.sockets import open_socket
-from isolib.net import new_network
-from tests.nets import datagram_reaches, dial, listen, reaches, socket_in
-from tests.worlds import *
+from isolib.net import addresses, links, new_network, routes
+from isolib.net.sysctl import Sysctls
+from tests.nets import PATIENCE, SOON, family_of, listen, socket_in
+from tests.worlds import HERE, HERE6, OTHER, SERVER, SERVER6
 
-def get(ns, server, port, patience=10):
-    '''Return what a server says, or the name of the error.'''
-    with socket_in(ns, family=socket.AF_INET6 if ":" in server else socket.AF_INET) as client:
+def get(ns, server, port, patience=PATIENCE):
+    """Return what a server says, or the name of the error."""
+    with socket_in(ns, family=family_of(server)) as client:
         client.settimeout(patience)
         try:
             client.connect((server, port))
@@ -50,7 +50,7 @@ def tell(*words):
 
 def hear():
     return sys.stdin.readline().strip()
-"""
+'''
 
 
 class World(NamedTuple):
@@ -60,14 +60,14 @@ class World(NamedTuple):
     server: NetNS
 
     @contextmanager
-    def program(self, body: str, *prefix: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+    def program(self, body: str) -> Iterator[Process]:
         """Run a program in the host, as somebody who has no right there."""
-        path = os.pathsep.join(one or os.getcwd() for one in sys.path)
-        found = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "PYTHONSAFEPATH": "1"} | env
-        argv = [*prefix, *NOBODY, sys.executable, "-c", PRELUDE + textwrap.dedent(body)]
-        process: Process = self.host.spawn(argv, env=found, stdin=PIPE, stdout=PIPE)
-        with process:
-            yield process  # type: ignore[misc]
+        # The checkout last: it has an isolib too, without what is compiled.
+        path = os.pathsep.join([*(one or os.getcwd() for one in sys.path), str(Path(__file__).parents[1])])
+        env = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+        argv = [*NOBODY, sys.executable, "-c", PRELUDE + textwrap.dedent(body)]
+        with self.host.spawn(argv, env=env, stdin=PIPE, stdout=PIPE) as process:
+            yield process
 
 
 def heard(process: Process) -> str:

@@ -1,4 +1,4 @@
-"""Programs of other projects, where a feature is theirs: found among those of users and, for who has no PATH to them, of root."""
+"""Where programs of other projects are, by which a feature works: on the PATH, or where administrators have theirs."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def new_network(
         else:
             subnets = [pool.subnet for pool in pools]
             firewall = open_inner_firewall(undo, ns, subnets)
-            way_out = open_way(way, undo, where, firewall, _BRIDGE, subnets, isolate=isolate)
+            way_out = open_way(way, undo, where, firewall, subnets, bridge=_BRIDGE, isolate=isolate)
         network = Network._make(ns, bridge, undo, pools, name=label, isolate=isolate, firewall=firewall, way_out=way_out)
         undo.keep()
     return network

@@ -80,8 +80,6 @@ def _slirp4netns(device: str, cables: Sequence[Cable], ready: int, _: bool) -> l
 
 PASTA: Final = Translator("pasta", "passt", 30, (1, 2), None, _pasta, ready_is_stdout=True)
 #: Its own addresses are the second of each network (libslirp).
-SLIRP4NETNS: Final = Translator(
-    "slirp4netns", "slirp4netns", 24, (2, 100), "fd00::/64", _slirp4netns, ready_is_stdout=False
-)
+SLIRP4NETNS: Final = Translator("slirp4netns", "slirp4netns", 24, (2, 100), "fd00::/64", _slirp4netns, ready_is_stdout=False)
 TRANSLATORS: Final = (PASTA, SLIRP4NETNS)
 """In the order in which they are chosen."""

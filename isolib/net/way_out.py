@@ -21,21 +21,21 @@ from isolib._kernel.streams import DEVNULL
 from isolib._kernel.waiting import Deadline, poll
 from isolib.errors import GoneError, PlanError, SyscallError, Unsupported, from_errno
 from isolib.net import parsing, requests, sysctl
-from isolib.net.carrier import settle, settle_addresses
+from isolib.net.carrier import settle_addresses
 from isolib.net.chosen import choose, keep
 from isolib.net.interface import Interface
 from isolib.net.pool import choose_subnet, choose_ula
 from isolib.net.tap import check_device
-from isolib.net.translators import TRANSLATORS, Translator
+from isolib.net.translators import TRANSLATORS
 from isolib.net.uplink import UPLINK, lay_uplink
 from isolib.net.where import Where
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from isolib._kernel.seam import NetNS, Process
+    from isolib._kernel.seam import Process
     from isolib.net.firewall import Firewall
-    from isolib.net.translators import Cable
+    from isolib.net.translators import Cable, Translator
     from isolib.net.values import AnyNetwork
     from isolib.types import Exit, HasFileno
 
@@ -117,6 +117,7 @@ class WayOut:
         self.pid = None if process is None else process.pid
         self._process = process
         self._words = words
+        self._pidfd = None if process is None else _pidfd(process)
         self._lost: str | None = None
         self._closed = False
 
@@ -126,11 +127,13 @@ class WayOut:
     @property
     def lost(self) -> str | None:
         """How the program ended by itself, or was ended by somebody: nothing leads out any more; None: it has not."""
-        if self._lost is None and self._process is not None and not self._closed:
-            ended = self._process.poll()
-            if ended is not None and not self._closed:
-                self._lost = _account(self.kind, ended, self._words)
+        if self._lost is None and self._process is not None and not self._closed and self._has_ended():
+            self._lost = _account(self.kind, self._process.wait(), self._words)
         return self._lost
+
+    def _has_ended(self) -> bool:
+        # Its supervisor, which ends what it has left, follows it a moment later.
+        return self._pidfd is not None and not self._pidfd.closed and bool(poll(self._pidfd, 0))
 
     def check(self) -> None:
         """Raise GoneError where it is `lost`."""
@@ -141,6 +144,18 @@ class WayOut:
         self._closed = True
         if self._process is not None:
             self._process.close()
+        if self._pidfd is not None:
+            self._pidfd.close()
+
+
+def _pidfd(process: Process) -> Fd:
+    """Return a descriptor of the program itself; where that has gone already, one of its supervisor, which follows."""
+    try:
+        found = Fd.take(os.pidfd_open, process.pid)
+    except ProcessLookupError:
+        found = Fd.take(os.dup, process.fileno())
+    assert found is not None  # noqa: S101 - they raise
+    return found
 
 
 def _account(kind: str, ended: Exit, words: Fd | None) -> str:
@@ -162,7 +177,7 @@ def _read(words: Fd | None) -> str:
 
 
 def open_way(
-    way: Way, undo: Rollback, where: Where, firewall: Firewall, bridge: str, subnets: Sequence[AnyNetwork], *, isolate: bool
+    way: Way, undo: Rollback, where: Where, firewall: Firewall, subnets: Sequence[AnyNetwork], *, bridge: str, isolate: bool
 ) -> WayOut:
     """Lead a network's packets on; parameters and errors as of `isolib.net.uplink.lay_uplink`.
 
@@ -194,7 +209,6 @@ def open_way(
         *(requests.add_address(other, link.index, UPLINK) for _, other in cables),
         *(requests.default_route(own.ip, link.index) for own, _ in cables),
     )
-    settle(interface)
     settle_addresses(interface, [other for _, other in cables])
     return made
 
@@ -269,6 +283,7 @@ def _wait(made: WayOut, ready: Fd) -> None:
         if not events & select.POLLIN and (events or deadline.is_over):
             break
     else:
+        _read(made._words)  # noqa: SLF001 - of this module; what it says when it begins is no news later
         return
     if events:
         assert made._process is not None  # noqa: S101, SLF001 - of this module
