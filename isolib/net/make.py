@@ -17,7 +17,7 @@ from isolib.net.network import Network, close_all
 from isolib.net.pool import Pool, choose_subnet, choose_ula, parse_subnet
 from isolib.net.sysctl import FORWARDING, Sysctls
 from isolib.net.uplink import open_inner_firewall
-from isolib.net.way_out import choose_way, open_way
+from isolib.net.way_out import check_subnets, choose_way, open_way
 from isolib.net.where import Where
 from isolib.types import check_hostname
 
@@ -109,6 +109,7 @@ def new_network(
     label = f"isolib-{os.getpid()}" if name is None else check_hostname(name, "name")
     with Rollback() as undo:
         pools = tuple(map(Pool, _subnets(undo, subnet, ipv6=ipv6)))
+        check_subnets(way, [pool.subnet for pool in pools])
         made: list[Handle] = []
         undo.push(close_all, made)  # when the namespace has gone: then nothing is taken down link by link
         ns = undo.adopt(seam.new_netns())

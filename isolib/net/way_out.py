@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from isolib.net.values import AnyNetwork
     from isolib.types import Exit, HasFileno
 
-__all__ = ["Way", "WayOut", "choose_way", "open_way"]
+__all__ = ["Way", "WayOut", "check_subnets", "choose_way", "open_way"]
 
 _VETH: Final = "veth"
 _PATIENCE: Final = 10.0
@@ -87,6 +87,15 @@ def choose_way(internet: object) -> Way | None:
         raise from_errno(refusal.op, "the caller's network namespace", refusal.errno, hint) from None
     package = next(one.package for one in TRANSLATORS if one.name == internet)
     raise Unsupported(f"a way out by {internet}", f"missing tool {internet}", f"apt-get install {package}")
+
+
+def check_subnets(way: Way | None, subnets: Sequence[AnyNetwork]) -> None:
+    """Raise PlanError where a subnet overlaps what the program has for itself."""
+    if way is not None and way.translator is not None and way.translator.prefix6 is not None:
+        taken = ip_network(way.translator.prefix6)
+        for subnet in subnets:
+            if subnet.version == taken.version and subnet.overlaps(taken):
+                raise PlanError(f"ipv6={str(subnet)!r}: {way.translator.name} has {taken} for itself")
 
 
 def _refusal() -> SyscallError | None:
@@ -185,8 +194,6 @@ def open_way(
     ------
     Unsupported
         The program ended, or did not say that it is ready: with what it said.
-    PlanError
-        A subnet overlaps what the program has for itself.
     """
     if way.translator is None:
         lay_uplink(undo, where, firewall, bridge, subnets, isolate=isolate)
@@ -221,10 +228,7 @@ def _cable(undo: Rollback, translator: Translator, subnet: AnyNetwork) -> Cable:
     elif translator.prefix6 is None:
         chosen = ip_network((choose(undo, choose_ula).network_address, 126))
     else:
-        chosen = ip_network(translator.prefix6)
-        if chosen.overlaps(subnet):
-            raise PlanError(f"ipv6={str(subnet)!r}: {translator.name} has {chosen} for itself")
-        keep(undo, chosen)
+        chosen = keep(undo, ip_network(translator.prefix6))
     own, other = translator.ends
     return ip_interface((chosen[own], chosen.prefixlen)), ip_interface((chosen[other], chosen.prefixlen))
 
