@@ -48,6 +48,7 @@ from isolib.net.values import (
     Rule,
 )
 from isolib.net.veth import Veth, new_veth
+from isolib.net.way_out import WayOut
 from isolib.net.weather import Effect, Impairment, InForce
 from isolib.net.wiring import CableEnd, Segment, WiredCable, WiredNode, WiredPort, WiredRoute, Wiring, wire
 
@@ -94,6 +95,7 @@ __all__ = [
     "Veth",
     "Vlan",
     "Vxlan",
+    "WayOut",
     "WiredCable",
     "WiredNode",
     "WiredPort",

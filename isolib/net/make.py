@@ -16,7 +16,8 @@ from isolib.net.chosen import check_beyond, choose, keep
 from isolib.net.network import Network, close_all
 from isolib.net.pool import Pool, choose_subnet, choose_ula, parse_subnet
 from isolib.net.sysctl import FORWARDING, Sysctls
-from isolib.net.uplink import lay_uplink, open_inner_firewall
+from isolib.net.uplink import open_inner_firewall
+from isolib.net.way_out import check_subnets, choose_way, open_way
 from isolib.net.where import Where
 from isolib.types import check_hostname
 
@@ -34,7 +35,7 @@ def new_network(
     subnet: str | AnyNetwork | None = "auto",
     *,
     ipv6: str | AnyNetwork | bool | None = None,
-    internet: bool = False,
+    internet: bool | str = False,
     isolate: bool = False,
     dns: bool = True,
     name: str | None = None,
@@ -52,6 +53,9 @@ def new_network(
         Whether packets go on from the gateway to where those of the calling thread's namespace go, with its address, that
         namespace itself included, but for its loopback; `Network.allow` and `Network.deny` say whereto.  Names that are none
         of the network's are then asked of the servers of /etc/resolv.conf, by this program and from its own namespace.
+        Or by what they go: "veth", a cable to that namespace, where the kernel translates and forwards; "pasta" (Debian:
+        passt) or "slirp4netns", a program that is started for it, and opens a socket there for each connection.  True is
+        "veth" for who has the right to it, for others the first of the two programs that is installed.
     isolate
         Whether those who are attached reach the gateway only, and not each other.
     dns
@@ -71,17 +75,27 @@ def new_network(
         A subnet cannot be one, or with ``internet`` overlaps what lies at a link of the caller's namespace, and would hide it;
         nothing was done.
     SyscallError
-        The kernel refused, and nothing is left.  PermissionDenied: an ordinary user has no right to ``internet``.
+        The kernel refused, and nothing is left.  PermissionDenied: the caller has no right to "veth", and none of the programs
+        is installed.
     Unsupported
-        The kernel has no nftables, which ``internet`` takes.
+        The kernel has no nftables, which ``internet`` takes; the program that was asked for is not installed, may not open
+        /dev/net/tun, or ended, which is told with what it said.
 
     Notes
     -----
-    Privileges: none; who has no CAP_SYS_ADMIN gets a network that belongs to a user namespace of his own.  With ``internet``:
+    Privileges: none; who has no CAP_SYS_ADMIN gets a network that belongs to a user namespace of his own.  With "veth":
     CAP_NET_ADMIN over the calling thread's network namespace, whose forwarding (``net.ipv4.ip_forward``, with IPv6
     ``net.ipv6.conf.all.forwarding``) is switched on, unless it is, until the last such network is closed, of this program and
-    of others in that namespace with the same /proc (`isolib.net.hold`).  Kernel: CONFIG_BRIDGE, CONFIG_VETH, CONFIG_NET_NS;
-    with ``internet`` nftables too, and Linux 5.12.
+    of others in that namespace with the same /proc (`isolib.net.hold`).
+    With "pasta" and "slirp4netns": to read and write /dev/net/tun, and nothing is changed in the caller's namespace.  The
+    program runs as the caller, in the user namespace that owns the network, without environment, and sandboxes itself; it
+    ends with the network and with this program.  Where it ends by itself, `Network.way_out` says so, and `attach`, `allow`
+    and `deny` raise GoneError.  Ports of the network are not forwarded by it.  It translates TCP, UDP and ping.  Datagrams
+    of more than one packet (1472 bytes by IPv4) pass slirp4netns; pasta loses them, and that of Debian 12 delivers their
+    first 1472 bytes.  pasta of Debian 12 takes a default route of the host's, for each of IPv4 and IPv6; slirp4netns has
+    fd00::/64 for itself.
+
+    Kernel: CONFIG_BRIDGE, CONFIG_VETH, CONFIG_NET_NS; with ``internet`` nftables too, and Linux 5.12.
 
     Who forwards IPv6 takes no default route from routers' advertisements and drops those that he has, but at interfaces whose
     ``accept_ra`` is 2 (ip-sysctl.rst).
@@ -96,9 +110,11 @@ def new_network(
     >>> a.close(), b.close()
     (None, None)
     """
+    way = choose_way(internet)
     label = f"isolib-{os.getpid()}" if name is None else check_hostname(name, "name")
     with Rollback() as undo:
         pools = tuple(map(Pool, _subnets(undo, subnet, ipv6=ipv6)))
+        check_subnets(way, [pool.subnet for pool in pools])
         if internet:
             check_beyond(Where(None), [pool.subnet for pool in pools])
         made: list[Handle] = []
@@ -110,15 +126,17 @@ def new_network(
         interface = make_bridge(where, bridge_undo, _BRIDGE, hardware, addresses=[_of_gateway(pool) for pool in pools])
         bridge = Bridge._make(interface, bridge_undo, where)
         made.append(bridge)
-        firewall = None
-        if not internet:
+        firewall = way_out = None
+        if way is None:
             for pool in pools:  # else as the host's first namespace has it (net.core.devconf_inherit_init_net)
                 Sysctls(ns)[FORWARDING[pool.subnet.version]] = 0
         else:
             subnets = [pool.subnet for pool in pools]
             firewall = open_inner_firewall(undo, ns, subnets)
-            lay_uplink(undo, where, firewall, _BRIDGE, subnets, isolate=isolate)
-        network = Network._make(ns, bridge, undo, pools, name=label, isolate=isolate, dns=dns, firewall=firewall)
+            way_out = open_way(way, undo, where, firewall, subnets, bridge=_BRIDGE, isolate=isolate)
+        network = Network._make(
+            ns, bridge, undo, pools, name=label, isolate=isolate, dns=dns, firewall=firewall, way_out=way_out
+        )
         undo.keep()
     return network
 

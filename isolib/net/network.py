@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from isolib.net.pool import Pool
     from isolib.net.published import Offered, Path, Published, Service
     from isolib.net.values import AnyAddress, AnyNetwork
+    from isolib.net.way_out import WayOut
     from isolib.types import HasFileno
 
 __all__ = ["Network", "close_all"]
@@ -76,6 +77,8 @@ class Network(Handle, made_by="isolib.new_network()"):
         Whether those who are attached reach what the host reaches.
     dns
         Whether the gateway answers questions about names.
+    way_out
+        By what they do, and whether that is still there; None: they do not.
     """
 
     _is_ending = False
@@ -91,6 +94,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         isolate: bool,
         dns: bool,
         firewall: Firewall | None,
+        way_out: WayOut | None,
     ) -> None:
         super().__init__()
         self.ns = ns
@@ -107,7 +111,8 @@ class Network(Handle, made_by="isolib.new_network()"):
         self._names = Names()
         self._responder: Handle | None = None
         self._firewall = firewall
-        self.internet = firewall is not None
+        self.internet = way_out is not None
+        self.way_out = way_out
         self._published: set[Published] = set()
         self._offered: set[Offered] = set()
         self._stock = Stock(ns)
@@ -275,7 +280,7 @@ class Network(Handle, made_by="isolib.new_network()"):
             raise PlanError("allow and deny are about the way out, and this network has none: new_network(internet=True)")
         found = [one for each in destinations if each != "all" for one in resolve(each)]
         with self._lock:
-            self._check_open()
+            self._check_way()
             firewall = self._its_firewall()
             with firewall.together():
                 if "all" in destinations:
@@ -328,6 +333,11 @@ class Network(Handle, made_by="isolib.new_network()"):
         with self._lock:
             self._check_open()
             self._its_firewall().heal()
+
+    def _check_way(self) -> None:
+        self._check_open()
+        if self.way_out is not None:
+            self.way_out.check()
 
     def _its_firewall(self) -> Firewall:
         if self._firewall is None:
@@ -438,7 +448,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         host = None if hostname is None else check_host(hostname, "hostname")
         there = Where(check_namespace(ns, "ns"))
         with self._lock, Rollback() as undo:
-            self._check_open()
+            self._check_way()
             self._check_wanted(address, ipv6)
             wanted = {4: (address, "address"), 6: (ipv6, "ipv6")}
             taken = [self._take(undo, pool, *wanted[pool.subnet.version]) for pool in self._pools]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from isolib.net.endpoint import Endpoint
     from isolib.net.network import Network
     from isolib.net.published import Published
+    from isolib.net.way_out import WayOut
 
 __all__ = ["picture_of_network"]
 
@@ -27,11 +28,15 @@ def picture_of_network(network: Network, published: list[Published]) -> Picture:
     ]
     if network.internet or published:
         notes = [f"{one.outside} to {_name(one.endpoint)}:{one.inner_port}" for one in published]
-        ways = ("way out",) if network.internet else ()
+        ways = () if network.way_out is None else (_way(network.way_out),)
         boxes.insert(0, Box("host", "host", plugs=(Plug("uplink"),) if network.internet else (), notes=(*ways, *notes)))
         if network.internet:
             cables.insert(0, Cable(("host", "uplink"), ("bridge", "uplink")))
     return Picture(tuple(boxes), tuple(cables), network.name)
+
+
+def _way(way_out: WayOut) -> str:
+    return f"way out{'' if way_out.pid is None else f' by {way_out.kind}'}{': lost' if way_out.lost else ''}"
 
 
 def _name(endpoint: Endpoint) -> str:

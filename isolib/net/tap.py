@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     EndT = TypeVar("EndT", bound="_End")
 
-__all__ = ["Tap", "Tun", "new_tap", "new_tun"]
+__all__ = ["Tap", "Tun", "check_device", "new_tap", "new_tun"]
 
 _DEVICE: Final = "/dev/net/tun"
 
@@ -259,6 +259,14 @@ def _open(ns: HasFileno | None) -> Fd:
         if error.target != _DEVICE or error.errno not in {ENOENT, ENODEV, ENXIO, EACCES, EPERM}:
             raise
         raise Unsupported("tun and tap interfaces", *_refusal(error.errno)) from error
+
+
+def check_device(feature: str) -> None:
+    """Raise Unsupported for a feature of another program's where this user may not open /dev/net/tun; nothing is made."""
+    try:
+        os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise Unsupported(feature, *_refusal(error.errno or 0)) from error
 
 
 def _refusal(errno: int) -> tuple[str, str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import struct
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
 from isolib._kernel.plan import INSIDE, Step
+from isolib._kernel.programs import find_program
 from isolib.errors import from_errno
 from isolib.support import refusals
 from isolib.support.attempts import attempt, own_room
@@ -75,7 +75,7 @@ def _zfs(exam: Examination) -> str:
 
 
 def _tool(name: str, package: str, _: Examination) -> str:
-    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/local/sbin")
+    path = find_program(name)
     if path is None:
         raise Refused(f"{name} is nowhere on PATH", refusals.tool(name, package))
     return path

@@ -98,9 +98,9 @@ def test_many_at_once_go_out(world: World, new_ns: Callable[[], NetNS]) -> None:
 
 
 def test_no_right_to_a_way_out() -> None:
-    """Who has no rights over the host's network is told what a way out takes."""
+    """Who has no rights over the host's network is told what a cable there takes."""
     with having("rootless"), pytest.raises(PermissionDenied, match="CAP_NET_ADMIN"):
-        new_network(internet=True)
+        new_network(internet="veth")
 
 
 def test_nobody_comes_in(world: World, new_ns: Callable[[], NetNS]) -> None:
