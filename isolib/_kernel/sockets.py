@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
     from isolib.types import HasFileno
 
-__all__ = ["netlink_step", "new_namespace_beside", "open_file_in", "open_netlink_socket", "open_socket", "put_in"]
+__all__ = [
+    "check_refusal",
+    "netlink_step",
+    "new_namespace_beside",
+    "open_file_in",
+    "open_netlink_socket",
+    "open_socket",
+    "put_in",
+]
 
 _SILENT: Final = (calls.STDIO_NULL,) * 3
 _AF_NETLINK: Final = 16
@@ -70,7 +78,7 @@ def open_netlink_socket(net: HasFileno | None, protocol: int, label: str, put: t
         try:
             return calls.netlink_in(net.fileno(), protocol, label, put)
         except SyscallError as error:
-            _check_refusal(error, label)
+            check_refusal(error, label)
     if net is not None and not _is_here(net):
         steps = [netlink_step(protocol, label)]
         if put is not None:
@@ -123,7 +131,7 @@ def put_in(net: HasFileno | None, path: str, text: str) -> None:
         try:
             calls.put_in(net.fileno(), path, text)
         except SyscallError as error:
-            _check_refusal(error, path)
+            check_refusal(error, path)
         else:
             return
     with open_file_in(net, path, os.O_WRONLY) as file:
@@ -148,11 +156,11 @@ def _opened(net: HasFileno, step: Step, label: str, *, here: Callable[[], Fd], t
     try:
         return there(net.fileno())
     except SyscallError as error:
-        _check_refusal(error, label)
+        check_refusal(error, label)
     return here() if _is_here(net) else _by_launcher(net, (step,), label)
 
 
-def _check_refusal(error: SyscallError, label: str) -> None:
+def check_refusal(error: SyscallError, label: str) -> None:
     """Raise what went wrong, unless it is that this thread may not go there."""
     if error.op != "setns" or error.errno != EPERM:
         raise from_errno(error.op, error.target, error.errno, hint(error.op, error.errno, label)) from None
@@ -177,7 +185,7 @@ def new_namespace_beside(net: HasFileno | None) -> Fd:
         As in `open_socket`.
     """
     try:
-        return calls.new_namespace("net")
+        return calls.new_namespace("net")[0]
     except SyscallError as error:
         if net is None or error.op not in {"setns", "unshare"} or error.errno != EPERM:
             raise from_errno(error.op, error.target, error.errno, hint(error.op, error.errno, error.target)) from None

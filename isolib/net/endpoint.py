@@ -68,6 +68,9 @@ class Endpoint(Handle, made_by="Network.attach()"):
         self._weather: dict[str, Shaping] = {}
 
     def _release(self) -> None:
+        if not self._weather:
+            self._undo.unwind()
+            return
         with Rollback() as undo:
             undo.push(self._undo.unwind)
             for shaping in [*self._weather.values()]:

@@ -27,7 +27,7 @@ from isolib.net.names import check_name as check_host
 from isolib.net.plugs import KINDS, bound_socket, new_socket
 from isolib.net.published import Published
 from isolib.net.seeing import picture_of_network
-from isolib.net.sysctl import refuse_advertisements
+from isolib.net.sysctl import no_advertisements
 from isolib.net.uplink import host_resolvers, open_inner_firewall, resolve
 from isolib.net.veth import connect
 from isolib.net.where import Where, check_namespace
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Network", "close_all"]
 
-_IPV4: Final = 4
 _DNS_PORT: Final = 53
 _HIGHEST_PORT: Final = 65535
 
@@ -397,8 +396,9 @@ class Network(Handle, made_by="isolib.new_network()"):
             self._check_open()
             if host is not None or self.internet:
                 self._answer()
-            taken = [self._take(undo, pool, address if pool.subnet.version == _IPV4 else ipv6) for pool in self._pools]
-            self._check_wanted(address, ipv6)
+            taken = [self._take(undo, pool, address if pool.subnet is self.subnet else ipv6) for pool in self._pools]
+            if address is not None or ipv6 is not None:
+                self._check_wanted(address, ipv6)
             mac = bytes([0x02, 0x42, *taken[0].packed[-4:]])
             port, interface = connect(
                 self._where,
@@ -407,18 +407,19 @@ class Network(Handle, made_by="isolib.new_network()"):
                 (f"isolib{next(self._numbers)}", name),
                 macs=(None, mac),
                 master=self.bridge.index,
-                before_up=partial(refuse_advertisements, there, name),
+                put=no_advertisements(name),
                 then=(self._tame, partial(self._equip, taken, default_route=default_route)),
                 settled=(self.bridge.interface,),
             )
-            settle_addresses(interface, taken)
-            settle_addresses(self.bridge.interface, (pool.gateway for pool in self._pools))
+            if self.subnet6 is not None:
+                settle_addresses(interface, taken)
+                settle_addresses(self.bridge.interface, (pool.gateway for pool in self._pools))
             endpoint = Endpoint._make(
                 interface,
                 port,
                 undo,
-                address=next((one for one in taken if one.version == _IPV4), None),
-                ipv6=next((one for one in taken if one.version != _IPV4), None),
+                address=None if self.subnet is None else taken[0],
+                ipv6=None if self.subnet6 is None else taken[-1],
                 mac=mac.hex(":"),
                 hostname=host,
             )
@@ -485,6 +486,8 @@ class Network(Handle, made_by="isolib.new_network()"):
 
 def close_all(handles: Sequence[Handle]) -> None:
     """Close several handles, the first first, and all of them, whatever one has to say."""
+    if not handles:
+        return
     with Rollback() as undo:
         for handle in reversed(handles):
             undo.adopt(handle)

@@ -46,6 +46,7 @@ __all__ = [
     "find_route",
     "get_link",
     "get_link_by_index",
+    "get_state",
     "link_attributes",
     "new_link",
     "remove_address",
@@ -88,6 +89,9 @@ _LINK_SCOPE: Final = 253
 _NOWHERE: Final = 255
 _NODAD: Final = 0x02
 _PERMANENT: Final = 0x80
+
+#: IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS (Linux 4.4).
+_NO_COUNTS: Final = codec.u32(29, 8)
 
 _EVERYWHERE: Final = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
@@ -219,6 +223,11 @@ def get_link_by_index(index: int, label: str) -> Request:
     return Request(GETLINK, IFINFO.pack(0, 0, index, 0, 0), 0, "RTM_GETLINK", label, _LINK_HINTS)
 
 
+def get_state(index: int, label: str) -> Request:
+    """Return the request for what the kernel knows of the link with this number, but for what it has counted."""
+    return Request(GETLINK, IFINFO.pack(0, 0, index, 0, 0) + _NO_COUNTS, 0, "RTM_GETLINK", label, _LINK_HINTS)
+
+
 def dump_links() -> Request:
     """Return the request for all links."""
     return Request(GETLINK, IFINFO.pack(0, 0, 0, 0, 0), 0, "RTM_GETLINK", "links")
@@ -242,19 +251,21 @@ def _address(packed: bytes, prefix: int, index: int, peer: AnyAddress | None = N
 def add_address(interface: AnyInterface, index: int, label: str, *, peer: AnyAddress | None = None) -> Request:
     """Return the request that gives a link an address; one of IPv6 is not asked about first, and so usable at once."""
     body = _address(interface.packed, interface.network.prefixlen, index, peer)
-    return Request(NEWADDR, body, codec.CREATE | codec.EXCL, "RTM_NEWADDR", f"{interface} on {label}", _ADDRESS_HINTS)
+    return Request(NEWADDR, body, codec.CREATE | codec.EXCL, "RTM_NEWADDR", (interface, " on ", label), _ADDRESS_HINTS)
 
 
 def add_host(address: AnyAddress, prefix: int, index: int, label: str) -> Request:
     """Return the same request, for an address without its prefix and the length of that."""
     body = _address(address.packed, prefix, index)
-    return Request(NEWADDR, body, codec.CREATE | codec.EXCL, "RTM_NEWADDR", f"{address}/{prefix} on {label}", _ADDRESS_HINTS)
+    return Request(
+        NEWADDR, body, codec.CREATE | codec.EXCL, "RTM_NEWADDR", (address, "/", prefix, " on ", label), _ADDRESS_HINTS
+    )
 
 
 def remove_address(interface: AnyInterface, index: int, label: str, *, peer: AnyAddress | None = None) -> Request:
     """Return the request that takes an address from a link."""
     body = _address(interface.packed, interface.network.prefixlen, index, peer)
-    return Request(DELADDR, body, 0, "RTM_DELADDR", f"{interface} on {label}", _ADDRESS_HINTS)
+    return Request(DELADDR, body, 0, "RTM_DELADDR", (interface, " on ", label), _ADDRESS_HINTS)
 
 
 def dump_addresses() -> Request:
@@ -277,14 +288,15 @@ def _route(
     kind: str,
     source: AnyAddress | None = None,
 ) -> bytes:
-    family = AF_INET if destination.version == 4 else AF_INET6  # noqa: PLR2004
+    version, length = destination.version, destination.prefixlen
+    family = AF_INET if version == 4 else AF_INET6  # noqa: PLR2004
     number = table_number(table)
     small = number if number <= _BYTE else 0
-    head = RTMSG.pack(family, destination.prefixlen, 0, 0, small, protocol, scope, TYPES.index(kind), 0)
+    head = RTMSG.pack(family, length, 0, 0, small, protocol, scope, TYPES.index(kind), 0)
     parts = [head, codec.u32(15, number)]
-    if destination.prefixlen:
+    if length:
         parts.append(codec.attribute(1, destination.network_address.packed))
-    if gateway is not None and gateway.version == destination.version:
+    if gateway is not None and gateway.version == version:
         parts.append(codec.attribute(5, gateway.packed))
     elif gateway is not None:  # IPv4 by a gateway of IPv6: struct rtvia
         parts.append(codec.attribute(18, AF_INET6.to_bytes(2, sys.byteorder) + gateway.packed))
@@ -311,8 +323,12 @@ def add_route(
     scope = _LINK_SCOPE if gateway is None and kind == "unicast" else 0
     options = {"gateway": gateway, "source": source}
     body = _route(destination, _STATIC, scope, index=index, metric=metric, table=table, kind=kind, **options)
-    target = f"{destination} via {gateway or f'link {index}'}" if kind == "unicast" else f"{kind} {destination}"
-    return Request(NEWROUTE, body, codec.CREATE | codec.EXCL, "RTM_NEWROUTE", target, _ROUTE_HINTS)
+    about = (
+        (destination, " via ", *((gateway,) if gateway else ("link ", index)))
+        if kind == "unicast"
+        else (kind, " ", destination)
+    )
+    return Request(NEWROUTE, body, codec.CREATE | codec.EXCL, "RTM_NEWROUTE", about, _ROUTE_HINTS)
 
 
 def default_route(gateway: AnyAddress, index: int) -> Request:
