@@ -1,10 +1,11 @@
 """Networks: beside the bare system calls that do the same (floor_net.c), beside pyroute2, and beside ip(8).
 
-Five questions, each answered with all contenders taking turns in one run:
+Six questions, each answered with all contenders taking turns in one run:
 
 - attach: a namespace, a cable from it to a bridge, its address, both ends up, the default route
 - busy: the same beside two Python threads that compute
-- close: a network with one namespace, with ten, with a hundred: how long until close() returns
+- make: a network, a lab of a hundred nodes, and a program that runs in a network and in none
+- close: a network with one namespace, with ten, with a hundred, and a lab of a hundred nodes: how long until close() returns
 - spaces: a thousand namespaces, made and dropped
 - flow: what passes through a cable, and through a bridge, in a second
 
@@ -160,6 +161,10 @@ class Floor:
     def close(self) -> None:
         """Leave the bridge to the end of this process."""
         self.drop()
+
+    def hubs(self) -> None:
+        """Make one more bridge, in a namespace of its own, and let go of that."""
+        self._checked(self.library.floor_another_hub())
 
     def spaces(self, count: int) -> None:
         """Make and drop so many namespaces."""
@@ -391,6 +396,44 @@ def attach(floor: Floor, host: common.Host | None, *, busy: bool, quick: bool) -
     return common.answer(timings, absent | refused, goals)
 
 
+def _nodes(size: int) -> str:
+    """Return the text of a topology with so many nodes on one bridge."""
+    return ", ".join(f"n{number} - br0" for number in range(size))
+
+
+def make(floor: Floor, *, quick: bool) -> dict[str, object]:
+    """Measure what the making of whole networks takes, and what a program's being in one adds to its run."""
+    import isolib  # noqa: PLC0415 - whether it is there is the question
+    from isolib.net import new_network, topology  # noqa: PLC0415
+
+    def then_closed(make: Callable[[], contextlib.AbstractContextManager[object]]) -> Callable[[], int]:
+        def once() -> int:
+            start = time.perf_counter_ns()
+            made = make()
+            taken = time.perf_counter_ns() - start
+            with made:
+                pass
+            _quiet(floor)
+            return taken
+
+        return once
+
+    program = ["/bin/true"]
+    hub = "floor: one C call, a bridge in a namespace"
+    with new_network(SUBNET) as network:
+        wanted = [
+            Contender(hub, floor.hubs),
+            Contender("isolib: new_network()", then_closed(new_network)),
+            Contender("isolib: topology() of 100 nodes", then_closed(lambda: topology(_nodes(100)))),
+            Contender("isolib: run()", lambda: isolib.run(program)),
+            Contender("isolib: run(network=)", lambda: isolib.run(program, network=network)),
+        ]
+        working, absent = common.present(wanted)
+        timings = common.interleave(working, 3 if quick else 40)
+    common.table("Networks made, and programs run in one", timings)
+    return common.answer(timings, absent)
+
+
 def _lab(size: int) -> Attached:
     """Return a network with so many namespaces attached."""
     made = Attached()
@@ -404,6 +447,19 @@ def closing(size: int, floor: Floor) -> Callable[[], int]:
 
     def once() -> int:
         lab = _lab(size)
+        taken = common.taken(lab.close)
+        _quiet(floor)
+        return taken
+
+    return once
+
+
+def closing_topology(size: int, floor: Floor) -> Callable[[], int]:
+    """Return a function that makes a topology of so many nodes and returns how long it took to be closed."""
+    from isolib.net import topology  # noqa: PLC0415
+
+    def once() -> int:
+        lab = topology(_nodes(size))
         taken = common.taken(lab.close)
         _quiet(floor)
         return taken
@@ -434,7 +490,8 @@ def close(floor: Floor, *, quick: bool) -> dict[str, object]:
 
         return once
 
-    wanted += [Contender(bare.format(2 * size), dropping(size)) for size in sizes]
+    lab = Contender("isolib: topology() of 100 nodes", closing_topology(100, floor))
+    wanted += [Contender(bare.format(2 * size), dropping(size)) for size in sizes] + [lab]
     working, absent = common.present(wanted)
     timings = common.interleave(working, 3 if quick else 15)
     common.table("A network closed, and its namespaces", timings)
@@ -442,7 +499,7 @@ def close(floor: Floor, *, quick: bool) -> dict[str, object]:
         common.goal_within(timings, one.name, 0.1 * size)
         for one, size in zip(wanted, sizes, strict=False)  # of isolib's
     ]
-    goals.append(common.goal_within(timings, wanted[2].name, 50))
+    goals += [common.goal_within(timings, one.name, 50) for one in (wanted[2], lab)]
     return common.answer(timings, absent, goals)
 
 
@@ -512,7 +569,7 @@ def flow(floor: Floor, *, quick: bool) -> dict[str, object]:
     return common.answer(timings, absent, goals)
 
 
-QUESTIONS: Final = ("attach", "busy", "close", "spaces", "flow")
+QUESTIONS: Final = ("attach", "busy", "make", "close", "spaces", "flow")
 
 
 def serve() -> None:
@@ -555,6 +612,7 @@ def main() -> None:
         answers: dict[str, Callable[[], dict[str, object]]] = {
             "attach": lambda: attach(floor, host, busy=False, quick=options.quick),
             "busy": lambda: attach(floor, host, busy=True, quick=options.quick),
+            "make": lambda: make(floor, quick=options.quick),
             "close": lambda: close(floor, quick=options.quick),
             "spaces": lambda: spaces(floor, quick=options.quick),
             "flow": lambda: flow(floor, quick=options.quick),

@@ -164,15 +164,14 @@ static void lo_up(void) {
     close(fd);
 }
 
-/* A bridge, 10.77.0.1/16, in a namespace of its own; returns the namespace. */
-long floor_hub(void) {
+static int new_hub(int *socket) {
     struct batch b = {0};
     failed = 0;
     if (home < 0)
         home = own_namespace();
     must(unshare(CLONE_NEWNET));
     int made = own_namespace();
-    hub_socket = netlink();
+    *socket = netlink();
     must(setns(home, CLONE_NEWNET));
     bridge = INSIDE;
     struct ifinfomsg *link = begin(&b, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, sizeof *link);
@@ -181,8 +180,22 @@ long floor_hub(void) {
     close_nest(&b, kind(&b, "bridge"));
     end(&b);
     address(&b, bridge, htonl(0x0a4d0001), 16);
-    say(hub_socket, &b);
+    say(*socket, &b);
+    return made;
+}
+
+/* A bridge, 10.77.0.1/16, in a namespace of its own; returns the namespace. */
+long floor_hub(void) {
+    int made = new_hub(&hub_socket);
     return failed ? failed : made;
+}
+
+/* Makes another one, and drops it. */
+long floor_another_hub(void) {
+    int socket, made = new_hub(&socket);
+    close(socket);
+    close(made);
+    return failed;
 }
 
 /* A namespace with loopback up, a cable to the bridge, an address, the default route; it is kept under a number. */

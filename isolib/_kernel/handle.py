@@ -412,8 +412,8 @@ class Handle(metaclass=_Sealed):
         TypeError
             An object of this kind has no descriptor.
         """
-        self._check_open()
-        if not self._fds:
+        if not self._fds or self._released or self._fds[0].closed:
+            self._check_open()
             raise TypeError(f"{self!r} has no descriptor")
         return self._fds[0].fileno()
 

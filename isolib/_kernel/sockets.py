@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from isolib.types import HasFileno
 
 __all__ = [
+    "check_refusal",
     "netlink_step",
     "new_namespace_beside",
     "open_file_in",
@@ -81,7 +82,7 @@ def open_sockets(net: HasFileno, family: int, kind: int, *, count: int, label: s
     try:
         return [calls.socket_in(net.fileno(), family, kind, 0, label)]
     except SyscallError as error:
-        _check_refusal(error, label)
+        check_refusal(error, label)
     if _is_here(net):
         return [calls.new_socket(family, kind, 0, label)]
     with _pair() as (ours, theirs), calls.namespace_owner(net.fileno()) as owner, typed(label):
@@ -102,7 +103,7 @@ def open_netlink_socket(net: HasFileno | None, protocol: int, label: str, put: t
         try:
             return calls.netlink_in(net.fileno(), protocol, label, put)
         except SyscallError as error:
-            _check_refusal(error, label)
+            check_refusal(error, label)
     if net is not None and not _is_here(net):
         steps = [netlink_step(protocol, label)]
         if put is not None:
@@ -155,7 +156,7 @@ def put_in(net: HasFileno | None, path: str, text: str) -> None:
         try:
             calls.put_in(net.fileno(), path, text)
         except SyscallError as error:
-            _check_refusal(error, path)
+            check_refusal(error, path)
         else:
             return
     with open_file_in(net, path, os.O_WRONLY) as file:
@@ -180,11 +181,11 @@ def _opened(net: HasFileno, step: Step, label: str, *, here: Callable[[], Fd], t
     try:
         return there(net.fileno())
     except SyscallError as error:
-        _check_refusal(error, label)
+        check_refusal(error, label)
     return here() if _is_here(net) else _by_launcher(net, (step,), label)
 
 
-def _check_refusal(error: SyscallError, label: str) -> None:
+def check_refusal(error: SyscallError, label: str) -> None:
     """Raise what went wrong, unless it is that this thread may not go there."""
     if error.op != "setns" or error.errno != EPERM:
         raise from_errno(error.op, error.target, error.errno, hint(error.op, error.errno, label)) from None
@@ -209,7 +210,7 @@ def new_namespace_beside(net: HasFileno | None) -> Fd:
         As in `open_socket`.
     """
     try:
-        return calls.new_namespace("net")
+        return calls.new_namespace("net")[0]
     except SyscallError as error:
         if net is None or error.op not in {"setns", "unshare"} or error.errno != EPERM:
             raise from_errno(error.op, error.target, error.errno, hint(error.op, error.errno, error.target)) from None

@@ -92,6 +92,7 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
         self,
         fd: Fd,
         *,
+        identity: tuple[int, int] | None = None,
         owner: UserNS | None = None,
         process: Held | None = None,
         place: str | None = None,
@@ -100,9 +101,11 @@ class Namespace(Handle, made_by="isolib.new_netns() and the like, or isolib.open
     ) -> None:
         super().__init__(fd)
         self.made_here = made_here
-        status = os.fstat(fd.fileno())
-        self._identity = (status.st_dev, status.st_ino)
-        self.id = status.st_ino
+        if identity is None:
+            status = os.fstat(fd.fileno())
+            identity = (status.st_dev, status.st_ino)
+        self._identity = identity
+        self.id = identity[1]
         self._label = f"{self.kind}:[{self.id}]"
         self._owner = owner
         self._room = room  # what owns it is there for the next one, too, as long as this is open

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from isolib._kernel.handle import Rollback
 from isolib._kernel.netlink.socket import ROUTE, open_netlink
-from isolib._kernel.sockets import put_in
 from isolib.namespaces.handle import Namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from isolib._kernel.netlink.socket import Socket
 
@@ -26,7 +25,7 @@ class NetNS(Namespace, made_by="isolib.new_netns() or isolib.open_netns()"):
     kind = "net"
     _sockets: Mapping[int, Socket] = MappingProxyType({})
 
-    def netlink(self, protocol: int = ROUTE, *, put: tuple[str, str] | None = None) -> Socket:
+    def netlink(self, protocol: int = ROUTE, *, make: Callable[[], Socket] | None = None) -> Socket:
         """Return the netlink socket that belongs to this namespace, made when it is first asked for and closed with the handle.
 
         For who composes: whoever holds it speaks to the kernel about this namespace without going there.
@@ -35,8 +34,8 @@ class NetNS(Namespace, made_by="isolib.new_netns() or isolib.open_netns()"):
         ----------
         protocol
             NETLINK_ROUTE, NETLINK_NETFILTER or NETLINK_GENERIC.
-        put
-            A file of /proc/sys/net and what is written to it before: the way there is gone once for both.
+        make
+            Makes it where there is none, for who has more to do on the way there; None: `open_netlink` does.
 
         Raises
         ------
@@ -52,14 +51,18 @@ class NetNS(Namespace, made_by="isolib.new_netns() or isolib.open_netns()"):
                 self._check_open()
                 found = self._sockets.get(protocol)
                 if found is None:
-                    made = open_netlink(self, protocol, put=put)
-                    self._sockets = {**self._sockets, protocol: made}
-                    return made
-        if put is not None:
-            put_in(self, *put)
+                    found = open_netlink(self, protocol) if make is None else make()
+                    self._sockets = {**self._sockets, protocol: found}
         return found
 
+    def has_netlink(self, protocol: int) -> bool:
+        """Return whether `netlink` has made that socket already."""
+        return protocol in self._sockets
+
     def _release(self) -> None:
+        if not self._sockets:
+            super()._release()
+            return
         with Rollback() as undo:
             undo.push(super()._release)
             for socket in self._sockets.values():

@@ -363,7 +363,7 @@ def _make(cls: type[N], *, lo: bool = False, hostname: str | None = None, domain
     """Make a namespace that threads can be in."""
     enter.check_usable()
     try:
-        fd = calls.new_namespace(cls.kind, lo=lo, hostname=hostname, domainname=domainname)
+        fd, identity = calls.new_namespace(cls.kind, lo=lo, hostname=hostname, domainname=domainname)
     except ThreadStranded as error:
         enter.strand(f"{error}: {error.__cause__}")
         raise
@@ -373,7 +373,7 @@ def _make(cls: type[N], *, lo: bool = False, hostname: str | None = None, domain
         if error.errno == EINVAL:
             raise _unsupported(cls.kind) from None
     else:
-        return cls._make(fd, made_here=True)
+        return cls._make(fd, identity=identity, made_here=True)
     builder = Builder()
     if cls.kind == "cgroup":  # its root is the cgroup of who makes it
         builder.add(INSIDE, Step("UNSHARE", flags=calls.CLONE_NEWCGROUP, what="cgroup namespace"))

@@ -24,7 +24,7 @@ from isolib.net.subscription import LONGEST, subscribe
 from isolib.net.values import Link, Route
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from isolib._kernel.netlink.codec import Message
     from isolib._kernel.netlink.socket import Request, Socket
@@ -50,17 +50,17 @@ def settle(*interfaces: Interface) -> None:
         together.setdefault(interface.where.socket, []).append(interface)
     for own, some in together.items():
         for interface, answer in zip(some, own.send(*map(question, some)), strict=True):
-            heed(interface, answer)
+            heed(interface, answer[0])
 
 
 def question(interface: Interface) -> Request:
     """Return the request by which a link is asked, for who sends it with others; `heed` takes what is answered."""
-    return requests.get_link_by_index(interface.index, interface.name)
+    return requests.get_state(interface.index, interface.name)
 
 
-def heed(interface: Interface, answer: Sequence[Message]) -> None:
+def heed(interface: Interface, answer: Message) -> None:
     """Return when a link carries that has answered this."""
-    if parsing.is_about_to_carry(answer[0]):
+    if parsing.is_about_to_carry(answer):
         _wait(interface.ns, partial(_is_about_to, interface))
 
 

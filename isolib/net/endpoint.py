@@ -8,6 +8,7 @@ from isolib._kernel.handle import Handle, Rollback
 from isolib.errors import PlanError
 from isolib.net.capture import capture
 from isolib.net.carrier import settle
+from isolib.net.firewall import Group
 from isolib.net.shaping import Shaping
 from isolib.net.weather import parse_impairment
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from isolib.net.weather import InForce
     from isolib.types import HasFileno
 
-__all__ = ["Endpoint", "check_groups"]
+__all__ = ["Endpoint", "sides_of"]
 
 _DIRECTIONS = ("out", "in")
 
@@ -68,6 +69,9 @@ class Endpoint(Handle, made_by="Network.attach()"):
         self._weather: dict[str, Shaping] = {}
 
     def _release(self) -> None:
+        if not self._weather:
+            self._undo.unwind()
+            return
         with Rollback() as undo:
             undo.push(self._undo.unwind)
             for shaping in [*self._weather.values()]:
@@ -225,8 +229,15 @@ class Endpoint(Handle, made_by="Network.attach()"):
         self.close()
 
 
-def check_groups(groups: Iterable[Sequence[Endpoint]], own: Collection[Endpoint], network: object) -> None:
-    """Raise PlanError where groups of endpoints are no lists, or have one that is not among a network's own."""
+def sides_of(groups: Iterable[Sequence[Endpoint]], own: Collection[Endpoint], network: object) -> list[Group]:
+    """Return the sides of a partition.
+
+    Raises
+    ------
+    PlanError
+        A group is no list, or has an endpoint that is not among a network's own.
+    """
+    found = []
     for group in groups:
         given: object = group
         if not isinstance(given, (tuple, list)):
@@ -234,3 +245,7 @@ def check_groups(groups: Iterable[Sequence[Endpoint]], own: Collection[Endpoint]
         for endpoint in group:
             if endpoint not in own:
                 raise PlanError(f"partition: {endpoint!r} is none of {network!r}")
+        # Addresses too: an endpoint can have its packets take the way by the gateway.
+        addresses = tuple(address for one in group for address in one.addresses)
+        found.append(Group(tuple(one.port.name for one in group), addresses))
+    return found

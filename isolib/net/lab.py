@@ -9,10 +9,10 @@ from isolib._kernel import seam
 from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.hints import typed
 from isolib.net import requests
+from isolib.net.attaching import close_all
 from isolib.net.bridge import Bridge, make_bridge, random_mac
 from isolib.net.carrier import settle, settle_addresses
 from isolib.net.ending import ending
-from isolib.net.network import close_all
 from isolib.net.picture import picture_of
 from isolib.net.sysctl import FORWARDING, Sysctls
 from isolib.net.veth import connect

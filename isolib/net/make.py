@@ -11,9 +11,10 @@ from isolib._kernel.handle import Rollback
 from isolib._kernel.hints import typed
 from isolib.errors import PlanError
 from isolib.net import requests
+from isolib.net.attaching import close_all
 from isolib.net.bridge import Bridge, make_bridge, random_mac
 from isolib.net.chosen import check_beyond, choose, keep
-from isolib.net.network import Network, close_all
+from isolib.net.network import Network
 from isolib.net.pool import Pool, choose_subnet, choose_ula, parse_subnet
 from isolib.net.sysctl import FORWARDING, Sysctls
 from isolib.net.uplink import open_inner_firewall

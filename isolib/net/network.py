@@ -6,30 +6,29 @@ Nothing of it lies in the host's namespace: when this program ends, however it d
 from __future__ import annotations
 
 import html
-from contextlib import suppress
 from functools import partial
 from itertools import count
 from threading import RLock
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.hints import typed
 from isolib.errors import PlanError
-from isolib.net import hosts, requests
+from isolib.net import hosts
 from isolib.net.answering import answer
+from isolib.net.attaching import close_all, equip, take
 from isolib.net.bridge import isolation
 from isolib.net.carrier import settle_addresses
 from isolib.net.checks import check_name
 from isolib.net.chosen import check_apart
 from isolib.net.ending import ending
-from isolib.net.endpoint import Endpoint, check_groups
-from isolib.net.firewall import Group
+from isolib.net.endpoint import Endpoint, sides_of
 from isolib.net.names import Names
 from isolib.net.names import check_name as check_host
 from isolib.net.plugs import Stock
 from isolib.net.published import new_offered, new_published
 from isolib.net.seeing import picture_of_network
-from isolib.net.sysctl import refuse_advertisements
+from isolib.net.sysctl import no_advertisements
 from isolib.net.uplink import open_inner_firewall, resolve
 from isolib.net.veth import connect
 from isolib.net.where import Where, check_namespace
@@ -51,9 +50,7 @@ if TYPE_CHECKING:
     from isolib.net.way_out import WayOut
     from isolib.types import HasFileno
 
-__all__ = ["Network", "close_all"]
-
-_IPV4: Final = 4
+__all__ = ["Network"]
 
 
 class Network(Handle, made_by="isolib.new_network()"):
@@ -320,12 +317,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         """
         with self._lock:
             self._check_open()
-            check_groups(groups, self._endpoints.values(), self)
-            # Addresses too: an endpoint can have its packets take the way by the gateway.
-            sides = [
-                Group(tuple(one.port.name for one in group), tuple(address for one in group for address in one.addresses))
-                for group in groups
-            ]
+            sides = sides_of(groups, self._endpoints.values(), self)
             self._its_firewall().partition(*sides)
 
     def heal(self) -> None:
@@ -449,9 +441,10 @@ class Network(Handle, made_by="isolib.new_network()"):
         there = Where(check_namespace(ns, "ns"))
         with self._lock, Rollback() as undo:
             self._check_way()
-            self._check_wanted(address, ipv6)
-            wanted = {4: (address, "address"), 6: (ipv6, "ipv6")}
-            taken = [self._take(undo, pool, *wanted[pool.subnet.version]) for pool in self._pools]
+            taken = take(undo, self._pools, {4: (address, "address"), 6: (ipv6, "ipv6")}, self.name)
+            is_known = there.is_known
+            if is_known:
+                check_apart(there, self._subnets, self._has_link)
             mac = bytes([0x02, 0x42, *taken[0].packed[-4:]])
             port, interface = connect(
                 self._where,
@@ -460,20 +453,23 @@ class Network(Handle, made_by="isolib.new_network()"):
                 (f"isolib{next(self._numbers)}", name),
                 macs=(None, mac),
                 master=self.bridge.index,
-                before_up=partial(self._prepare, there, name),
-                then=(self._tame, partial(self._equip, taken, default_route=default_route)),
+                put=no_advertisements(name),
+                then=(self._tame, partial(equip, self._pools, taken, default_route=default_route)),
                 settled=(self.bridge.interface,),
             )
+            if not is_known:  # asked now, it takes no other visit there
+                check_apart(there, self._subnets, interface.index.__eq__)
             if self._responder is None and self.dns and (host is not None or self.internet):
                 self._responder = self._undo.adopt(answer(self.ns, self._pools, self._names, internet=self.internet))
-            settle_addresses(interface, taken)
-            settle_addresses(self.bridge.interface, (pool.gateway for pool in self._pools))
+            if self.subnet6 is not None:
+                settle_addresses(interface, taken)
+                settle_addresses(self.bridge.interface, (pool.gateway for pool in self._pools))
             endpoint = Endpoint._make(
                 interface,
                 port,
                 undo,
-                address=next((one for one in taken if one.version == _IPV4), None),
-                ipv6=next((one for one in taken if one.version != _IPV4), None),
+                address=None if self.subnet is None else taken[0],
+                ipv6=None if self.subnet6 is None else taken[-1],
                 mac=mac.hex(":"),
                 hostname=host,
             )
@@ -484,36 +480,11 @@ class Network(Handle, made_by="isolib.new_network()"):
             undo.keep()
         return endpoint
 
-    def _prepare(self, there: Where, name: str) -> None:
-        """See to an interface that is not up yet, and whether it may be: once on the way into the namespace for both."""
-        refuse_advertisements(there, name)
-        check_apart(there, self._subnets, lambda index: any(one.interface.index == index for one in self.endpoints()))
-
-    def _take(self, undo: Rollback, pool: Pool, wanted: str | AnyAddress | None, what: str) -> AnyAddress:
-        address = pool.take(wanted, what)
-
-        def release() -> None:
-            with suppress(PlanError):  # a step may be run twice
-                pool.release(address)
-
-        undo.push(release)
-        return address
-
-    def _check_wanted(self, address: object, ipv6: object) -> None:
-        for value, subnet, what in ((address, self.subnet, "address"), (ipv6, self.subnet6, "ipv6")):
-            if value is not None and subnet is None:
-                raise PlanError(f"{what}: {value}: the network {self.name} has no addresses of this kind")
+    def _has_link(self, index: int | None) -> bool:
+        return any(one.interface.index == index for one in self.endpoints())
 
     def _tame(self, port: Interface) -> list[Request]:
         return [isolation(port)] if self._isolate else []
-
-    def _equip(self, taken: list[AnyAddress], interface: Interface, *, default_route: bool) -> list[Request]:
-        wanted = []
-        for pool, address in zip(self._pools, taken, strict=True):
-            wanted.append(requests.add_host(address, pool.subnet.prefixlen, interface.index, interface.name))
-        if default_route:
-            wanted += [requests.default_route(pool.gateway, interface.index) for pool in self._pools]
-        return wanted
 
     def _forget(self, endpoint: Endpoint) -> None:
         """Take an endpoint's name and ports away, as long as its addresses are its own."""
@@ -523,10 +494,3 @@ class Network(Handle, made_by="isolib.new_network()"):
             self._endpoints.pop(id(endpoint), None)
             published = [one for one in [*self._published] if one.endpoint is endpoint]
         close_all(published)
-
-
-def close_all(handles: Sequence[Handle]) -> None:
-    """Close several handles, the first first, and all of them, whatever one has to say."""
-    with Rollback() as undo:
-        for handle in reversed(handles):
-            undo.adopt(handle)

@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from isolib.net.values import Link
     from isolib.net.where import Where
 
-__all__ = ["OwnedLink", "check_free", "make_link", "new_number", "nothing_more", "remove"]
+__all__ = ["Announced", "OwnedLink", "announce", "check_free", "make_link", "new_number", "nothing_more", "remove"]
 
 #: Numbers of links that isolib makes: none that the kernel gives by itself for a long time.
 _LOWEST: Final = 1 << 24
-_HIGHEST: Final = (1 << 31) - 1
+_BITS: Final = 30
 _random: Final = Random()  # noqa: S311 - nobody gains by guessing them
 os.register_at_fork(after_in_child=_random.seed)
 
 
 def new_number() -> int:
     """Return a number for a link: chosen before, it need not be asked for, and is known when nobody has heard the answer."""
-    return _random.randint(_LOWEST, _HIGHEST)
+    return _LOWEST + _random.getrandbits(_BITS)
 
 
 def nothing_more(_: Interface) -> tuple[Request, ...]:
@@ -75,10 +75,7 @@ def make_link(
     SyscallError
         EEXIST: the name is taken.
     """
-    link = _Link(where, new_number() if where.is_made_here else _free_number(where, name), name)
-    if not where.is_made_here:
-        reaper.entrust_link(where.socket.fileno(), link.index, lambda ticket: undo.push(ticket.strike))
-    undo.push(link.remove)
+    link = announce(where, undo, name)
     made = request(link.index)
     interface = Interface(where, link.index, name)
     further = tuple(then(interface))
@@ -97,7 +94,17 @@ def make_link(
     return interface
 
 
-class _Link:
+def announce(where: Where, undo: Rollback, name: str) -> Announced:
+    """Return a link that is about to be made, when it is known how to undo that, as in `make_link`."""
+    is_made_here = where.is_made_here
+    link = Announced(where, new_number() if is_made_here else _free_number(where, name), name)
+    if not is_made_here:
+        reaper.entrust_link(where.socket.fileno(), link.index, lambda ticket: undo.push(ticket.strike))
+    undo.push(link.remove)
+    return link
+
+
+class Announced:
     """A link that was asked for; whether it is there, the kernel may have refused, or an interrupt kept from being heard."""
 
     __slots__ = ("_name", "_where", "index", "is_sure")
@@ -142,6 +149,8 @@ def _find(where: Where, request: Request) -> Link | None:
 
 def remove(where: Where, index: int, name: str) -> None:
     """Remove a link, unless it, or its namespace, is gone."""
+    if where.is_over:  # the usual end: it goes with its namespace
+        return
     try:
         where.socket.ask(requests.remove_link(index, name))
     except ClosedError:  # the namespace's handle, and with it the link, or it is the business of who keeps the namespace

@@ -186,7 +186,7 @@ def parse_link(message: Message) -> Link:
 
 def is_about_to_carry(message: Message) -> bool:
     """Return whether the link of an RTM_NEWLINK has a carrier, and the kernel has not drawn its conclusions yet."""
-    _, _, _, flags, _ = _unpack(IFINFO, message)
+    flags = _unpack(IFINFO, message)[3]
     return bool(flags & _LOWER_UP) and first(message.body, 16, IFINFO.size) != _UP
 
 

@@ -275,6 +275,7 @@ class Pool:
 
     def __init__(self, subnet: str | IPNetwork, gateway: str | IPAddress | None = None) -> None:
         self.subnet = parse_subnet(subnet)
+        self._kind = IPv4Address if isinstance(self.subnet, IPv4Network) else IPv6Address
         self._first, self._last = usable(self.subnet)
         self.size = self._last - self._first
         self._gateway = self._first if gateway is None else self._number(gateway, "gateway")
@@ -344,10 +345,10 @@ class Pool:
         return f"<Pool {self.subnet}, gateway {self.gateway}, {len(self._taken)} of {self.size} taken>"
 
     def _address(self, number: int) -> IPAddress:
-        return address_of(number, self.subnet)
+        return self._kind(number)
 
     def _number(self, value: str | IPAddress, what: str) -> int:
-        address = check_address(value, what)
+        address = value if isinstance(value, self._kind) else check_address(value, what)
         if address not in self.subnet:
             raise PlanError(f"{what}: {address} is not in {self.subnet}")
         number = int(address)

@@ -53,6 +53,7 @@ __all__ = [
     "find_route",
     "get_link",
     "get_link_by_index",
+    "get_state",
     "link_attributes",
     "new_link",
     "remove_address",
@@ -100,6 +101,9 @@ _FOREVER: Final = 0xFFFFFFFF
 _LIFETIMES: Final = struct.Struct("=IIII")
 _ONLINK: Final = 4
 _HOP: Final = struct.Struct("=HBBi")
+
+#: IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS (Linux 4.4).
+_NO_COUNTS: Final = codec.u32(29, 8)
 
 _EVERYWHERE: Final = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
@@ -233,6 +237,11 @@ def get_link_by_index(index: int, label: str) -> Request:
     return Request(GETLINK, IFINFO.pack(0, 0, index, 0, 0), 0, "RTM_GETLINK", label, _LINK_HINTS)
 
 
+def get_state(index: int, label: str) -> Request:
+    """Return the request for what the kernel knows of the link with this number, but for what it has counted."""
+    return Request(GETLINK, IFINFO.pack(0, 0, index, 0, 0) + _NO_COUNTS, 0, "RTM_GETLINK", label, _LINK_HINTS)
+
+
 def dump_links() -> Request:
     """Return the request for all links."""
     return Request(GETLINK, IFINFO.pack(0, 0, 0, 0, 0), 0, "RTM_GETLINK", "links")
@@ -277,7 +286,7 @@ def add_address(
     """Return the request that gives a link an address; one of IPv6 is not asked about first, and so usable at once."""
     packed, prefix = interface.packed, interface.network.prefixlen
     body = _address(packed, prefix, index, peer, lifetimes=lifetimes, noprefixroute=noprefixroute)
-    return Request(NEWADDR, body, codec.CREATE | codec.EXCL, "RTM_NEWADDR", f"{interface} on {label}", _ADDRESS_HINTS)
+    return Request(NEWADDR, body, codec.CREATE | codec.EXCL, "RTM_NEWADDR", (interface, " on ", label), _ADDRESS_HINTS)
 
 
 def change_address(
@@ -292,13 +301,15 @@ def change_address(
 def add_host(address: AnyAddress, prefix: int, index: int, label: str) -> Request:
     """Return the same request, for an address without its prefix and the length of that."""
     body = _address(address.packed, prefix, index)
-    return Request(NEWADDR, body, codec.CREATE | codec.EXCL, "RTM_NEWADDR", f"{address}/{prefix} on {label}", _ADDRESS_HINTS)
+    return Request(
+        NEWADDR, body, codec.CREATE | codec.EXCL, "RTM_NEWADDR", (address, "/", prefix, " on ", label), _ADDRESS_HINTS
+    )
 
 
 def remove_address(interface: AnyInterface, index: int, label: str, *, peer: AnyAddress | None = None) -> Request:
     """Return the request that takes an address from a link."""
     body = _address(interface.packed, interface.network.prefixlen, index, peer)
-    return Request(DELADDR, body, 0, "RTM_DELADDR", f"{interface} on {label}", _ADDRESS_HINTS)
+    return Request(DELADDR, body, 0, "RTM_DELADDR", (interface, " on ", label), _ADDRESS_HINTS)
 
 
 def dump_addresses() -> Request:
@@ -342,15 +353,16 @@ def _route(
     onlink: bool = False,
     hops: Sequence[Hop] = (),
 ) -> bytes:
-    family = AF_INET if destination.version == 4 else AF_INET6  # noqa: PLR2004
+    version, length = destination.version, destination.prefixlen
+    family = AF_INET if version == 4 else AF_INET6  # noqa: PLR2004
     number = table_number(table)
     small = number if number <= _BYTE else 0
     flags = _ONLINK if onlink else 0
-    head = RTMSG.pack(family, destination.prefixlen, 0, 0, small, protocol, scope, TYPES.index(kind), flags)
+    head = RTMSG.pack(family, length, 0, 0, small, protocol, scope, TYPES.index(kind), flags)
     parts = [head, codec.u32(15, number)]
-    if destination.prefixlen:
+    if length:
         parts.append(codec.attribute(1, destination.network_address.packed))
-    parts.append(_gateway(gateway, destination.version))
+    parts.append(_gateway(gateway, version))
     if index is not None:
         parts.append(codec.u32(4, index))
     if source is not None:
@@ -392,9 +404,9 @@ def add_route(
         onlink=onlink,
         hops=hops,
     )
-    by = f"{len(hops)} hops" if hops else gateway or f"link {index}"
-    target = f"{destination} via {by}" if kind == "unicast" else f"{kind} {destination}"
-    return Request(NEWROUTE, body, codec.CREATE | codec.EXCL, "RTM_NEWROUTE", target, _ROUTE_HINTS)
+    by = (len(hops), " hops") if hops else (gateway,) if gateway else ("link ", index)
+    about = (destination, " via ", *by) if kind == "unicast" else (kind, " ", destination)
+    return Request(NEWROUTE, body, codec.CREATE | codec.EXCL, "RTM_NEWROUTE", about, _ROUTE_HINTS)
 
 
 def default_route(gateway: AnyAddress, index: int) -> Request:

@@ -24,12 +24,11 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from isolib._kernel.handle import Fd
-    from isolib.net.where import Where
     from isolib.types import HasFileno
 
     Value: TypeAlias = str | int | bool | Sequence[int]
 
-__all__ = ["HeldSetting", "Sysctls", "check_setting", "hold", "refuse_advertisements"]
+__all__ = ["HeldSetting", "Sysctls", "check_setting", "hold", "no_advertisements"]
 
 FORWARDING: Final = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 """By the version of IP, whether packets are passed on."""
@@ -187,13 +186,12 @@ class Sysctls:
         return tuple(map(int, self[name].split()))
 
 
-def refuse_advertisements(where: Where, link: str) -> None:
-    """Have a link take no address and no route from who claims to be a router."""
-    try:
-        where.put(f"{_TOP}/net/ipv6/conf/{link}/accept_ra", "0")
-    except SyscallError as error:
-        if error.errno != ENOENT:  # without IPv6 there is none, and no advertisement
-            raise
+def no_advertisements(link: str) -> tuple[str, str]:
+    """Return the setting, and its value, by which a link takes no address and no route from who claims to be a router.
+
+    Without IPv6 there is none, and no advertisement.
+    """
+    return f"{_TOP}/net/ipv6/conf/{link}/accept_ra", "0"
 
 
 def _opened(net: HasFileno | None, path: str, flags: int) -> Fd:

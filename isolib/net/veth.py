@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.hints import typed
+from isolib._kernel.netlink.conversation import Turn
 from isolib.errors import PlanError, SyscallError
 from isolib.net import requests
 from isolib.net.carrier import heed, question, settle, settle_addresses
 from isolib.net.checks import check_interface, check_mtu, check_name, check_pair
 from isolib.net.interface import Interface
-from isolib.net.owned import check_free, make_link, new_number, nothing_more
+from isolib.net.owned import announce, check_free, new_number, nothing_more
 from isolib.net.where import Where, check_namespace
 
 if TYPE_CHECKING:
@@ -134,11 +135,11 @@ def connect(
     mtu: int | None = None,
     macs: tuple[bytes | None, bytes | None] = (None, None),
     master: int | None = None,
-    before_up: Callable[[], object] | None = None,
+    put: tuple[str, str] | None = None,
     then: tuple[Then, Then] = (nothing_more, nothing_more),
     settled: Sequence[Interface] | None = None,
 ) -> tuple[Interface, Interface]:
-    """Make a pair, up, for those who compose.
+    """Make a pair, up, for those who compose: by one conversation with the kernel.
 
     Parameters
     ----------
@@ -152,8 +153,9 @@ def connect(
         Of both.
     master
         The number of a bridge beside the first end, which becomes a port of it.
-    before_up
-        Called when there is the second end, or that which is in the caller's own namespace, and before it comes up.
+    put
+        A file of /proc/sys/net of the second end, or of that which is in the caller's own namespace, and what is written to it
+        before that end comes up; where there is no such file, nothing is.
     then
         Returns, for each end, what is asked for when it is up.
     settled
@@ -167,34 +169,38 @@ def connect(
             yield from then[0](port)
 
         turned = (names[1], names[0]), (macs[1], macs[0]), (then[1], join)
-        other, one = connect(
-            there, here, undo, turned[0], mtu=mtu, macs=turned[1], before_up=before_up, then=turned[2], settled=settled
-        )
+        other, one = connect(there, here, undo, turned[0], mtu=mtu, macs=turned[1], put=put, then=turned[2], settled=settled)
         return one, other
     two = Interface(there, new_number(), names[1])
     peer_net = None if there.net is None else there.net.fileno()
     peer = requests.link_attributes(name=names[1], mtu=mtu, mac=macs[1], net=peer_net)
     own = requests.link_attributes(name=names[0], mtu=mtu, mac=macs[0], master=master)
     data = requests.veth_peer(peer, two.index)
-    up = before_up is None or here.net is not None
+    link, socket = announce(here, undo, names[0]), here.socket
+    one = Interface(here, link.index, names[0])
+    up = put is None or here.net is not None
+    made = requests.new_link("veth", own, name=names[0], index=one.index, up=up, data=data)
     # The kernel brings a peer up before it has another end, which it refuses (drivers/net/veth.c): so by a request of its own.
     inside = (requests.bring_up(names[1]), *then[1](two), question(two))
-
-    def request(index: int) -> Request:
-        return requests.new_link("veth", own, name=names[0], index=index, up=up, data=data)
-
+    if up:
+        turns = [Turn(here.net, socket, (made, *then[0](one))), Turn(there.net, None, inside, put)]
+    else:
+        late = (requests.bring_up(names[0]), *then[0](one))
+        turns = [Turn(None, socket, (made,)), Turn(None, socket, late, put), Turn(there.net, None, inside)]
+    beside = [] if settled is None else [one, *(end for end in settled if end.ns is not None and end.ns is here.net)]
+    if beside:
+        turns.append(Turn(here.net, socket, tuple(map(question, beside))))
     try:
-        one = make_link(here, undo, names[0], request, then[0] if up else nothing_more)
+        there.converse(*turns)
     except SyscallError as error:
-        if error.errno == EEXIST and error.op == "RTM_NEWLINK":
+        if error.errno == EEXIST and (error.op, error.target) == (made.op, made.target):
+            check_free(here, names[0])
             check_free(there, names[1])
         raise
-    if before_up is not None:
-        before_up()
-    if not up:
-        here.socket.send(requests.bring_up(names[0]), *then[0](one))
-    *_, answer = there.socket.send(*inside)
+    link.is_sure = True
     if settled is not None:
-        heed(two, answer)
-        settle(one, *settled)
+        heed(two, turns[-2].answers()[-1])
+        for end, answer in zip(beside, turns[-1].answers(), strict=True):
+            heed(end, answer)
+        settle(*(end for end in settled if end not in beside))
     return one, two

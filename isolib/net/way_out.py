@@ -210,7 +210,9 @@ def open_way(
     made = _start(undo, way, where, cables)
     link = parsing.parse_link(where.socket.ask(requests.get_link(UPLINK))[0])
     interface = Interface(where, link.index, UPLINK)
-    sysctl.refuse_advertisements(where, UPLINK)
+    settings, accepting = sysctl.Sysctls(where.net), f"net.ipv6.conf.{UPLINK}.accept_ra"
+    if accepting in settings:  # without IPv6 there is none, and no advertisement
+        settings[accepting] = 0
     where.socket.send(
         requests.set_link(link.index, UPLINK, up=True),
         *(requests.add_address(other, link.index, UPLINK) for _, other in cables),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 from isolib._kernel.handle import home
-from isolib._kernel.netlink.socket import GENERIC, open_netlink
-from isolib._kernel.sockets import put_in
+from isolib._kernel.netlink.conversation import converse
+from isolib._kernel.netlink.socket import GENERIC, ROUTE, open_netlink
 from isolib.errors import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from isolib._kernel.netlink.conversation import Turn
     from isolib._kernel.netlink.socket import Socket
     from isolib.types import HasFileno
 
@@ -69,6 +71,16 @@ class Where:
         return bool(getattr(self.net, "made_here", False))
 
     @property
+    def is_known(self) -> bool:
+        """Whether there is a socket to speak to it by already."""
+        return self._ask is None or bool(getattr(self.net, "has_netlink", lambda _: False)(ROUTE))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the handle is closed that keeps its socket, or kept it."""
+        return self._ask is not None and bool(getattr(self.net, "closed", False))
+
+    @property
     def socket(self) -> Socket:
         """Its rtnetlink socket.
 
@@ -105,18 +117,25 @@ class Where:
         with open_netlink(self.net, GENERIC) as made:
             yield made
 
-    def put(self, path: str, text: str) -> None:
-        """Write to a file of /proc/sys/net; who does so before the socket is needed, has that made on the same way.
+    def converse(self, *turns: Turn) -> None:
+        """Take turns, those of this namespace among them, whose socket is made on the way where it has none.
 
         Raises
         ------
-        SyscallError, SetupFailed, ClosedError
-            As in `isolib._kernel.sockets.put_in`.
+        SyscallError, SetupFailed, ThreadStranded, ClosedError
+            As in `isolib._kernel.netlink.conversation.converse`.
         """
-        if self._ask is None:
-            put_in(self.net, path, text)
-        else:
-            self._ask(put=(path, text))
+        own = next(turn for turn in turns if turn.socket is None)
+        found = self._own if self._ask is None else self._ask(make=partial(_made_by, own, turns))
+        if own.socket is None:  # it had one
+            own.socket = found
+            converse(turns)
+
+
+def _made_by(own: Turn, turns: tuple[Turn, ...]) -> Socket:
+    converse(turns)
+    assert own.socket is not None  # noqa: S101 - the turn was taken
+    return own.socket
 
 
 @contextmanager

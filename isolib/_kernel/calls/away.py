@@ -15,7 +15,7 @@ from isolib.errors import ThreadStranded, from_errno
 Stay: TypeAlias = Any
 
 # Of the calling thread: /proc/self would be the main thread.
-_OWN_FILES: Final = {kind: f"/proc/thread-self/ns/{kind}".encode() for kind in NAMESPACE_FLAGS}
+OWN_FILES: Final = {kind: f"/proc/thread-self/ns/{kind}".encode() for kind in NAMESPACE_FLAGS}
 
 #: How far it came, and the call that failed there.
 _STAGES: Final = {
@@ -35,20 +35,33 @@ _STAGES: Final = {
 }
 #: Where a thread is that could not go back.
 _THERE: Final = "another network namespace"
+# Looked up by name they would cost more than what they are for.
+_STAGE: Final = ffi.typeof("int32_t *")
+_IDENTITY: Final = ffi.typeof("struct isolib_identity *")
 
 
-def new_namespace(kind: str, *, lo: bool = False, hostname: str | None = None, domainname: str | None = None) -> Fd:
+def new_namespace(
+    kind: str, *, lo: bool = False, hostname: str | None = None, domainname: str | None = None
+) -> tuple[Fd, tuple[int, int]]:
     """Make a net, uts, ipc or cgroup namespace; the calling thread is in it meanwhile, and where it was afterwards.
+
+    Returns
+    -------
+    Fd, (int, int)
+        Its descriptor, and what tells it from all others: a device and a number on that (stat(2)).
 
     Raises
     ------
     ThreadStranded
         The thread could not go back. For every other failure it has.
     """
-    stage = ffi.new("int32_t *")
-    names = [ffi.NULL if name is None else ffi.new("char[]", os.fsencode(name)) for name in (hostname, domainname)]
-    made = Fd.take(lib.isolib_namespace_new, NAMESPACE_FLAGS[kind], _OWN_FILES[kind], int(lo), *names, stage)
-    return _back(made, stage[0], f"new {kind} namespace", f"a new {kind} namespace")
+    stage, identity = ffi.new(_STAGE), ffi.new(_IDENTITY)
+    host = ffi.NULL if hostname is None else ffi.new("char[]", os.fsencode(hostname))
+    domain = ffi.NULL if domainname is None else ffi.new("char[]", os.fsencode(domainname))
+    made = Fd.take(lib.isolib_namespace_new, NAMESPACE_FLAGS[kind], OWN_FILES[kind], lo, host, domain, stage, identity)
+    if made is None:
+        raise failure(stage[0], ffi.errno, f"new {kind} namespace", f"a new {kind} namespace")
+    return made, (identity.device, identity.inode)
 
 
 def new_socket(family: int, kind: int, protocol: int, target: str) -> Fd:
@@ -66,8 +79,8 @@ def socket_in(net: int, family: int, kind: int, protocol: int, target: str) -> F
     SyscallError
         With setns: the thread lacks CAP_SYS_ADMIN over the namespace or over its own user namespace.
     """
-    stage = ffi.new("int32_t *")
-    made = Fd.take(lib.isolib_socket_in, net, _OWN_FILES["net"], family, kind, protocol, stage)
+    stage = ffi.new(_STAGE)
+    made = Fd.take(lib.isolib_socket_in, net, OWN_FILES["net"], family, kind, protocol, stage)
     return _back(made, stage[0], target)
 
 
@@ -84,8 +97,8 @@ def open_in(net: int, path: str, flags: int) -> Fd:
     ThreadStranded, SyscallError
         As in `socket_in`.
     """
-    stage = ffi.new("int32_t *")
-    made = Fd.take(lib.isolib_open_in, net, _OWN_FILES["net"], path_bytes(path), flags, stage)
+    stage = ffi.new(_STAGE)
+    made = Fd.take(lib.isolib_open_in, net, OWN_FILES["net"], path_bytes(path), flags, stage)
     return _back(made, stage[0], path)
 
 
@@ -97,9 +110,9 @@ def put_in(net: int, path: str, text: str) -> None:
     ThreadStranded, SyscallError
         As in `socket_in`.
     """
-    stage = ffi.new("int32_t *")
-    if lib.isolib_put_in(net, _OWN_FILES["net"], path_bytes(path), text.encode(), stage) < 0:
-        raise _failure(stage[0], path, _THERE)
+    stage = ffi.new(_STAGE)
+    if lib.isolib_put_in(net, OWN_FILES["net"], path_bytes(path), text.encode(), stage) < 0:
+        raise failure(stage[0], ffi.errno, path)
 
 
 def netlink_in(net: int, protocol: int, target: str, put: tuple[str, str] | None = None) -> Fd:
@@ -107,23 +120,24 @@ def netlink_in(net: int, protocol: int, target: str, put: tuple[str, str] | None
 
     ``put`` is a path and a text, written before on the same way, as by `put_in`.
     """
-    stage = ffi.new("int32_t *")
+    stage = ffi.new(_STAGE)
     path, text = (ffi.NULL, ffi.NULL) if put is None else (path_bytes(put[0]), put[1].encode())
-    made = Fd.take(lib.isolib_netlink_in, net, _OWN_FILES["net"], protocol, path, text, stage)
+    made = Fd.take(lib.isolib_netlink_in, net, OWN_FILES["net"], protocol, path, text, stage)
     if put is not None and stage[0] in {lib.ISOLIB_AWAY_FILE, lib.ISOLIB_AWAY_PUT}:
         target = put[0]
     return _back(made, stage[0], target)
 
 
-def _back(made: Fd | None, stage: int, target: str, where: str = _THERE) -> Fd:
+def _back(made: Fd | None, stage: int, target: str) -> Fd:
     if made is not None:
         return made
     # No name for the exception: it would be in a circle with this frame, which keeps alive all that its callers have.
-    raise _failure(stage, target, where)
+    raise failure(stage, ffi.errno, target)
 
 
-def _failure(stage: int, target: str, where: str) -> Exception:
-    error = from_errno(_STAGES[stage], target, ffi.errno)
+def failure(stage: int, errno: int, target: str, where: str = _THERE) -> Exception:
+    """Return the exception for who was kept from something elsewhere, and came so far."""
+    error = from_errno(_STAGES[stage], target, errno)
     if stage != lib.ISOLIB_AWAY_RETURN:
         return error
     stranded = ThreadStranded(f"the thread stays in {where}")
@@ -152,7 +166,7 @@ def netlink_talk(fd: int, sent: bytes) -> tuple[bytes, int]:
         Messages, and the error number that kept from hearing more of them, or 0.
     """
     heard = _allocate("char[]", _ROOM)
-    error = ffi.new("int32_t *")
+    error = ffi.new(_STAGE)
     size = checked("netlink", "", lib.isolib_netlink_talk(fd, sent, len(sent), heard, _ROOM, error))
     return ffi.buffer(heard, size)[:], error[0]
 
@@ -164,7 +178,7 @@ def new_stay(kind: str) -> Stay:
 
 def begin_stay(stay: Stay, fd: int, kind: str, target: str) -> None:
     """Move the calling thread into a namespace that it can come back from; the stay knows the way back from before that on."""
-    result = lib.isolib_stay_begin(stay, fd, _OWN_FILES[kind])
+    result = lib.isolib_stay_begin(stay, fd, OWN_FILES[kind])
     if result < 0:
         errno = ffi.errno
         where = f"{target}, the way back" if result == -2 else target  # noqa: PLR2004 -- as cdef.h says

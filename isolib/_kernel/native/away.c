@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "sys.h"
@@ -20,6 +21,7 @@ struct visit {
     const char *hostname, *domainname;
     const char *path, *text;
     int family, type, protocol; /* for a path, type is the flags */
+    struct isolib_identity *identity;
 };
 
 /* One call, so that no signal handler of Python's runs while the thread is elsewhere. */
@@ -51,6 +53,8 @@ static int run_visit(const struct visit *visit, int32_t *stage) {
 }
 
 static int make_namespace(const struct visit *visit, int32_t *stage) {
+    struct stat status;
+    int fd;
     *stage = ISOLIB_AWAY_UNSHARE;
     if (unshare(visit->kind) < 0)
         return -1;
@@ -64,13 +68,23 @@ static int make_namespace(const struct visit *visit, int32_t *stage) {
     if (visit->domainname && setdomainname(visit->domainname, strlen(visit->domainname)) < 0)
         return -1;
     *stage = ISOLIB_AWAY_REOPEN;
-    return open(visit->file, O_RDONLY | O_CLOEXEC);
+    fd = open(visit->file, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    if (fstat(fd, &status) < 0) {
+        close(fd);
+        return -1;
+    }
+    *visit->identity = (struct isolib_identity){status.st_dev, status.st_ino};
+    return fd;
 }
 
-int isolib_namespace_new(int kind, const char *file, int lo, const char *hostname, const char *domainname, int32_t *stage) {
+int isolib_namespace_new(int kind, const char *file, int lo, const char *hostname, const char *domainname, int32_t *stage,
+                         struct isolib_identity *identity) {
     struct visit visit = {.act = make_namespace, .kind = kind, .file = file, .target = -1, .lo = lo};
     visit.hostname = hostname;
     visit.domainname = domainname;
+    visit.identity = identity;
     return run_visit(&visit, stage);
 }
 

@@ -397,11 +397,16 @@ enum isolib_away {
     ISOLIB_AWAY_FILE,
     ISOLIB_AWAY_PUT,
     ISOLIB_AWAY_CONNECT,
-    ISOLIB_AWAY_RETURN /* the thread could not go back */
+    ISOLIB_AWAY_RETURN, /* the thread could not go back */
+    ISOLIB_AWAY_TALK    /* it has been there: what was said then */
 };
 /* `file` is the thread's own namespace in /proc.  Each returns a descriptor: of a new namespace, of a socket that belongs to
  * the network namespace `net`, of a file that is that one's (/proc/sys/net). */
-int isolib_namespace_new(int kind, const char *file, int lo, const char *hostname, const char *domainname, int32_t *stage);
+struct isolib_identity {
+    uint64_t device, inode;
+};
+int isolib_namespace_new(int kind, const char *file, int lo, const char *hostname, const char *domainname, int32_t *stage,
+                         struct isolib_identity *identity);
 int isolib_socket(int family, int type, int protocol);
 int isolib_socket_in(int net, const char *file, int family, int type, int protocol, int32_t *stage);
 /* The descriptor that has been sent to a unix socket; it is not waited for. */
@@ -417,6 +422,26 @@ enum isolib_netlink { ISOLIB_NETLINK_PART = 32768 }; /* the longest that the ker
 /* Returns how many bytes were answered, from a prepared socket; there may be more, and `error` says what kept from reading on.
  */
 int isolib_netlink_talk(int fd, const char *sent, uint32_t size, char *heard, uint32_t room, int32_t *error);
+/* One turn of a conversation: a send, and what is done before it. */
+struct isolib_turn {
+    int32_t fd;  /* the socket that it goes to; -1: one of `net`, which is made */
+    int32_t net; /* the namespace that is gone to before, when there is something to be done: -1: the thread's own */
+    int32_t protocol;
+    uint32_t size, last;     /* of what is sent; the number of the request in it that is acknowledged */
+    uint32_t start, end;     /* where in what was heard its answers stand */
+    const char *path, *text; /* a file that is that namespace's, and what is written to it; or NULL */
+    const char *sent;
+};
+struct isolib_conversation {
+    uint32_t count, done; /* of turns; one is done when its last request was acknowledged, and none was refused */
+    int32_t stage, error; /* of the one that was not: how far it came, and what kept it, or 0: the kernel's answer says that */
+    uint32_t room;
+    char *heard;
+    struct isolib_turn turns[];
+};
+/* Takes the turns that are not done yet, up to the first that fails, in one call; of those, one makes a socket at the most,
+ * which is returned whatever comes after: or -1. */
+int isolib_converse(struct isolib_conversation *conversation, const char *file);
 /* a thread's stay in a namespace; a descriptor of where it came from is here before it goes */
 struct isolib_stay {
     int32_t kind;

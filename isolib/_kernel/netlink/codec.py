@@ -10,12 +10,9 @@ Source: netlink(7), rtnetlink(7), linux/netlink.h.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from isolib.errors import IsolibError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = [
     "ACK",
@@ -186,7 +183,15 @@ def attributes(data: bytes, offset: int = 0) -> list[tuple[int, bytes]]:
     >>> attributes(bytes.fromhex("070003006c6f0000"))
     [(3, b'lo\x00')]
     """
-    return list(_attributes(data, offset))
+    found = []
+    end = len(data)
+    while offset + _ATTRIBUTE.size <= end:
+        size, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if size < _ATTRIBUTE.size or offset + size > end:
+            raise _malformed(size, end - offset)
+        found.append((kind & _KIND, data[offset + _ATTRIBUTE.size : offset + size]))
+        offset += size + (-size % 4)
+    return found
 
 
 def first(data: bytes, kind: int, offset: int = 0) -> bytes | None:
@@ -197,17 +202,19 @@ def first(data: bytes, kind: int, offset: int = 0) -> bytes | None:
     MalformedError
         As in `attributes`.
     """
-    return next((value for found, value in _attributes(data, offset) if found == kind), None)
-
-
-def _attributes(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
     end = len(data)
     while offset + _ATTRIBUTE.size <= end:
-        size, kind = _ATTRIBUTE.unpack_from(data, offset)
+        size, found = _ATTRIBUTE.unpack_from(data, offset)
         if size < _ATTRIBUTE.size or offset + size > end:
-            raise MalformedError(f"an attribute says that it is {size} bytes long, where {end - offset} are left")
-        yield kind & _KIND, data[offset + _ATTRIBUTE.size : offset + size]
+            raise _malformed(size, end - offset)
+        if found & _KIND == kind:
+            return data[offset + _ATTRIBUTE.size : offset + size]
         offset += size + (-size % 4)
+    return None
+
+
+def _malformed(size: int, left: int) -> MalformedError:
+    return MalformedError(f"an attribute says that it is {size} bytes long, where {left} are left")
 
 
 def table(data: bytes, offset: int = 0) -> dict[int, bytes]:

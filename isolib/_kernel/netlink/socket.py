@@ -13,9 +13,10 @@ from __future__ import annotations
 import os
 import struct
 from errno import EBUSY, EINTR, EMSGSIZE, ENOBUFS
-from itertools import count
+from functools import partial
+from itertools import count, islice
 from threading import RLock
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from isolib._kernel import calls
 from isolib._kernel.handle import home
@@ -26,7 +27,7 @@ from isolib._kernel.waiting import poll
 from isolib.errors import ClosedError, SyscallError, from_errno
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
     from isolib._kernel.netlink.codec import Ack, Message
     from isolib.types import HasFileno
 
-__all__ = ["GENERIC", "NETFILTER", "ROUTE", "Request", "Socket", "open_netlink"]
+__all__ = ["GENERIC", "NETFILTER", "ROUTE", "Request", "Socket", "joined", "open_netlink", "refused"]
+
+T = TypeVar("T")
 
 # linux/netlink.h
 ROUTE: Final = 0
@@ -77,8 +80,8 @@ class Request(NamedTuple):
         NLM_F_* beside those for a request and its acknowledgement.
     op
         How the call is named in errors: "RTM_NEWLINK".
-    target
-        The object that it is about, for errors.
+    about
+        The object that it is about, for errors: a text, or what makes one when it is needed.
     hints
         What an error number means for this request.
     """
@@ -87,8 +90,13 @@ class Request(NamedTuple):
     body: bytes
     flags: int
     op: str
-    target: str
+    about: str | tuple[object, ...]
     hints: Mapping[int, str] = {}
+
+    @property
+    def target(self) -> str:
+        """The object that it is about."""
+        return self.about if isinstance(self.about, str) else "".join(map(str, self.about))
 
 
 class Socket:
@@ -141,9 +149,9 @@ class Socket:
         answers: list[list[Message]] = []
         refused: SyscallError | None = None
         for part in _parts(requests):
-            numbers = [self._number() for _ in part]
+            numbers = self.numbers(len(part))
             try:
-                answers += self._talk(_joined(part, numbers), part, numbers)
+                answers += self._talk(joined(part, numbers), part, numbers)
             except SyscallError as error:
                 refused = refused or error
         try:
@@ -166,10 +174,10 @@ class Socket:
             The kernel refused.
         """
         for _ in range(_TRIES):
-            number = self._number()
-            sent = codec.request(request.type, request.body, flags=request.flags | codec.DUMP, sequence=number)
+            numbers = self.numbers(1)
+            sent = codec.request(request.type, request.body, flags=request.flags | codec.DUMP, sequence=numbers[0])
             try:
-                found = self._talk(sent, (request,), [number])[0]
+                found = self._talk(sent, (request,), numbers)[0]
             except SyscallError as error:
                 if error.errno != EBUSY:
                     raise
@@ -191,20 +199,41 @@ class Socket:
         """
         if not requests:
             return []
-        begin, *numbers, end = (self._number() for _ in range(len(requests) + 2))
+        begin, *numbers, end = self.numbers(len(requests) + 2)
         mark = _MARK.pack(0, 0, subsystem)
         sent = b"".join(
             (
                 codec.request(_BATCH_BEGIN, mark, sequence=begin),
-                _joined(requests, numbers),
+                joined(requests, numbers),
                 codec.request(_BATCH_END, mark, sequence=end),
             )
         )
         # What is wrong with the whole of it is said of the mark.
         return self._talk(sent, (requests[0], *requests), [begin, *numbers], fatal=begin)[1:]
 
-    def _number(self) -> int:
-        return 1 + next(self._numbers) % _LAST_NUMBER  # 0 is that of news
+    def numbers(self, count: int) -> list[int]:
+        """Return so many numbers for requests, one after the other, that no other one of this socket has; 0 is that of news."""
+        return [1 + number % _LAST_NUMBER for number in islice(self._numbers, count)]
+
+    def lend(self, call: Callable[[], T]) -> T:
+        """Return what a function returns that uses the descriptor: meanwhile it is nobody else's turn.
+
+        Of what it reads, `overhear` gives others theirs; where it fails, the next one hears what was left.
+
+        Raises
+        ------
+        ClosedError
+            It is closed.
+        """
+        if self._home != home():
+            raise ClosedError(f"{self!r} belongs to the process that made it")
+        with self._lock:
+            return self._turn(_NOBODY, call)
+
+    def overhear(self, part: bytes) -> None:
+        """Hand over what was read, for those that this thread has interrupted."""
+        if len(self._hearers) > 1:
+            self._hand_over(part)
 
     def _talk(
         self, sent: bytes, requests: Sequence[Request], numbers: list[int], *, fatal: int | None = None
@@ -214,16 +243,14 @@ class Socket:
         heard = _Heard(numbers, fatal)
         try:
             with self._lock:
-                self._exchange(sent, heard)
+                self._turn(heard, partial(self._listen, sent, heard))
         except OSError as error:
-            errno = error.errno or 0
-            raise from_errno(requests[0].op, requests[0].target, errno, _HINTS.get(errno) or hint("netlink", errno)) from None
+            raise _kept(requests[0], error.errno or 0) from None
         if heard.refused:
-            first = min(heard.refused)
-            raise refusal(requests[first], heard.refused[first])
+            raise heard.refusal(requests)
         return heard.answers
 
-    def _exchange(self, sent: bytes, heard: _Heard) -> None:
+    def _turn(self, heard: _Heard, call: Callable[[], T]) -> T:
         if self._closed:
             raise ClosedError(f"{self!r} cannot be used any more")
         outer = self._hearers
@@ -232,11 +259,12 @@ class Socket:
         try:
             self._hearers = (*outer, heard)
             self._unsettled = True
-            self._listen(sent, heard)
+            result = call()
             self._unsettled = bool(outer)
         finally:
             self._hearers = outer  # before any call: there an interrupt could come
             self._leave()
+        return result
 
     def _leave(self) -> None:
         if self._closed and not self._hearers:
@@ -296,7 +324,7 @@ class _Heard:
         self.answers: list[list[Message]] = [[] for _ in numbers]
         self.refused: dict[int, Ack] = {}
         self.all = False
-        self._last = {numbers[-1], fatal}
+        self._last = {*numbers[-1:], fatal}
         self._index = {number: at for at, number in enumerate(numbers)}
 
     def take(self, message: Message) -> None:
@@ -314,6 +342,27 @@ class _Heard:
         # Where the whole batch is refused, the mark before it is, and nothing else may come.
         self.all = self.all or message.sequence in self._last
 
+    def refusal(self, requests: Sequence[Request]) -> SyscallError:
+        """Return the exception for the first of these that was refused."""
+        first = min(self.refused)
+        return refusal(requests[first], self.refused[first])
+
+
+#: Somebody whose turn it is, and who hears for himself.
+_NOBODY: Final = _Heard([], None)
+
+
+def refused(requests: Sequence[Request], numbers: list[int], part: bytes, errno: int) -> SyscallError:
+    """Return the exception for requests of which one was refused, or whose answers were kept from being heard."""
+    heard = _Heard(numbers, None)
+    for message in codec.messages(part):
+        heard.take(message)
+    return heard.refusal(requests) if heard.refused else _kept(requests[0], errno or ENOBUFS)
+
+
+def _kept(request: Request, errno: int) -> SyscallError:
+    return from_errno(request.op, request.target, errno, _HINTS.get(errno) or hint("netlink", errno))
+
 
 def refusal(request: Request, ack: Ack) -> SyscallError:
     """Return the exception for a request that the kernel refused: its own words, and what would help."""
@@ -322,13 +371,13 @@ def refusal(request: Request, ack: Ack) -> SyscallError:
     return from_errno(request.op, request.target, ack.errno, "; ".join(filter(None, (known, words))) or None)
 
 
-def _joined(requests: Sequence[Request], numbers: Sequence[int]) -> bytes:
+def joined(requests: Sequence[Request], numbers: Sequence[int]) -> bytes:
     """Return requests as they are sent: only the last is acknowledged, but each is that is refused."""
-    last = len(requests) - 1
-    return b"".join(
-        codec.request(one.type, one.body, flags=one.flags | (codec.ACK if at == last else 0), sequence=number)
-        for at, (number, one) in enumerate(zip(numbers, requests, strict=True))
-    )
+    last = numbers[-1]
+    parts = []
+    for (kind, body, flags, *_), number in zip(requests, numbers, strict=True):
+        parts.append(codec.request(kind, body, flags=flags | codec.ACK if number == last else flags, sequence=number))
+    return b"".join(parts)
 
 
 def _parts(requests: Sequence[Request]) -> list[Sequence[Request]]:

@@ -12,7 +12,6 @@ import pytest
 import isolib
 from isolib import SyscallError
 from isolib._kernel.handle import Rollback
-from isolib._kernel.sockets import open_file_in
 from isolib.net import links, new_bridge, new_veth, owned, requests
 from isolib.net.where import Where
 
@@ -108,27 +107,3 @@ def test_numbers_after_a_fork() -> None:
     os.close(writer)
     with open(reader, encoding="ascii") as file:
         assert int(file.read()) != owned.new_number()
-
-
-@pytest.mark.parametrize("is_first", [True, False])
-def test_settings_on_the_way(ns: NetNS, *, is_first: bool) -> None:
-    """A setting is written in the namespace, and not outside, before its socket is made and afterwards."""
-    path = "/proc/sys/net/ipv4/ip_forward"
-    with open(path, encoding="ascii") as file:
-        outside = file.read()
-    if not is_first:
-        ns.netlink()
-    Where(ns).put(path, "1")
-    with open_file_in(ns, path, os.O_RDONLY) as opened:
-        assert os.read(opened.fileno(), 10) == b"1\n"
-    with open(path, encoding="ascii") as file:
-        assert file.read() == outside
-    assert names(ns) == {"lo"}
-
-
-def test_setting_with_a_wrong_value(ns: NetNS) -> None:
-    """A value that the kernel does not take is refused with the name of the setting, and the namespace can be used."""
-    path = "/proc/sys/net/ipv4/ip_forward"
-    with pytest.raises(isolib.IsolibError, match="ip_forward"):
-        Where(ns).put(path, "nonsense")
-    assert names(ns) == {"lo"}
