@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from isolib._kernel.handle import Rollback
 from isolib.errors import PlanError
 from isolib.net import requests
+from isolib.net.bridge import isolation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from isolib.net.pool import Pool
     from isolib.net.values import AnyAddress
 
-__all__ = ["close_all", "equip", "take"]
+__all__ = ["close_all", "equip", "take", "tame"]
 
 
 def take(
@@ -56,6 +57,11 @@ def _take(undo: Rollback, pool: Pool, wanted: str | AnyAddress | None, what: str
 
     undo.push(release)
     return address
+
+
+def tame(port: Interface, *, isolate: bool) -> list[Request]:
+    """Return the request by which a port of the bridge hears no other such port, where that is wanted."""
+    return [isolation(port)] if isolate else []
 
 
 def equip(pools: Sequence[Pool], taken: Sequence[AnyAddress], interface: Interface, *, default_route: bool) -> list[Request]:

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
-from errno import EAFNOSUPPORT, EINVAL, EOPNOTSUPP, EPROTONOSUPPORT
+from errno import EAFNOSUPPORT, EINVAL, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from threading import RLock
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from isolib._kernel.handle import Rollback
+from isolib._kernel.netlink.conntrack import forget_flow, list_flows, parse_flow
 from isolib._kernel.netlink.nft import BRIDGE, INET, NAMES_OF_FAMILIES, SUBSYSTEM, parse_elements, parse_rule
 from isolib._kernel.netlink.nft_expressions import Counter
+from isolib._kernel.netlink.nft_match import PROTOCOLS
 from isolib._kernel.netlink.socket import NETFILTER, open_netlink
 from isolib.errors import PlanError, SyscallError, Unsupported
 from isolib.net.checks import check_address
@@ -266,7 +268,7 @@ class Firewall:
             changes.publish(wanted, target)
 
     def unpublish(self, proto: str, host: str | Address | None, host_port: int, *, version: int = 4) -> None:
-        """Lead it there no more; connections that stand go on.
+        """Lead it there no more; connections that stand go on, until they are `cut`.
 
         Parameters
         ----------
@@ -285,6 +287,28 @@ class Firewall:
         wanted = check_published(proto, host, host_port, version)
         with self._gathering() as changes:
             changes.unpublish(wanted)
+
+    def cut(self, proto: str, address: str | Address, port: int) -> None:
+        """Forget the connections that stand with a port of another address: what belongs to them is not translated any more.
+
+        Raises
+        ------
+        PlanError
+            There is no such protocol, address or port.
+        SyscallError
+            The kernel refused.  EINVAL, EOPNOTSUPP: it has no CONFIG_NF_CT_NETLINK.
+        """
+        number = PROTOCOLS[check_port(proto, port, "port")[0]]
+        target = check_address(address, "target")
+        with self._lock:
+            flows = filter(None, map(parse_flow, self._socket.dump(list_flows(target.version))))
+            ours = [one for one in flows if (one.protocol, one.address, one.port) == (number, target, port)]
+            for each in ours:
+                try:
+                    self._socket.ask(forget_flow(each))
+                except SyscallError as error:
+                    if error.errno != ENOENT:  # it has ended
+                        raise
 
     @property
     def published(self) -> Mapping[Published, Target]:

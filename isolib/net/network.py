@@ -9,15 +9,14 @@ import html
 from functools import partial
 from itertools import count
 from threading import RLock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.hints import typed
 from isolib.errors import PlanError
 from isolib.net import hosts
 from isolib.net.answering import answer
-from isolib.net.attaching import close_all, equip, take
-from isolib.net.bridge import isolation
+from isolib.net.attaching import close_all, equip, take, tame
 from isolib.net.carrier import settle_addresses
 from isolib.net.checks import check_name
 from isolib.net.chosen import check_apart
@@ -37,12 +36,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-    from isolib._kernel.netlink.socket import Request
     from isolib._kernel.seam import NetNS
     from isolib.net.bridge import Bridge
     from isolib.net.ending import Ending
     from isolib.net.firewall import Firewall
-    from isolib.net.interface import Interface
     from isolib.net.picture import Picture
     from isolib.net.pool import Pool
     from isolib.net.published import Offered, Path, Published, Service
@@ -102,6 +99,7 @@ class Network(Handle, made_by="isolib.new_network()"):
         self._isolate = isolate
         self._where = Where(ns)
         self._pools = pools
+        self._subnets = [pool.subnet for pool in pools]
         # Of what is done with it, and of what it has.  Who closes something that it has, holds that one's own lock, and then
         # this one: so nothing is closed by who holds this one.
         self._lock = RLock()
@@ -151,12 +149,14 @@ class Network(Handle, made_by="isolib.new_network()"):
         proto: str = "tcp",
         host: str | AnyAddress = "127.0.0.1",
         mode: int = 0o600,
+        via: Literal["kernel", "forwarder"] | None = None,
     ) -> Published:
         """Let a port of the caller's own namespace, or a unix socket, lead to a port of an endpoint.
 
-        A thread of this program forwards, so it takes no privilege and no rule in the kernel, and ports of 127.0.0.1 can be
-        published; who is connected sees the gateway as the other side.  For a caller without CAP_SYS_ADMIN a process of the
-        launcher opens the sockets inside, 16 at a time.
+        Where the network has a way out of the kind "veth", through that namespace, the kernel translates, for all addresses
+        but those of loopback: at full speed, and the server sees who its client is.  Otherwise a thread of this program
+        forwards, which takes no privilege and no rule in the kernel; the server sees the gateway in its client's place.  For a
+        caller without CAP_SYS_ADMIN a process of the launcher opens the sockets inside, 16 at a time.
 
         Parameters
         ----------
@@ -173,6 +173,8 @@ class Network(Handle, made_by="isolib.new_network()"):
             The address outside; "0.0.0.0" and "::" are all.
         mode
             The permissions of a unix socket, less those of the umask: who may write to it may connect.
+        via
+            "forwarder": the kernel does nothing of it; "kernel": it does, or this fails; None: where it can.
 
         Returns
         -------
@@ -185,6 +187,8 @@ class Network(Handle, made_by="isolib.new_network()"):
             An argument cannot work.
         SyscallError
             EADDRINUSE: the port is in use, or there is something at the path.
+        Unsupported
+            ``via="kernel"``, and the kernel tells nobody of the connections that it translates (CONFIG_NF_CT_NETLINK).
 
         Examples
         --------
@@ -200,8 +204,10 @@ class Network(Handle, made_by="isolib.new_network()"):
             self._check_open()
             if endpoint not in self._endpoints.values():
                 raise PlanError(f"endpoint: {endpoint!r} is none of {self!r}")
-            left = self._published.discard
-            made = new_published(self._stock, host_port, endpoint, port, proto=proto, host=host, mode=mode, left=left)
+            maps, left = None if self.way_out is None else self.way_out.maps, self._published.discard
+            made = new_published(
+                self._stock, maps, host_port, endpoint, port, proto=proto, host=host, mode=mode, via=via, left=left
+            )
             self._published.add(made)
         return made
 
@@ -336,10 +342,6 @@ class Network(Handle, made_by="isolib.new_network()"):
             self._firewall = open_inner_firewall(self._undo, self.ns, self._subnets)
         return self._firewall
 
-    @property
-    def _subnets(self) -> list[AnyNetwork]:
-        return [pool.subnet for pool in self._pools]
-
     def hosts(self) -> str:
         """Return a file /etc/hosts for those who are attached: localhost, and everybody who has a host name."""
         return hosts.hosts(self._names.table())
@@ -454,7 +456,7 @@ class Network(Handle, made_by="isolib.new_network()"):
                 macs=(None, mac),
                 master=self.bridge.index,
                 put=no_advertisements(name),
-                then=(self._tame, partial(equip, self._pools, taken, default_route=default_route)),
+                then=(partial(tame, isolate=self._isolate), partial(equip, self._pools, taken, default_route=default_route)),
                 settled=(self.bridge.interface,),
             )
             if not is_known:  # asked now, it takes no other visit there
@@ -482,9 +484,6 @@ class Network(Handle, made_by="isolib.new_network()"):
 
     def _has_link(self, index: int | None) -> bool:
         return any(one.interface.index == index for one in self.endpoints())
-
-    def _tame(self, port: Interface) -> list[Request]:
-        return [isolation(port)] if self._isolate else []
 
     def _forget(self, endpoint: Endpoint) -> None:
         """Take an endpoint's name and ports away, as long as its addresses are its own."""

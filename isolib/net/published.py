@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from isolib._kernel.handle import Fd, Handle, Rollback
 from isolib._kernel.sockets import open_socket
-from isolib.errors import PlanError
+from isolib.errors import PlanError, Unsupported
 from isolib.net.checks import check_address, check_number
 from isolib.net.forward import Traffic, new_forwarder
 from isolib.net.plugs import KINDS, SocketFile, bound_socket, check_path, new_socket
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from isolib.net.endpoint import Endpoint
     from isolib.net.forward import Forwarder
     from isolib.net.plugs import Stock
+    from isolib.net.portmap import PortMaps
     from isolib.net.serving import Socket
     from isolib.net.streams import Open, Target
     from isolib.net.values import AnyAddress
@@ -47,6 +49,9 @@ class Published(Handle, made_by="Network.publish()"):
         Where that leads.
     proto
         "tcp" or "udp".
+    via
+        "kernel": it translates, and the server sees the client's address; only what it cannot translate, as what is sent to
+        127.0.0.1, a thread of this program forwards.  "forwarder": that thread forwards all.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Published(Handle, made_by="Network.publish()"):
         inner_port: int,
         proto: str,
         file: SocketFile | None,
+        translation: Rollback | None,
         left: Callable[[Published], object],
     ) -> None:
         super().__init__()
@@ -69,7 +75,9 @@ class Published(Handle, made_by="Network.publish()"):
         self.inner_port = inner_port
         self.proto = proto
         self._forwarder = forwarder
+        self.via = "forwarder" if translation is None else "kernel"
         self._file = file
+        self._translation = translation
         self._left = left
 
     @property
@@ -78,7 +86,7 @@ class Published(Handle, made_by="Network.publish()"):
         return self.path or f"{self.address}:{self.port}/{self.proto}"
 
     def stats(self) -> Traffic:
-        """Return what has gone through it."""
+        """Return what this program has forwarded; what the kernel translates is not counted."""
         return self._forwarder.stats()
 
     def _release(self) -> None:
@@ -87,6 +95,8 @@ class Published(Handle, made_by="Network.publish()"):
             undo.adopt(self._forwarder)
             if self._file is not None:
                 undo.push(self._file.remove)
+            if self._translation is not None:
+                undo.push(self._translation.unwind)
 
     def _describe(self) -> str:
         return f"{self.outside} -> {self.endpoint.address or self.endpoint.ipv6}:{self.inner_port}"
@@ -94,6 +104,7 @@ class Published(Handle, made_by="Network.publish()"):
 
 def new_published(
     stock: Stock,
+    maps: PortMaps | None,
     where: int | Path,
     endpoint: Endpoint,
     port: int,
@@ -101,13 +112,17 @@ def new_published(
     proto: str,
     host: str | AnyAddress,
     mode: int,
+    via: str | None,
     left: Callable[[Published], object],
 ) -> Published:
     """Let a port of the calling thread's namespace, or a unix socket, lead to an endpoint; as `Network.publish`.
 
-    ``stock`` is of the namespace from which the endpoint is reached; ``left`` is called with what is returned, at its end.
+    ``stock`` is of the namespace from which the endpoint is reached, ``maps`` what the kernel can translate; ``left`` is called
+    with what is returned, at its end.
     """
     _check_proto(proto)
+    if via not in {None, "kernel", "forwarder"}:
+        raise PlanError(f"via={via!r}: 'kernel', 'forwarder', or None for the kernel where it can")
     check_number(port, "port", 1, _HIGHEST_PORT)
     check_number(mode, "mode", 0, 0o777)
     inside = endpoint.address or endpoint.ipv6
@@ -118,19 +133,43 @@ def new_published(
         if isinstance(where, int):
             check_number(where, "host_port", 0, _HIGHEST_PORT)
             address = check_address(host, "host")
+            is_translated = _can_translate(maps, address, inside, via)
             front = bound_socket(None, address, where, proto)
         else:
             path = check_path(where, "host_port")
             if proto != "tcp" or str(host) != _LOCAL:
                 raise PlanError("host_port: a unix socket leads to a port of TCP, and has a path in place of an address")
+            is_translated = _can_translate(maps, None, inside, via)
             file = SocketFile(path)
             undo.push(file.remove)
             front = file.listen(mode)
         own_port = 0 if file is not None else front.getsockname()[1]
         forwarder = undo.adopt(_forward(front, connect, (str(inside), port)))
-        published = Published._make(forwarder, address, own_port, endpoint, inner_port=port, proto=proto, file=file, left=left)
+        translation = None
+        if maps is not None and address is not None and is_translated:
+            with suppress(*(() if via == "kernel" else (Unsupported,))):
+                translation = maps.lead(proto, address, own_port, inside, port)
+                undo.push(translation.unwind)
+        published = Published._make(
+            *(forwarder, address, own_port, endpoint),
+            inner_port=port,
+            proto=proto,
+            file=file,
+            translation=translation,
+            left=left,
+        )
         undo.dismiss()
     return published
+
+
+def _can_translate(maps: PortMaps | None, outside: AnyAddress | None, target: AnyAddress, via: str | None) -> bool:
+    can = maps is not None and outside is not None and maps.can_lead(outside, target)
+    if via == "kernel" and not can:
+        raise PlanError(
+            "via='kernel': it takes a network with a way out (internet=True) through the calling thread's namespace, and an "
+            f"address of the endpoint's protocol that is none of loopback's, not {outside or 'a unix socket'}"
+        )
+    return can and via != "forwarder"
 
 
 class Offered(Handle, made_by="Network.offer()"):

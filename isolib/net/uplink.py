@@ -23,6 +23,7 @@ from isolib.net.firewall import BRIDGE_SETTINGS, open_firewall
 from isolib.net.hosts import nameservers
 from isolib.net.names import check_name as check_host
 from isolib.net.pool import choose_subnet, choose_ula
+from isolib.net.portmap import PortMaps
 from isolib.net.veth import connect
 from isolib.net.where import Where
 
@@ -67,7 +68,7 @@ def _telling_rights() -> Iterator[None]:
 @_telling_rights()
 def lay_uplink(
     undo: Rollback, where: Where, firewall: Firewall, bridge: str, subnets: Sequence[AnyNetwork], *, isolate: bool
-) -> None:
+) -> PortMaps:
     """Connect a network with the namespace that the calling thread is in, by which its packets go on.
 
     Parameters
@@ -84,6 +85,11 @@ def lay_uplink(
         Of the network.
     isolate
         Whether its endpoints do not reach each other by way of the gateway either.
+
+    Returns
+    -------
+    PortMaps
+        By which ports of the host can lead in.
 
     Raises
     ------
@@ -117,6 +123,9 @@ def lay_uplink(
     settle(*ends)
     for number, end in enumerate(ends):
         settle_addresses(end, [cable[number] for cable in cables])
+    maps = PortMaps(here, outer, firewall, [cable[1].ip for cable in cables])
+    undo.push(maps.forget)
+    return maps
 
 
 def _cable(undo: Rollback, version: int) -> tuple[AnyInterface, AnyInterface]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from isolib._kernel.seam import Process
     from isolib.net.firewall import Firewall
+    from isolib.net.portmap import PortMaps
     from isolib.net.translators import Cable, Translator
     from isolib.net.values import AnyNetwork
     from isolib.types import Exit, HasFileno
@@ -119,10 +120,15 @@ class WayOut:
         ``"slirp4netns"``: this program.
     pid
         That of the program; None: there is none.
+    maps
+        By which ports of the host lead in; None: the kernel translates none.
     """
 
-    def __init__(self, kind: str, process: Process | None = None, words: Fd | None = None) -> None:
+    def __init__(
+        self, kind: str, process: Process | None = None, words: Fd | None = None, *, maps: PortMaps | None = None
+    ) -> None:
         self.kind = kind
+        self.maps = maps
         self.pid = None if process is None else process.pid
         self._process = process
         self._words = words
@@ -196,8 +202,7 @@ def open_way(
         The program ended, or did not say that it is ready: with what it said.
     """
     if way.translator is None:
-        lay_uplink(undo, where, firewall, bridge, subnets, isolate=isolate)
-        return WayOut(_VETH)
+        return WayOut(_VETH, maps=lay_uplink(undo, where, firewall, bridge, subnets, isolate=isolate))
     cables = [_cable(undo, way.translator, subnet) for subnet in subnets]
     for subnet in subnets:
         sysctl.Sysctls(where.net)[sysctl.FORWARDING[subnet.version]] = 1
