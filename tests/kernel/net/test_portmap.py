@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import re
 import socket
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -173,17 +173,16 @@ def test_what_nft_sees(network: Network, new_ns: Callable[[], NetNS]) -> None:
     """The program nft lists what is published, in the table that goes with this program, and no longer when it is closed."""
     endpoint = network.attach(new_ns())
 
-    def elements() -> list[Any]:
-        found = json.loads(run_in(None, "nft", "-j", "list", "ruleset"))["nftables"]
-        assert all("owner" in one["table"].get("flags", []) for one in found if "table" in one)
-        return [element for one in found for element in one.get("map", {}).get("elem", [])]
+    def published() -> list[tuple[str, ...]]:
+        # As text: in JSON, nft 1.0.6 breaks off at a table that has an owner.
+        found = run_in(None, "nft", "list", "ruleset")
+        assert found.count("table ") == len(re.findall(r"^\tflags owner$", found, re.MULTILINE)) == 1
+        return [tuple(row) for row in re.findall(r"(\S+) \. tcp \. (\d+) : \S+ \. (\d+)", found)]
 
-    assert elements() == []
+    assert published() == []
     with network.publish(8080, endpoint, 80, host=HOST):
-        (element,) = elements()
-        assert element[0]["concat"] == [HOST, "tcp", 8080]
-        assert element[1]["concat"][1] == 8080
-    assert elements() == []
+        assert published() == [(HOST, "8080", "8080")]
+    assert published() == []
 
 
 @pytest.mark.parametrize(
