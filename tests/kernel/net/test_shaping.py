@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from isolib.errors import SyscallError
 from isolib.net.queries import links
 from isolib.net.weather import Impairment, parse_impairment
 from tests.examined import in_new_net
-from tests.nets import PATIENCE, socket_in
+from tests.nets import PATIENCE, socket_in, until
 from tests.oracles import run_in as tool
 from tests.traffic import FAR, NEAR, Flow, line, opened
 
@@ -342,14 +343,26 @@ def test_clear_leaves_nothing(near: Line) -> None:
     assert near.shaping.in_force.impairment == Impairment()
 
 
+def held() -> tuple[int, set[str]]:
+    """Return how many relays this process has, by the names of its threads, and its descriptors."""
+    names = []
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/self/task/{thread}/comm", encoding="ascii") as file:
+            names.append(file.read())
+    return names.count("isolib-relay\n"), set(os.listdir("/proc/self/fd"))
+
+
 def test_weather_ends_with_its_handle() -> None:
     """A handle that is closed while packets wait, and its cable after it, leave nothing: no thread, no descriptor."""
+    before = held()
     with line(without_netem=True) as made:
         made.shaping.apply(parse_impairment(delay=60))
+        assert until(lambda: held()[0] == before[0] + 1)  # it gives itself its name
         with Flow(made) as flow:
             flow.send(5)
             made.shaping.close()
             made.shaping.close()
+    assert until(lambda: held() == before)
 
 
 def test_killed_program(relayed: Line) -> None:
