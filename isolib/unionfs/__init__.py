@@ -1,0 +1,1 @@
+"""Union file systems: directories in layers merged into one tree, images, commits and volumes."""

@@ -1,0 +1,1 @@
+"""The storage drivers of a store, behind one contract."""

@@ -1,0 +1,198 @@
+"""The contract of the storage drivers: what a store asks of each, whatever it is made of.
+
+A driver keeps *layers*, which never change once they are sealed, and *trees*, which are written to, in one directory.  Both
+have names that the store gives them; of images, digests of archives and tags a driver knows nothing.
+
+The store sees to it that no two callers use one name at the same time, and that no layer is removed while something stands on
+it.  The driver sees to it that a process that is killed at any point leaves either what was or what is to be, and at most a
+draft.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from isolib._kernel.handle import Fd
+    from isolib.unionfs.entry import Pieces
+
+__all__ = ["Draft", "Driver", "Form", "TreeUsage"]
+
+
+class Form(enum.Enum):
+    """How a layer lies on disk."""
+
+    #: Its own changes only; what it deletes is marked as overlayfs does, with ``trusted.overlay.*`` attributes.
+    OVERLAY = "overlay"
+    #: The same, with ``user.overlay.*`` attributes, as an overlay mounted with ``userxattr`` reads them.
+    USER_OVERLAY = "user overlay"
+    #: The whole tree, as it looks with this layer on top.
+    MERGED = "merged"
+
+
+@dataclass(frozen=True, slots=True)
+class TreeUsage:
+    """What a tree takes up beyond the layers below it.
+
+    Attributes
+    ----------
+    size
+        Bytes on disk.
+    files
+        Inodes; None where the driver cannot tell.
+    """
+
+    size: int
+    files: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A layer in the making.
+
+    Attributes
+    ----------
+    name
+        Of the draft; `Driver.drafts` lists it until it is sealed or dropped.
+    root
+        A directory to unpack into: empty for OVERLAY forms, the parent's tree for MERGED.
+    """
+
+    name: str
+    root: Fd
+
+
+class Driver(ABC):
+    """Layers and trees in one directory.
+
+    Parameters
+    ----------
+    home
+        A descriptor of the directory, which is the driver's alone.
+    path
+        The directory's path, for messages and for interfaces that take nothing else.
+    """
+
+    #: As ``driver=`` names it.
+    name: ClassVar[str]
+
+    def __init__(self, home: Fd, path: str) -> None:
+        self.home = home
+        self.path = path
+
+    @classmethod
+    @abstractmethod
+    def examine(cls, home: int, path: str) -> None:
+        """Find out by trying whether it works in a directory, and leave nothing there.
+
+        Raises
+        ------
+        Unsupported
+            It does not: what refuses it, and what would help.
+        """
+
+    @property
+    @abstractmethod
+    def form(self) -> Form:
+        """How its layers lie on disk."""
+
+    # Layers
+
+    @abstractmethod
+    def new_draft(self, name: str, below: Sequence[str]) -> Draft:
+        """Begin a layer above others, the lowest first."""
+
+    @abstractmethod
+    def seal(self, draft: Draft, layer: str) -> None:
+        """Make a layer of a draft, in one step; from then on it does not change.  Where the layer exists, drop the draft."""
+
+    @abstractmethod
+    def drop(self, draft: str) -> None:
+        """Remove a draft, whoever began it; none of this name is nothing."""
+
+    @abstractmethod
+    def drafts(self) -> set[str]:
+        """Return the names of the drafts."""
+
+    @abstractmethod
+    def open_layer(self, layer: str) -> Fd:
+        """Open the directory of a layer: its own files, at their paths (OVERLAY forms), or the whole tree (MERGED)."""
+
+    @abstractmethod
+    def layers(self) -> set[str]:
+        """Return the names of the layers."""
+
+    @abstractmethod
+    def remove_layer(self, layer: str) -> None:
+        """Remove a layer; none of this name is nothing."""
+
+    # Trees
+
+    @abstractmethod
+    def new_tree(self, tree: str, below: Sequence[str], *, quota: int | None = None) -> None:
+        """Make a tree above layers, the lowest first; with room for so many bytes of its own."""
+
+    @abstractmethod
+    def mount(self, tree: str) -> Fd:
+        """Return the root of a tree, which is a mount of its own or a plain directory.
+
+        It lives as long as this descriptor or what is cloned from it; nothing else may be left when the process is gone.
+        """
+
+    @abstractmethod
+    def release(self, tree: str) -> None:
+        """Let go what `mount` needed beside the descriptor (a process that serves the mount); again is nothing."""
+
+    @abstractmethod
+    def changed(self, tree: str) -> Pieces:
+        """Return what the tree changes of the layers below, parents before children, otherwise sorted by path.
+
+        Each path once, exactly: nothing that is as it is below, except directories on the way that the form has copied.
+        """
+
+    @abstractmethod
+    def commit(self, tree: str, layer: str) -> None:
+        """Make a layer of what the tree has changed, and let the tree go on above it, empty of changes.
+
+        A descriptor that `mount` has returned is to be asked for anew.
+        """
+
+    @abstractmethod
+    def snapshot(self, tree: str, snapshot: str) -> None:
+        """Keep the tree as it is now under a name."""
+
+    @abstractmethod
+    def reset(self, tree: str, snapshot: str | None = None) -> None:
+        """Take the tree back to a snapshot; None: to the layers below.  A descriptor of `mount` is to be asked for anew.
+
+        What was written is removed behind; `snapshots` and `trees` do not list it.
+        """
+
+    @abstractmethod
+    def fork(self, tree: str, new: str) -> None:
+        """Make another tree that is as this one is now, and shares what lies below."""
+
+    @abstractmethod
+    def snapshots(self, tree: str) -> set[str]:
+        """Return the names of a tree's snapshots."""
+
+    @abstractmethod
+    def trees(self) -> set[str]:
+        """Return the names of the trees."""
+
+    @abstractmethod
+    def remove_tree(self, tree: str) -> None:
+        """Remove a tree and its snapshots; none of this name is nothing."""
+
+    @abstractmethod
+    def usage(self, tree: str) -> TreeUsage:
+        """Return what a tree takes up."""
+
+    @abstractmethod
+    def sweep(self) -> None:
+        """Remove what calls that were interrupted have left: what is being removed, half made trees; not drafts."""
