@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import stat
 from contextlib import suppress
 from errno import EACCES, EEXIST, EINVAL, ENODATA, ENOTSUP
 from typing import TYPE_CHECKING, Final
@@ -244,9 +245,11 @@ def _remember(fd: int, node: Node, path: bytes) -> None:
     """Keep what a directory was, and let it be filled."""
     if node.before is None:
         node.before = os.fstat(fd)
-    if node.before.st_mode & _NEEDED != _NEEDED:
+    mode = stat.S_IMODE(node.before.st_mode)
+    # With set-group-id, what is made in it would get its group.
+    if (filling := (mode | _NEEDED) & ~stat.S_ISGID) != mode:
         with suppress(SyscallError):  # it may do all the same
-            attempt("fchmod", path, os.fchmod, fd, 0o7777 & node.before.st_mode | _NEEDED)
+            attempt("fchmod", path, os.fchmod, fd, filling)
     try:
         node.acl = os.getxattr(fd, _DEFAULT_ACL)
     except OSError as error:

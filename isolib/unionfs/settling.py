@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from isolib.errors import SyscallError, from_errno
 from isolib.unionfs.attributes import DEFAULT_MODE, set_mtime
 from isolib.unionfs.drivers.base import Form
-from isolib.unionfs.entry import Kind
+from isolib.unionfs.entry import Entry, Kind
 from isolib.unionfs.files import NOT_A_DIRECTORY, attempt, joined, names_in, open_beneath, remove_tree, shown
 from isolib.unionfs.scan import BOOKS
 
@@ -69,9 +69,9 @@ def settle(places: Places, form: Form, below: Below, attributes: Attributes) -> 
                 todo.append((_Visit(child, joined(visit.path, name), hides, gone), None, False))
 
 
-def _default(fd: int, path: bytes) -> None:
-    attempt("fchmod", path, os.fchmod, fd, DEFAULT_MODE)
-    set_mtime(fd, 0, path)
+def _default(path: bytes) -> Entry:
+    """Return what a directory is of which nobody says anything: the caller's."""
+    return Entry(path, Kind.DIRECTORY, DEFAULT_MODE, os.geteuid(), os.getegid())
 
 
 class _Merged:
@@ -80,6 +80,7 @@ class _Merged:
     def __init__(self, places: Places, attributes: Attributes) -> None:
         self._places = places
         self._attributes = attributes
+        self._as_it_is = attributes.unmapped()
 
     def has_below(self, visit: _Visit, seen: Visible | None) -> bool:
         """Return whether there may be something below a directory that the layer does not bring."""
@@ -119,7 +120,7 @@ class _Merged:
             if node.entry is not None:
                 self._attributes.dress(fd, node.entry, anew=node.before is None)
             elif node.before is None or visit.is_hidden or visit.is_gone:
-                _default(fd, path)
+                self._as_it_is.dress(fd, _default(path), anew=node.before is None)
             else:
                 if node.acl is not None:
                     attempt("fsetxattr", path, os.setxattr, fd, _DEFAULT_ACL, node.acl)
@@ -191,8 +192,7 @@ class _Marked:
         with open_beneath(self._places.fd, path) as opened:
             if node.entry is not None:
                 self._attributes.dress(opened.fileno(), node.entry, anew=node.before is None)
-            elif seen is not None and self.has_below(visit, seen):
-                entry = replace(seen.entry, path=path)
-                self._as_it_is.dress(opened.fileno(), entry, anew=node.before is None)
             else:
-                _default(opened.fileno(), path)
+                is_below = seen is not None and self.has_below(visit, seen)
+                entry = replace(seen.entry, path=path) if seen is not None and is_below else _default(path)
+                self._as_it_is.dress(opened.fileno(), entry, anew=node.before is None)

@@ -309,6 +309,10 @@ class _Unpacking:
         try:
             with open_beneath(self.places.fd, parent, os.O_PATH | os.O_DIRECTORY, what=path) as source:
                 self._put(entry, "linkat", partial(_link, name, source.fileno()))
+                if whose is Whose.BELOW:
+                    # It is the layer's too from now on: an overlay has it in this layer.
+                    _, above, name = self.places.parent(target)
+                    above.names[name] = None
         except SyscallError as error:
             if error.errno == ENOENT or error.errno in NOT_A_DIRECTORY:
                 raise ArchiveError(f"is a hard link to {shown(target)}, which is not there", path) from None
