@@ -116,16 +116,16 @@ class Places:
             The same layer has something else there: a file, or a symbolic link.
         """
         parent, _, name = path.rpartition(b"/")
-        if self._held is None or parent != self._path:
-            self._go(parent, path)
-        assert self._held is not None
-        return self._held.fileno(), self._node, name
+        held = self._held
+        if held is None or parent != self._path:
+            held = self._go(parent, path)
+        return held.fileno(), self._node, name
 
     def make(self, path: bytes) -> None:
         """Make a directory, and those that it lies in."""
         self._go(path, path)
 
-    def _go(self, path: bytes, wanted: bytes) -> None:
+    def _go(self, path: bytes, wanted: bytes) -> Fd:
         parts, node, known = path.split(b"/") if path else [], self.root, 0
         for name in parts:
             child = node.names.get(name, self.root)
@@ -145,6 +145,7 @@ class Places:
         if self._held is not None:
             self._held.close()
         self._path, self._node, self._held = path, node, held
+        return held
 
     def directory(self, fd: int, above: Node, name: bytes, path: bytes) -> Node:
         """Make a directory in one that is there, or take the one that is."""

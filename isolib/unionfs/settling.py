@@ -82,7 +82,7 @@ class _Merged:
         self._attributes = attributes
         self._as_it_is = attributes.unmapped()
 
-    def has_below(self, visit: _Visit, seen: Visible | None) -> bool:
+    def has_below(self, visit: _Visit, _seen: Visible | None) -> bool:
         """Return whether there may be something below a directory that the layer does not bring."""
         return not (visit.is_hidden or visit.is_gone)
 
@@ -112,7 +112,7 @@ class _Merged:
         self._places.make(visit.path)
         return True
 
-    def finish(self, visit: _Visit, seen: Visible | None) -> None:
+    def finish(self, visit: _Visit, _seen: Visible | None) -> None:
         """Give a directory its attributes, or those that it had."""
         node, path = visit.node, visit.path
         with open_beneath(self._places.fd, path) as opened:
@@ -158,7 +158,7 @@ class _Marked:
         if not node.made:
             return seen, hides
         is_opaque = node.opaque or (seen is not None and not is_merged)
-        if path and is_opaque and not visit.is_hidden or gone:
+        if (path and is_opaque) or gone:
             with open_beneath(self._places.fd, path) as opened:
                 if path and is_opaque:
                     self._set(opened.fileno(), "opaque", b"y", path)
