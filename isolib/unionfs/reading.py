@@ -33,7 +33,7 @@ class Limits:
     Attributes
     ----------
     size
-        Bytes of all contents, holes included, and of everything else in the archive beside plain headers.
+        Bytes of all contents, holes included, and of everything else in the archive but the headers of entries.
     entries
         How many there may be.
     depth
@@ -177,8 +177,9 @@ class Reader:
         size = header.number(SIZE)
         if not 0 <= size <= longest:
             raise ArchiveError(f"an extended header of {size} bytes; the most is {longest}", header.name)
-        self._use(size, header.name)
-        return self._source.take(size + -size % BLOCK)[:size]
+        filled = size + -size % BLOCK
+        self._use(BLOCK + filled, header.name)
+        return self._source.take(filled)[:size]
 
     def _add_global(self, records: pax.Records) -> None:
         for key, value in records.values.items():
