@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from errno import ESTALE
 from typing import TYPE_CHECKING
@@ -19,8 +20,10 @@ from isolib.unionfs.entry import Kind
 from isolib.unionfs.files import clear_tree
 from isolib.unionfs.scan import SMALL, scan
 from tests.layered import OVERLAYS, Model, directory, file, kept, layers, link, make, places, tree, whiteout
+from tests.storage import disk
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.layered import Made
@@ -175,9 +178,21 @@ def test_given_up(tmp_path: Path) -> None:
             contents[0].read()
 
 
-def test_deep(tmp_path: Path) -> None:
-    """A tree of 4,096 directories in one another is scanned with few descriptors, and each has its path."""
-    with open_directory(tmp_path) as root:
+@contextmanager
+def anywhere() -> Iterator[int]:
+    """Make a directory; in memory, where that is possible."""
+    if os.geteuid() == 0:
+        with disk("tmpfs") as made:
+            yield made.root.fileno()
+    else:
+        with places(1) as (root,):
+            yield root.fileno()
+            clear_tree(root.fileno(), b"")
+
+
+def test_deep() -> None:
+    """A tree of 4,096 directories in one another is scanned and removed with few descriptors, and each has its path."""
+    with anywhere() as root:
         at = os.dup(root)
         for number in range(4096):
             os.mkdir("d", dir_fd=at)
