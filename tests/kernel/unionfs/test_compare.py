@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -15,8 +16,11 @@ from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Change, ChangeKind, Kind
 from isolib.unionfs.scan import SMALL, scan
 from isolib.unionfs.unpack import unpack
-from tests.layered import Made, directory, file, kept, layers, link, make, opaque, pieces, places, symlink, tree, whiteout
+from tests.layered import directory, file, kept, layers, link, make, opaque, pieces, places, symlink, tree, whiteout
 from tests.storage import disk
+
+if TYPE_CHECKING:
+    from tests.layered import Made
 
 OWNERS = (0, 1000) if os.geteuid() == 0 else (os.geteuid(),)
 

@@ -24,8 +24,9 @@ from isolib.errors import ArchiveError, PermissionDenied, PlanError, SyscallErro
 from isolib.unionfs import tar
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Entry, Kind
+from isolib.unionfs.files import clear_tree
 from isolib.unionfs.scan import scan
-from isolib.unionfs.unpack import Limits, Skipped, unpack
+from isolib.unionfs.unpack import Limits, unpack
 from tests import hostile
 from tests.layered import (
     OVERLAYS,
@@ -208,10 +209,10 @@ def test_contents_that_have_descriptors(tmp_path: Path) -> None:
         for size in (0, 5, len(data)):
             with (tmp_path / "source").open("rb") as opened:
                 opened.seek(7)
-                unpack([(Entry(b"f", Kind.FILE, size=size), opened)], root.fileno(), Form.MERGED)
+                unpack([(replace(file(b"f")[0], size=size), opened)], root.fileno(), Form.MERGED)
             assert tree(root.fileno())[b"f"].content == data[:size]
         with (tmp_path / "source").open("rb") as opened, pytest.raises(SyscallError, match="shorter"):
-            unpack([(Entry(b"f", Kind.FILE, size=len(data) + 1), opened)], root.fileno(), Form.MERGED)
+            unpack([(replace(file(b"f")[0], size=len(data) + 1), opened)], root.fileno(), Form.MERGED)
         assert set(tree(root.fileno())) == {b""}
 
 
@@ -229,6 +230,7 @@ def canary() -> Iterator[tuple[Path, Fd]]:
         with Fd(os.open(base / "canary", os.O_RDONLY)) as beside, Fd(os.open(base / "root", os.O_RDONLY)) as root:
             before = tree(beside.fileno())
             yield base / "canary", root
+            clear_tree(root.fileno(), b"")  # what is too deep for shutil
             assert tree(beside.fileno()) == before
 
 
@@ -315,7 +317,8 @@ def test_hostile_archives(case: hostile.Hostile, form: Form) -> None:
             unpack(tar.read(archive), root.fileno(), form, allow=["devices", "owners", "xattrs"])
         except (ArchiveError, SyscallError):
             return
-        assert b"secret" not in {thing.content for thing in tree(root.fileno()).values()}
+        if os.geteuid() == 0:  # others cannot read what is closed to its owner
+            assert b"secret" not in {thing.content for thing in tree(root.fileno()).values()}
 
 
 def replace_owner(entry: Entry) -> Entry:
@@ -387,15 +390,15 @@ def test_exchanged_meanwhile(form: Form) -> None:
 
 
 def test_closed_directories() -> None:
-    """What lies in directories whose owner has no rights over them is changed and removed all the same, and they stay closed."""
+    """What lies in directories that their owner has no rights over is changed and removed, and they stay closed."""
     with places(1) as (root,):
         make([directory(b"a", 0o000), directory(b"a/b", 0o000), file(b"a/b/f"), directory(b"c", 0o000), file(b"c/d/e")], root)
         make([file(b"a/b/g", b"x"), whiteout(b"a/b/f"), file(b"c")], root)
         with Fd(os.open(".", os.O_RDONLY, dir_fd=root.fileno())) as again:
             assert stat.S_IMODE(os.stat("a", dir_fd=again.fileno()).st_mode) == 0
-        os.chmod(f"/proc/self/fd/{root.fileno()}/a", 0o700)  # noqa: PTH101
+        os.chmod(f"/proc/self/fd/{root.fileno()}/a", 0o700)
         assert stat.S_IMODE(os.stat("a/b", dir_fd=root.fileno()).st_mode) == 0
-        os.chmod(f"/proc/self/fd/{root.fileno()}/a/b", 0o700)  # noqa: PTH101
+        os.chmod(f"/proc/self/fd/{root.fileno()}/a/b", 0o700)
         found = tree(root.fileno())
     assert set(found) == {b"", b"a", b"a/b", b"a/b/g", b"c"}
 
@@ -404,8 +407,8 @@ def test_closed_directories() -> None:
 def test_owners_and_devices_refused() -> None:
     """What an ordinary user may not do is refused with what would help, or is left out and named where that is allowed."""
     layer: list[Made] = [
-        file(b"f", b"x", 0o4755),
-        file(b"g", b"x", 0o755, xattrs={b"security.capability": b"\1\0\0\2" + bytes(16), b"user.a": b"b"}),
+        file(b"f", b"x", 0o4755, uid=0, gid=0),
+        file(b"g", b"x", 0o755, uid=0, gid=0, xattrs={b"security.capability": b"\1\0\0\2" + bytes(16), b"user.a": b"b"}),
         (Entry(b"null", Kind.CHARACTER, 0o666, 0, 0, 0, device=(1, 3)), b""),
     ]
     for number, name in ((0, "owners"), (2, "devices")):
@@ -421,7 +424,7 @@ def test_owners_and_devices_refused() -> None:
         (b"g", "xattrs", "security.capability"),
         (b"null", "devices", "character device 1:3"),
     ]
-    assert all(isinstance(one, Skipped) and one.errno for one in done.skipped)
+    assert all(one.errno for one in done.skipped)
     assert set(found) == {b"", b"f", b"g"}
     assert (found[b"f"].mode, found[b"f"].owner, found[b"g"].xattrs) == (
         0o4755,
@@ -441,13 +444,13 @@ def test_ids() -> None:
     """Owners are mapped as the caller says, and what is copied of lower directories keeps the ids that are on disk."""
     me = os.geteuid(), os.getegid()
     with places(2) as (lower, upper):
-        unpack(pieces([directory(b"d", uid=77, gid=78)]), lower.fileno(), Form.USER_OVERLAY, ids=lambda uid, gid: me)
+        unpack(pieces([directory(b"d", uid=77, gid=78)]), lower.fileno(), Form.USER_OVERLAY, ids=lambda *_: me)
         unpack(
             pieces([file(b"d/f", uid=77, gid=78)]),
             upper.fileno(),
             Form.USER_OVERLAY,
             lowers=[lower.fileno()],
-            ids=lambda uid, gid: me,
+            ids=lambda *_: me,
         )
         assert {thing.owner for thing in tree(upper.fileno()).values()} == {me}
 
