@@ -10,7 +10,7 @@ import sys
 import tempfile
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from errno import EROFS, EXDEV
+from errno import EPERM, EROFS, EXDEV
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,9 @@ from tests.layered import (
     union,
     whiteout,
 )
+from tests.seccomp import Denied
 from tests.storage import disk
+from tests.threads import in_a_thread, restrict_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -214,6 +216,56 @@ def test_contents_that_have_descriptors(tmp_path: Path) -> None:
         with (tmp_path / "source").open("rb") as opened, pytest.raises(SyscallError, match="shorter"):
             unpack([(replace(file(b"f")[0], size=len(data) + 1), opened)], root.fileno(), Form.MERGED)
         assert set(tree(root.fileno())) == {b""}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("form", OVERLAYS)
+def test_whiteouts_without_devices(form: Form) -> None:
+    """Where device nodes are refused, whiteouts are made in the form that the kernel has for that, and hide the same."""
+    base = [directory(b""), directory(b"d"), file(b"d/a"), file(b"d/b"), file(b"c"), directory(b"e"), file(b"e/f")]
+    with places(2) as (lower, upper):
+        make(base, lower, form)
+
+        def refused() -> None:
+            restrict_thread(Denied("mknodat", EPERM))
+            make([directory(b""), whiteout(b"d/a"), whiteout(b"c"), opaque(b"e")], upper, form, [lower])
+
+        in_a_thread(refused)
+        told = [(entry.path, entry.kind, entry.opaque) for entry, _ in scan(upper.fileno(), form)][1:]
+        assert told == [
+            (b"c", Kind.WHITEOUT, False),
+            (b"d", Kind.DIRECTORY, False),
+            (b"d/a", Kind.WHITEOUT, False),
+            (b"e", Kind.DIRECTORY, True),
+        ]
+        assert stat.S_ISREG(os.stat("c", dir_fd=upper.fileno()).st_mode)
+        if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 8):
+            pytest.skip("overlayfs knows these since Linux 6.8")
+        with union(form, [upper, lower]) as mounted:
+            assert set(tree(mounted.fileno())) == {b"", b"d", b"d/b", b"e"}
+
+
+def test_attributes_without_new_calls() -> None:
+    """On a kernel without the calls for attributes of names in directories, links and files have the same ones."""
+    code = f"""
+from errno import {{error}}
+from tests.layered import *
+from tests.seccomp import Denied
+from tests.threads import restrict_thread
+restrict_thread(*(Denied(name, {{error}}) for name in ("getxattrat", "listxattrat", "setxattrat")))
+from dataclasses import replace
+from isolib.unionfs.scan import scan
+layer = [file(b"f", b"x", xattrs={{{{b"user.a": b"b" * 1000}}}}), symlink(b"s", b"f"), file(b"t", b"x")]
+if {os.geteuid()} == 0:
+    layer[1] = replace(layer[1][0], xattrs={{{{b"trusted.a": b"c"}}}}), b""
+with places(1) as (root,):
+    make(layer, root)
+    assert kept(scan(root.fileno(), Form.MERGED))[1:] == layer
+"""
+    path = os.pathsep.join([*(one or os.getcwd() for one in sys.path), str(TOP)])
+    for error in ("ENOSYS", "EPERM"):
+        argv = [sys.executable, "-c", code.format(error=error)]
+        subprocess.run(argv, env=os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}, check=True)
 
 
 # ---- hostile layers ----
