@@ -119,12 +119,12 @@ class Looker:
             middle = at + xattrs
             end = middle + content
             mtime = seconds * _NANOSECONDS + ns
-            names = bytes(view[at:middle]) if xattrs else b""
+            told = bytes(view[at:middle]) if xattrs else b""
             text = bytes(view[middle:end]) if is_whole else None
             at = end
             # The constructor of a named tuple costs three times as much.
             made.append(
-                new(Found, (name, device, inode, size, mtime, mode, uid, gid, links, (major, minor), names, text, error))
+                new(Found, (name, device, inode, size, mtime, mode, uid, gid, links, (major, minor), told, text, error))
             )
         return made
 
