@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import stat
@@ -23,12 +24,14 @@ from isolib._kernel.handle import Fd
 from isolib._kernel.mountapi import attach, clone_tree, new_mount
 from isolib.errors import ArchiveError, PermissionDenied, PlanError, SyscallError
 from isolib.unionfs import tar
+from isolib.unionfs.compare import difference
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Entry, Kind
 from isolib.unionfs.files import clear_tree
 from isolib.unionfs.scan import scan
 from isolib.unionfs.unpack import Limits, unpack
 from tests import hostile
+from tests.interrupts import interrupt
 from tests.layered import (
     OVERLAYS,
     anywhere,
@@ -54,6 +57,7 @@ from tests.threads import in_a_thread, restrict_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import CodeType
 
     from tests.layered import Made
 
@@ -252,6 +256,7 @@ def test_attributes_without_new_calls() -> None:
     code = f"""
 from errno import {{error}}
 from tests.layered import *
+from tests.interrupts import interrupt
 from tests.seccomp import Denied
 from tests.threads import restrict_thread
 restrict_thread(*(Denied(name, {{error}}) for name in ("getxattrat", "listxattrat", "setxattrat")))
@@ -563,6 +568,32 @@ def test_mounts_are_not_crossed() -> None:
             make([whiteout(b"d")], root)
             assert set(tree(inner.fileno())) == {b"", b"kept"}
             assert set(tree(root.fileno())) == {b""}
+
+
+def test_interrupted() -> None:
+    """An interrupt at any point of unpacking, scanning or comparing leaves no descriptor open."""
+    layer = [file(b"a/b/f", b"x", xattrs={b"user.a": b""}), link(b"a/g", b"a/b/f"), directory(b"c"), file(b"c"), whiteout(b"d")]
+    layer += [file(b"big", b"x" * 70_000), file(b"a/b/c/d/e/f/g"), whiteout(b"o/x")]
+    base = [directory(b"d"), file(b"d/e"), file(b"o/x"), directory(b"o/y")]
+
+    def action() -> None:
+        with places(3) as (lower, upper, merged):
+            make(base, lower, Form.USER_OVERLAY)
+            make(layer, upper, Form.USER_OVERLAY, [lower])
+            make(base, merged)
+            kept(scan(upper.fileno(), Form.USER_OVERLAY))
+            kept(difference(lower.fileno(), merged.fileno()))
+
+    def is_ours(code: CodeType) -> bool:
+        return "isolib/unionfs" in code.co_filename or code.co_filename.endswith("calls/files.py")
+
+    before = sorted(os.listdir("/proc/self/fd"))
+    turn = 1
+    while interrupt(turn, action, is_ours) == 0:
+        gc.collect()
+        assert sorted(os.listdir("/proc/self/fd")) == before, turn
+        turn += 1 + turn // 8
+    assert turn > 1000
 
 
 def test_longest_path() -> None:
