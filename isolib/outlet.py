@@ -46,7 +46,8 @@ class Outlet:
             self.ns: NetNS = undo.adopt(new_netns())
             self.owner: UserNS | None = None if assembly.may_administer() else self.ns.owner
             put_in(self.ns, _LOWEST, "0")  # the namespace is this sandbox's alone
-            self.endpoint = undo.adopt(network.attach(self.ns, hostname=spec.hostname))
+            self.endpoint = network.attach(self.ns, hostname=spec.hostname)
+            undo.push(self.endpoint.leave)  # and then the namespace, which nobody else has: who was in it has ended
             for port, inner in (spec.publish or {}).items():
                 undo.adopt(network.publish(port, self.endpoint, inner))
             self.mounts: list[MountValue] = []

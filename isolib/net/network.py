@@ -22,6 +22,7 @@ from isolib.net.checks import check_name
 from isolib.net.chosen import check_apart
 from isolib.net.ending import ending
 from isolib.net.endpoint import Endpoint, sides_of
+from isolib.net.leaving import Leaving
 from isolib.net.names import Names
 from isolib.net.names import check_name as check_host
 from isolib.net.plugs import Stock
@@ -112,6 +113,8 @@ class Network(Handle, made_by="isolib.new_network()"):
         self._offered: set[Offered] = set()
         self._stock = Stock(ns)
         undo.push(self._stock.close)
+        self._leaving = Leaving(self._where)
+        undo.push(self._leaving.close)
         self._endpoints: dict[int, Endpoint] = {}
         self._numbers = count(1)
         first = {pool.subnet.version: pool for pool in pools}
@@ -448,10 +451,11 @@ class Network(Handle, made_by="isolib.new_network()"):
             if is_known:
                 check_apart(there, self._subnets, self._has_link)
             mac = bytes([0x02, 0x42, *taken[0].packed[-4:]])
+            cable = self._leaving.new_cable(undo)
             port, interface = connect(
                 self._where,
                 there,
-                undo,
+                cable,
                 (f"isolib{next(self._numbers)}", name),
                 macs=(None, mac),
                 master=self.bridge.index,
@@ -470,6 +474,7 @@ class Network(Handle, made_by="isolib.new_network()"):
                 interface,
                 port,
                 undo,
+                leave=partial(self._leaving.leave, port, cable),
                 address=None if self.subnet is None else taken[0],
                 ipv6=None if self.subnet6 is None else taken[-1],
                 mac=mac.hex(":"),
