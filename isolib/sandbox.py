@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from contextlib import closing
 from threading import Lock
 from typing import TYPE_CHECKING, Final, cast
 
@@ -94,7 +95,7 @@ class _Prepared:
 
     __slots__ = ("degraded", "limits", "premises", "request")
 
-    def __init__(self, spec: SandboxSpec) -> None:
+    def __init__(self, spec: SandboxSpec, outlet: Outlet | None = None) -> None:
         self.premises = (_where(), os.stat("/").st_mtime_ns)
         self.limits = spec.limits
         group, self.degraded = new_group(spec)
@@ -102,7 +103,7 @@ class _Prepared:
         if group is not None:
             with group:
                 groups = OneShotGroups(spec, group)
-        self.request = Setting(spec).request(deadline=cast("float | None", spec.limits.wall) or 0, cgroup=groups)
+        self.request = Setting(spec, outlet).request(deadline=cast("float | None", spec.limits.wall) or 0, cgroup=groups)
 
 
 def _where() -> bytes:
@@ -154,8 +155,7 @@ def run(
     """
     network = spec.get("network")
     if network is not None and network != "host":  # it is attached anew each time
-        with Sandbox(**spec) as box:
-            return box.run(argv, input=input, timeout=timeout, check=check)
+        return _run_attached(SandboxSpec.of(None, spec), argv, input, timeout, check=check)
     for _ in range(_TRIES):
         key, made = _cache.get(spec)
         completed = _complete(made.request, argv, input, timeout, made.limits, check=check, premises=made.premises)
@@ -164,6 +164,24 @@ def run(
             return completed
         _cache.forget(key)
     raise PlanError(f"the working directory or '/' changed {_TRIES} times while the sandbox was planned")
+
+
+def _run_attached(
+    spec: SandboxSpec,
+    argv: Sequence[str | bytes | os.PathLike[str]],
+    data: bytes | None,
+    timeout: float | timedelta | None,
+    *,
+    check: bool,
+) -> Completed:
+    outlet = new_outlet(spec)
+    assert outlet is not None  # noqa: S101 - it is for who has a network
+    with closing(outlet):
+        made = _Prepared(spec, outlet)
+        completed = _complete(made.request, argv, data, timeout, made.limits, check=check)
+    assert completed is not None  # noqa: S101 - only premises can make it None
+    completed.degraded = made.degraded
+    return completed
 
 
 def _complete(

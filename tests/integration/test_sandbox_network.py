@@ -14,7 +14,7 @@ import isolib
 from isolib import DEVNULL, PIPE, PlanError, Sandbox, SandboxSpec
 from isolib.mounts import Bind, Root
 from isolib.net import new_network
-from tests.nets import PATIENCE, SOON
+from tests.nets import PATIENCE, SOON, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,6 +84,31 @@ def test_one_command(network: Network) -> None:
     with Sandbox(network=network, hostname="web") as web, serve(web):
         assert isolib.run([sys.executable, "-c", ASK, "web"], network=network, check=True).stdout == b"olleh\n"
         assert len(network.endpoints()) == 1
+
+
+def test_one_after_another(network: Network) -> None:
+    """Commands in sandboxes of their own come and go, each with an address, and none leaves a port, a name or an address."""
+    for _ in range(20):
+        done = isolib.run(["cat", "/etc/hosts"], network=network, hostname="web", check=True)
+        assert done.stdout.splitlines()[-1].endswith(b"\tweb")
+        assert network.endpoints() == []
+        assert "web" not in network.hosts()
+    assert until(lambda: not network.bridge.ports())
+    with Sandbox(network=network, hostname="web") as web, serve(web):
+        assert isolib.run([sys.executable, "-c", ASK, "web"], network=network, check=True).stdout == b"olleh\n"
+
+
+def test_command_that_fails(network: Network) -> None:
+    """Whatever a command in a sandbox of its own ends by, what is told is told as elsewhere, and it has left the network."""
+    with pytest.raises(isolib.CommandFailed):
+        isolib.run(["false"], network=network, check=True)
+    with pytest.raises(isolib.SandboxTimeout):
+        isolib.run(["sleep", "60"], network=network, timeout=0.1)
+    with pytest.raises(isolib.SetupFailed):
+        isolib.run(["/no/such/program"], network=network)
+    assert isolib.run(["cat"], input=b"hello", network=network).stdout == b"hello"
+    assert network.endpoints() == []
+    assert until(lambda: not network.bridge.ports())
 
 
 def test_host_is_out_of_reach(network: Network) -> None:
