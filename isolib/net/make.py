@@ -150,11 +150,11 @@ def _subnets(undo: Rollback, subnet: str | AnyNetwork | None, *, ipv6: str | Any
     """Return the subnets of a network, IPv4 first; others do not choose them until that is closed."""
     found: list[AnyNetwork] = []
     if subnet == "auto":
-        found.append(choose(undo, choose_subnet))
+        found.append(choose(undo, choose_subnet, 4))
     elif subnet is not None:
         found.append(keep(undo, parse_subnet(subnet)))
     if ipv6 is True:
-        found.append(choose(undo, choose_ula))
+        found.append(choose(undo, choose_ula, 6))
     elif ipv6 is not None and ipv6 is not False:
         found.append(keep(undo, parse_subnet(ipv6, "ipv6")))
     wanted = [*([] if subnet is None else [4]), *([] if ipv6 is None or ipv6 is False else [6])]

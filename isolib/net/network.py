@@ -487,7 +487,7 @@ class Network(Handle, made_by="isolib.new_network()"):
             undo.keep()
         return endpoint
 
-    def _has_link(self, index: int | None) -> bool:
+    def _has_link(self, index: int) -> bool:
         return any(one.interface.index == index for one in self.endpoints())
 
     def _forget(self, endpoint: Endpoint) -> None:

@@ -131,9 +131,9 @@ def lay_uplink(
 def _cable(undo: Rollback, version: int) -> tuple[AnyInterface, AnyInterface]:
     """Return the addresses of the cable's ends, of which the first is the host's; nobody else chooses them meanwhile."""
     if version == 4:  # noqa: PLR2004
-        subnet: AnyNetwork = choose(undo, partial(choose_subnet, prefix=_SMALL))
+        subnet: AnyNetwork = choose(undo, partial(choose_subnet, prefix=_SMALL), 4)
     else:
-        subnet = ip_network((choose(undo, choose_ula).network_address, 126))
+        subnet = ip_network((choose(undo, choose_ula, 6).network_address, 126))
     return ip_interface((subnet[1], subnet.prefixlen)), ip_interface((subnet[2], subnet.prefixlen))
 
 
