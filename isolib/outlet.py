@@ -23,6 +23,7 @@ __all__ = ["Outlet"]
 #: From which port on nobody needs a right to listen (ip(7)).
 _LOWEST = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 _HOSTS = "/etc/hosts"
+_RESOLVERS = "/etc/resolv.conf"
 
 
 class Outlet:
@@ -36,9 +37,9 @@ class Outlet:
         What owns it where the caller has no privileges, and so has to own the sandbox's user namespace too.
     endpoint
         Its place in the network.
-    mounts
-        Files for the sandbox: whom it asks for names, if the network answers, and, in place of what the host's root says there,
-        its own name.
+    files
+        Paths and contents of files for the sandbox: whom it asks for names, if the network answers, and, in place of what the
+        host's root says there, its own name.
     """
 
     def __init__(self, network: Network, spec: SandboxSpec) -> None:
@@ -50,13 +51,25 @@ class Outlet:
             undo.push(self.endpoint.leave)  # and then the namespace, which nobody else has: who was in it has ended
             for port, inner in (spec.publish or {}).items():
                 undo.adopt(network.publish(port, self.endpoint, inner))
-            self.mounts: list[MountValue] = []
+            self.files: list[tuple[str, bytes]] = []
             if network.dns:
-                self.mounts.append(File("/etc/resolv.conf", network.resolv_conf()))
+                self.files.append((_RESOLVERS, network.resolv_conf().encode()))
             if spec.root is None and os.path.exists(_HOSTS):  # what the host calls so is not who the network calls so
-                self.mounts.append(File(_HOSTS, hosts((one, [spec.hostname]) for one in self.endpoint.addresses)))
+                text = hosts((one, [spec.hostname]) for one in self.endpoint.addresses)
+                self.files.append((_HOSTS, text.encode()))
             undo.keep()
         self._undo = undo
+
+    @property
+    def mounts(self) -> list[MountValue]:
+        """The files, to be mounted."""
+        return [File(path, data) for path, data in self.files]
+
+    @property
+    def premises(self) -> tuple[object, ...]:
+        """What a plan for this sandbox rests on, where it is to serve for others too: their namespaces and contents differ."""
+        changed = os.stat("/etc").st_mtime_ns if os.path.isdir("/etc") else 0  # what there is to be covered may be another
+        return (self.owner is None, changed, *(path for path, _ in self.files))
 
     def close(self) -> None:
         """Leave the network; again is nothing."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from contextlib import closing
+from contextlib import closing, suppress
 from threading import Lock
 from typing import TYPE_CHECKING, Final, cast
 
@@ -60,20 +60,26 @@ class _Cache:
         self._lock = Lock()
         self._requests: OrderedDict[tuple[object, ...], _Prepared] = OrderedDict()
 
-    def get(self, given: SandboxFields) -> tuple[tuple[object, ...], _Prepared]:
+    def get(self, given: SandboxFields, outlet: Outlet | None) -> tuple[tuple[object, ...], _Prepared]:
         """Return the key and what belongs to it, made when it is not there."""
         key: tuple[object, ...] = (*given.items(), os.getpid(), os.geteuid())
+        if outlet is not None:  # what is different from network to network is not in the plan
+            key = (*(item for item in key if not isinstance(item, tuple) or item[0] != "network"), *outlet.premises)
         try:
             with self._lock:
                 found = self._requests.get(key)
         except TypeError:  # something that has no hash: the spec, into which it goes, may have one
+            if outlet is not None:
+                return key, _Prepared(SandboxSpec.of(None, given), outlet)
             key = (SandboxSpec.of(None, given), os.getpid(), os.geteuid())
             with self._lock:
                 found = self._requests.get(key)
         if found is not None and not assembly.is_astray():
             return key, found
-        made = _Prepared(SandboxSpec.of(None, given))
-        if assembly.is_astray():  # its plan leads back to the program's own namespaces, by descriptors of the thread
+        made = _Prepared(SandboxSpec.of(None, given), outlet)
+        # Its plan leads back to the program's own namespaces, by descriptors of the thread; or its groups know the network, and
+        # would keep it.
+        if assembly.is_astray() or (outlet is not None and made.limits.group):
             return key, made
         with self._lock:
             self._requests[key] = made
@@ -83,7 +89,7 @@ class _Cache:
 
     def forget(self, key: tuple[object, ...]) -> None:
         """Forget what rests on something that has changed."""
-        with self._lock:
+        with self._lock, suppress(TypeError):  # nothing is kept under what has no hash
             self._requests.pop(key, None)
 
 
@@ -93,7 +99,7 @@ _cache: Final = _Cache()
 class _Prepared:
     """A request, its limits, and what it rests on."""
 
-    __slots__ = ("degraded", "limits", "premises", "request")
+    __slots__ = ("_request", "degraded", "files", "limits", "premises")
 
     def __init__(self, spec: SandboxSpec, outlet: Outlet | None = None) -> None:
         self.premises = (_where(), os.stat("/").st_mtime_ns)
@@ -103,7 +109,16 @@ class _Prepared:
         if group is not None:
             with group:
                 groups = OneShotGroups(spec, group)
-        self.request = Setting(spec, outlet).request(deadline=cast("float | None", spec.limits.wall) or 0, cgroup=groups)
+        self.files = () if outlet is None else outlet.files
+        request = Setting(spec, outlet).request(deadline=cast("float | None", spec.limits.wall) or 0, cgroup=groups)
+        self._request = request if outlet is None else request.let_go()
+
+    def request(self, outlet: Outlet | None) -> Request:
+        """Return the request for a sandbox, in its own place in a network."""
+        if outlet is None:
+            return self._request
+        contents = {was: data for was, (_, data) in zip(self.files, outlet.files, strict=True)}
+        return self._request.again((outlet.ns,), outlet.owner, contents)
 
 
 def _where() -> bytes:
@@ -155,33 +170,31 @@ def run(
     """
     network = spec.get("network")
     if network is not None and network != "host":  # it is attached anew each time
-        return _run_attached(SandboxSpec.of(None, spec), argv, input, timeout, check=check)
-    for _ in range(_TRIES):
-        key, made = _cache.get(spec)
-        completed = _complete(made.request, argv, input, timeout, made.limits, check=check, premises=made.premises)
-        if completed is not None:
-            completed.degraded = made.degraded
-            return completed
-        _cache.forget(key)
-    raise PlanError(f"the working directory or '/' changed {_TRIES} times while the sandbox was planned")
+        outlet = new_outlet(SandboxSpec.of(None, spec))
+        assert outlet is not None  # noqa: S101 - it is for who has a network
+        with closing(outlet):
+            return _run(spec, outlet, argv, input, timeout, check=check)
+    return _run(spec, None, argv, input, timeout, check=check)
 
 
-def _run_attached(
-    spec: SandboxSpec,
+def _run(
+    spec: SandboxFields,
+    outlet: Outlet | None,
     argv: Sequence[str | bytes | os.PathLike[str]],
     data: bytes | None,
     timeout: float | timedelta | None,
     *,
     check: bool,
 ) -> Completed:
-    outlet = new_outlet(spec)
-    assert outlet is not None  # noqa: S101 - it is for who has a network
-    with closing(outlet):
-        made = _Prepared(spec, outlet)
-        completed = _complete(made.request, argv, data, timeout, made.limits, check=check)
-    assert completed is not None  # noqa: S101 - only premises can make it None
-    completed.degraded = made.degraded
-    return completed
+    for _ in range(_TRIES):
+        key, made = _cache.get(spec, outlet)
+        request = made.request(outlet)
+        completed = _complete(request, argv, data, timeout, made.limits, check=check, premises=made.premises)
+        if completed is not None:
+            completed.degraded = made.degraded
+            return completed
+        _cache.forget(key)
+    raise PlanError(f"the working directory or '/' changed {_TRIES} times while the sandbox was planned")
 
 
 def _complete(

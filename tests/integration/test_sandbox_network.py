@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import socket
 import sys
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -88,14 +90,31 @@ def test_one_command(network: Network) -> None:
 
 def test_one_after_another(network: Network) -> None:
     """Commands in sandboxes of their own come and go, each with an address, and none leaves a port, a name or an address."""
+    own = []
     for _ in range(20):
         done = isolib.run(["cat", "/etc/hosts"], network=network, hostname="web", check=True)
-        assert done.stdout.splitlines()[-1].endswith(b"\tweb")
+        own.append(done.stdout.splitlines()[-1])
         assert network.endpoints() == []
         assert "web" not in network.hosts()
+    assert own == [f"10.77.0.{number}\tweb".encode() for number in range(2, 22)]
     assert until(lambda: not network.bridge.ports())
     with Sandbox(network=network, hostname="web") as web, serve(web):
         assert isolib.run([sys.executable, "-c", ASK, "web"], network=network, check=True).stdout == b"olleh\n"
+
+
+def test_one_in_each_network(network: Network) -> None:
+    """The same command asks each time the network that it is in, and no network is kept by what is kept of a command."""
+    with new_network("10.78.0.0/24") as other, new_network("10.79.0.0/24", dns=False) as silent:
+        argv = ["cat", "/etc/resolv.conf"]
+        for _ in range(2):
+            asked = [isolib.run(argv, network=one, check=True).stdout for one in (network, other, silent)]
+            assert b"nameserver 10.77.0.1\n" in asked[0]
+            assert b"nameserver 10.78.0.1\n" in asked[1]
+            assert b"nameserver 10.7" not in asked[2]
+        kept = weakref.ref(other)
+    del other
+    gc.collect()
+    assert kept() is None
 
 
 def test_command_that_fails(network: Network) -> None:
