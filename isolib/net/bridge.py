@@ -415,6 +415,7 @@ def make_bridge(
     data: bytes = b"",
     *,
     addresses: Sequence[AnyInterface] = (),
+    put: tuple[str, str] | None = None,
 ) -> Interface:
     """Make a bridge for those who compose."""
     named = attributes + requests.link_attributes(name=name)
@@ -425,7 +426,7 @@ def make_bridge(
     def then(made: Interface) -> list[Request]:
         return [requests.add_address(address, made.index, name) for address in addresses]
 
-    return make_link(where, undo, name, request, then)
+    return make_link(where, undo, name, request, then, put=put)
 
 
 def isolation(port: Interface) -> Request:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from isolib._kernel import seam
 from isolib._kernel.handle import Rollback
 from isolib._kernel.hints import typed
+from isolib._kernel.sockets import put_in
 from isolib.errors import PlanError
 from isolib.net import requests
 from isolib.net.attaching import close_all
@@ -16,7 +17,7 @@ from isolib.net.bridge import Bridge, make_bridge, random_mac
 from isolib.net.chosen import check_beyond, choose, keep
 from isolib.net.network import Network
 from isolib.net.pool import Pool, choose_subnet, choose_ula, parse_subnet
-from isolib.net.sysctl import FORWARDING, Sysctls
+from isolib.net.sysctl import no_forwarding
 from isolib.net.uplink import open_inner_firewall
 from isolib.net.way_out import check_subnets, choose_way, open_way
 from isolib.net.where import Where
@@ -124,14 +125,16 @@ def new_network(
         where = Where(ns)
         bridge_undo = Rollback()
         hardware = requests.link_attributes(mac=random_mac())
-        interface = make_bridge(where, bridge_undo, _BRIDGE, hardware, addresses=[_of_gateway(pool) for pool in pools])
+        # Else as the host's first namespace has it (net.core.devconf_inherit_init_net).
+        off = [no_forwarding(pool.subnet.version) for pool in pools] if way is None else []
+        for path, text in off[1:]:
+            put_in(ns, path, text)
+        addresses = [_of_gateway(pool) for pool in pools]
+        interface = make_bridge(where, bridge_undo, _BRIDGE, hardware, addresses=addresses, put=off[0] if off else None)
         bridge = Bridge._make(interface, bridge_undo, where)
         made.append(bridge)
         firewall = way_out = None
-        if way is None:
-            for pool in pools:  # else as the host's first namespace has it (net.core.devconf_inherit_init_net)
-                Sysctls(ns)[FORWARDING[pool.subnet.version]] = 0
-        else:
+        if way is not None:
             subnets = [pool.subnet for pool in pools]
             firewall = open_inner_firewall(undo, ns, subnets)
             way_out = open_way(way, undo, where, firewall, subnets, bridge=_BRIDGE, isolate=isolate)

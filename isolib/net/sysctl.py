@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Value: TypeAlias = str | int | bool | Sequence[int]
 
-__all__ = ["HeldSetting", "Sysctls", "check_setting", "hold", "no_advertisements"]
+__all__ = ["HeldSetting", "Sysctls", "check_setting", "hold", "no_advertisements", "no_forwarding"]
 
 FORWARDING: Final = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 """By the version of IP, whether packets are passed on."""
@@ -192,6 +192,11 @@ def no_advertisements(link: str) -> tuple[str, str]:
     Without IPv6 there is none, and no advertisement.
     """
     return f"{_TOP}/net/ipv6/conf/{link}/accept_ra", "0"
+
+
+def no_forwarding(version: int) -> tuple[str, str]:
+    """Return the setting, and its value, by which a namespace passes no packets on; without IPv6 there is none for that."""
+    return f"{_TOP}/{FORWARDING[version].replace('.', '/')}", "0"
 
 
 def _opened(net: HasFileno | None, path: str, flags: int) -> Fd:
