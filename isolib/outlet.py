@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from isolib._kernel import assembly
 from isolib._kernel.handle import Rollback
@@ -15,7 +15,7 @@ from isolib.net.hosts import hosts
 if TYPE_CHECKING:
     from isolib._kernel.request import MountValue
     from isolib.namespaces import NetNS, UserNS
-    from isolib.net import Network
+    from isolib.net import Network, Publish, Published
     from isolib.spec import SandboxSpec
 
 __all__ = ["Outlet"]
@@ -36,19 +36,26 @@ class Outlet:
         What owns it where the caller has no privileges, and so has to own the sandbox's user namespace too.
     endpoint
         Its place in the network.
+    published
+        Its ports that are, in the order in which the spec has them.
     mounts
         Files for the sandbox: whom it asks for names, if the network answers, and, in place of what the host's root says there,
         its own name.
     """
 
     def __init__(self, network: Network, spec: SandboxSpec) -> None:
+        self.published: tuple[Published, ...] = ()
         with Rollback() as undo:
             self.ns: NetNS = undo.adopt(new_netns())
             self.owner: UserNS | None = None if assembly.may_administer() else self.ns.owner
             put_in(self.ns, _LOWEST, "0")  # the namespace is this sandbox's alone
             self.endpoint = undo.adopt(network.attach(self.ns, hostname=spec.hostname))
-            for port, inner in (spec.publish or {}).items():
-                undo.adopt(network.publish(port, self.endpoint, inner))
+            for one in cast("tuple[Publish, ...]", spec.publish or ()):
+                outside, inside = one.host_port, one.port
+                made = network.publish(
+                    outside, self.endpoint, inside, proto=one.proto, host=one.host, mode=one.mode, via=one.via
+                )
+                self.published += (undo.adopt(made),)
             self.mounts: list[MountValue] = []
             if network.dns:
                 self.mounts.append(File("/etc/resolv.conf", network.resolv_conf()))
