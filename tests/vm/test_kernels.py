@@ -190,7 +190,8 @@ def test_the_machine_ends_with_its_time_or_its_starter(kernel: str, end: str) ->
         try:
             assert starter.stdout is not None
             assert starter.stderr is not None
-            assert starter.stdout.readline() == b"up\n"
+            line = starter.stdout.readline()
+            assert line == b"up\n", line or starter.stderr.read()
             leader = machine(mark)
             place = re.search(rb"/var/tmp/isolib-vm-\w+", Path(f"/proc/{leader}/cmdline").read_bytes())
             ends = [os.pidfd_open(pid) for pid in session(leader)]
