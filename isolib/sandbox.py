@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from isolib._kernel.handle import Fd
     from isolib.cgroups import Cgroup
-    from isolib.net import Endpoint
+    from isolib.net import Endpoint, Publish, Published
     from isolib.outlet import Outlet
     from isolib.spec import SandboxFields
     from isolib.types import HasFileno
@@ -170,7 +170,7 @@ def run(
     """
     network = spec.get("network")
     if network is not None and network != "host":  # it is attached anew each time
-        outlet = new_outlet(SandboxSpec.of(None, spec))
+        outlet = new_outlet(_for_one(SandboxSpec.of(None, spec)))
         assert outlet is not None  # noqa: S101 - it is for who has a network
         with closing(outlet):
             return _run(spec, outlet, argv, input, timeout, check=check)
@@ -195,6 +195,12 @@ def _run(
             return completed
         _cache.forget(key)
     raise PlanError(f"the working directory or '/' changed {_TRIES} times while the sandbox was planned")
+
+
+def _for_one(spec: SandboxSpec) -> SandboxSpec:
+    if any(one.host_port == 0 for one in cast("tuple[Publish, ...]", spec.publish or ())):
+        raise PlanError("publish: port 0 is a free one, which nobody is told of a sandbox for one command: use isolib.Sandbox")
+    return spec
 
 
 def _complete(
@@ -345,6 +351,11 @@ class Sandbox:
     def endpoint(self) -> Endpoint | None:
         """Its place in the network, or None where it has none."""
         return None if self._outlet is None else self._outlet.endpoint
+
+    @property
+    def published(self) -> tuple[Published, ...]:
+        """Its ports that ``publish=`` let the host reach, in that order; more of its `endpoint` can be, at any time."""
+        return () if self._outlet is None else self._outlet.published
 
     def _live(self, *, pty: bool = False) -> Request:
         if self._resident is None or self._setting is None:

@@ -90,12 +90,12 @@ def new_network(
     ``net.ipv6.conf.all.forwarding``) is switched on, unless it is, until the last such network is closed, of this program and
     of others in that namespace with the same /proc (`isolib.net.hold`).
     With "pasta" and "slirp4netns": to read and write /dev/net/tun, and nothing is changed in the caller's namespace.  The
-    program runs as the caller, in the user namespace that owns the network, without environment, and sandboxes itself; it
-    ends with the network and with this program.  Where it ends by itself, `Network.way_out` says so, and `attach`, `allow`
-    and `deny` raise GoneError.  Ports of the network are not forwarded by it.  It translates TCP, UDP and ping.  Datagrams
-    of more than one packet (1472 bytes by IPv4) pass slirp4netns; pasta loses them, and that of Debian 12 delivers their
-    first 1472 bytes.  pasta of Debian 12 takes a default route of the host's, for each of IPv4 and IPv6; slirp4netns has
-    fd00::/64 for itself.
+    program runs as the caller, in the user namespace that owns the network, without environment, and sandboxes itself; it ends
+    with the network and with this program.  Where it ends by itself, `Network.way_out` says so, `attach`, `allow` and `deny`
+    raise GoneError, and who connects to elsewhere is told ENETUNREACH; the network itself goes on.  Ports of the network are
+    not forwarded by it.  It translates TCP, UDP and ping.  Datagrams of more than one packet (1472 bytes by IPv4) pass
+    slirp4netns; pasta loses them, and that of Debian 12 delivers their first 1472 bytes.  pasta of Debian 12 takes a default
+    route of the host's, for each of IPv4 and IPv6; slirp4netns has fd00::/64 for itself.
 
     Kernel: CONFIG_BRIDGE, CONFIG_VETH, CONFIG_NET_NS; with ``internet`` nftables too, and Linux 5.12.
 

@@ -26,6 +26,7 @@ from isolib.net.leaving import Leaving
 from isolib.net.names import Names
 from isolib.net.names import check_name as check_host
 from isolib.net.plugs import Stock
+from isolib.net.publish import Publish
 from isolib.net.published import new_offered, new_published
 from isolib.net.seeing import picture_of_network
 from isolib.net.sysctl import no_advertisements
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
     from isolib.net.firewall import Firewall
     from isolib.net.picture import Picture
     from isolib.net.pool import Pool
-    from isolib.net.published import Offered, Path, Published, Service
+    from isolib.net.publish import Path
+    from isolib.net.published import Offered, Published, Service
     from isolib.net.values import AnyAddress, AnyNetwork
     from isolib.net.way_out import WayOut
     from isolib.types import HasFileno
@@ -207,10 +209,9 @@ class Network(Handle, made_by="isolib.new_network()"):
             self._check_open()
             if endpoint not in self._endpoints.values():
                 raise PlanError(f"endpoint: {endpoint!r} is none of {self!r}")
-            maps, left = None if self.way_out is None else self.way_out.maps, self._published.discard
-            made = new_published(
-                self._stock, maps, host_port, endpoint, port, proto=proto, host=host, mode=mode, via=via, left=left
-            )
+            wanted = Publish(host_port, port, proto, host=host, mode=mode, via=via)
+            maps = None if self.way_out is None else self.way_out.maps
+            made = new_published(self._stock, maps, endpoint, wanted, left=self._published.discard)
             self._published.add(made)
         return made
 

@@ -20,6 +20,7 @@ from tests.nets import PATIENCE, SOON, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from isolib.net import Network
 
@@ -79,6 +80,46 @@ def test_published(network: Network) -> None:
         assert client.recv(100) == b"olleh"
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), PATIENCE)
+
+
+def test_published_in_other_ways(network: Network, tmp_path: Path) -> None:
+    """Texts, tuples and values publish free ports, of UDP and IPv6, and unix sockets; which they are is told in their order."""
+    own = isolib.Publish(tmp_path / "web", 80, mode=0o666)
+    with Sandbox(network=network, publish=["[::1]:0:80", (0, 53, "udp"), own, (0, 81)]) as box, serve(box):
+        six, datagrams, file, other = box.published
+        with socket.create_connection(("::1", six.port), PATIENCE) as client:
+            client.sendall(b"hello")
+            assert client.recv(100) == b"olleh"
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "web"))
+            client.sendall(b"world")
+            assert client.recv(100) == b"dlrow"
+        assert (six.outside, file.path) == (f"::1:{six.port}/tcp", str(tmp_path / "web"))
+        assert (datagrams.proto, str(datagrams.address), datagrams.inner_port) == ("udp", "127.0.0.1", 53)
+        assert (other.via, other.inner_port, other.endpoint) == ("forwarder", 81, box.endpoint)
+        assert box.spec == SandboxSpec(network=network, publish=["[::1]:0:80", "0:53/udp", own, "0:81"])
+    assert not (tmp_path / "web").exists()
+    assert all(one.closed for one in (six, datagrams, file, other))
+
+
+def test_free_port_of_one_command(network: Network) -> None:
+    """A free port is refused where nobody could be told which it is, before anything is made."""
+    with pytest.raises(PlanError, match=r"^publish: port 0 "):
+        isolib.run(["true"], network=network, publish=[(0, 80)])
+    assert network.endpoints() == []
+
+
+def test_one_of_many_cannot_be_published(network: Network, tmp_path: Path) -> None:
+    """When one of several ports is in use, none is published, and the sandbox leaves the network again."""
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as free:
+        ports = [one.getsockname()[1] for one in (free, taken)]
+        free.close()
+        wanted = [(str(tmp_path / "web"), 80), (ports[0], 80), (ports[1], 80)]
+        with pytest.raises(isolib.SyscallError, match=str(ports[1])), Sandbox(network=network, publish=wanted):
+            pass
+        assert (network.endpoints(), list(tmp_path.iterdir())) == ([], [])
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", ports[0]), PATIENCE)
 
 
 def test_one_command(network: Network) -> None:
@@ -211,12 +252,13 @@ def test_bad_networks(fields: dict[str, object], words: str) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"publish": {0: 80}},
         {"publish": {8080: 0}},
         {"publish": {65536: 80}},
         {"publish": {"8080": 80}},
         {"publish": {8080: True}},
         {"publish": [8080]},
+        {"publish": "8080:80"},
+        {"publish": ["8080:80", (8080, 81)]},
         {"hostname": "no name"},
     ],
 )
