@@ -157,7 +157,8 @@ class Firewall:
     def guard_loopback(self, interface: str | None = None) -> None:
         """Drop what is for or from 127.0.0.0/8 and ::1 and comes in by an interface; None: by any but lo.
 
-        The kernel drops it as well, unless net.ipv4.conf.*.route_localnet says otherwise; ::1 always.
+        The kernel drops it as well, unless net.ipv4.conf.*.route_localnet says otherwise; ::1 always.  It passes on what is for
+        "::" and for addresses of IPv4 in IPv6 (::ffff:127.0.0.1), which sockets take for loopback's: that is dropped too.
         """
         with self._gathering() as changes:
             changes.guard_loopback(interface)
