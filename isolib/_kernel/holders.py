@@ -43,7 +43,7 @@ _DOOR: Final = calls.SETTING_DOOR
 #: A turn at the door is a number of so many bits.
 _TURN_BITS: Final = 40
 _TURNS: Final = 1 << _TURN_BITS
-#: How often a door that nobody is seen in is found shut before somebody is said to be in the way.
+#: How often a door that nobody is seen in is found shut, or a mark without an end, before somebody is said to be in the way.
 _KNOCKS: Final = 1000
 
 #: A mark is a text in pieces of five bytes, a locked byte for each.  Its place is, from the highest bit: which, whose, what.
@@ -53,7 +53,7 @@ _PIECE_SIZE: Final = 5
 _TEXT_BITS: Final = 8 * _PIECE_SIZE
 _SLOTS: Final = 1 << _PIECE_BITS - _TEXT_BITS
 
-_IN_THE_WAY: Final = "a process that may only read this setting keeps a lock on it (/proc/locks)"
+_IN_THE_WAY: Final = "a process keeps a lock on this setting that is no holder's (/proc/locks)"
 
 
 class Held(NamedTuple):
@@ -123,8 +123,17 @@ class Holders:
         return True
 
     def others(self) -> Held | None:
-        """Return what other programs hold it at; None: nobody does.  For who has the door."""
-        while (found := self._other(_place(0), 1 << _PIECE_BITS)) is not None:
+        """Return what other programs hold it at; None: nobody does.  For who has the door.
+
+        Raises
+        ------
+        SyscallError
+            EAGAIN: somebody is in the way.
+        """
+        for _ in range(_KNOCKS):
+            found = self._other(_place(0), 1 << _PIECE_BITS)
+            if found is None:
+                return None
             slot = found.start >> _TEXT_BITS & _SLOTS - 1
             text = b""
             for number in range(_PIECES):
@@ -135,7 +144,7 @@ class Holders:
                 if text.endswith(b"\0"):
                     old, _, value = text.rstrip(b"\0").decode("utf-8", "surrogateescape").partition("\n")
                     return Held(old, value)
-        return None
+        raise self._refusal()
 
     def join(self, held: Held) -> None:
         """Become one of them.  For who has the door.

@@ -234,7 +234,7 @@ class _Shared:
     def join(self, user: int, net: HasFileno | None, path: str, value: str) -> None:
         """Hold it, unless another user does."""
         with self._lock:
-            if self._undo is not None and self.value != value:
+            if self._undo is not None and not _is_same(self.value, value):
                 raise PlanError(f"value: {path} is held at {self.value!r} by another user in this program, not {value!r}")
             self._users.add(user)
             if self._undo is None:
@@ -257,19 +257,27 @@ class _Shared:
             undo.push(holders.clear)
             with holders.door():
                 others, now = holders.others(), _read(file, path)
-                if others is not None and others.value != value:
+                if others is not None and not _is_same(others.value, value):
                     raise PlanError(f"value: {path} is held at {others.value!r} by another program, not {value!r}")
                 held = Held(now if others is None else others.old, value)
-                if held.old != value:
+                if not _is_same(held.old, value):
                     if not getattr(net, "made_here", False):
                         reaper.entrust_setting(file.fileno(), *held, lambda ticket: undo.push(ticket.strike))
                     undo.push(_put_back, holders, file, path, held)
                     holders.join(held)
-                if now != value:
-                    _write(file, path, value)
+                if not _is_same(now, value):
+                    _put(file, path, value, now)
             self.value = value
             self._undo = undo
             undo.keep()
+
+
+def _put(file: Fd, path: str, value: str, before: str) -> None:
+    _write(file, path, value)
+    if not _is_at(file, path, value):  # it would not be known again as what was put there, and stay
+        found = _read(file, path)
+        _write(file, path, before)
+        raise PlanError(f"value: {path} is {found!r} when {value!r} is written to it: hold it at that")
 
 
 def _put_back(holders: Holders, file: Fd, path: str, held: Held) -> None:
@@ -282,11 +290,16 @@ def _put_back(holders: Holders, file: Fd, path: str, held: Held) -> None:
 
 def _is_at(file: Fd, path: str, value: str) -> bool:
     try:
-        return _read(file, path) == value
+        return _is_same(_read(file, path), value)
     except SyscallError as error:
         if error.errno != ENOENT:
             raise
         return False
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Return whether both are one value, however what is between its numbers is written."""
+    return one.split() == other.split()
 
 
 _held: Final[WeakValueDictionary[tuple[object, ...], _Shared]] = WeakValueDictionary()
@@ -324,7 +337,7 @@ def hold(name: str, value: Value, *, ns: HasFileno | None = None) -> HeldSetting
     name, ns
         As in `Sysctls`.
     value
-        What it is to be, as the kernel writes it.
+        What it is to be, as the kernel writes it; between several numbers, spaces or tabs.
 
     Returns
     -------
@@ -334,9 +347,10 @@ def hold(name: str, value: Value, *, ns: HasFileno | None = None) -> HeldSetting
     Raises
     ------
     PlanError
-        It is no setting's name or no value; or somebody holds it at another one, in this program or another.
+        It is no setting's name or no value, or the kernel writes it otherwise ("01"); or somebody holds it at another one, in
+        this program or another.
     SyscallError, SetupFailed, ClosedError
-        As in `Sysctls`; nothing has changed.  EAGAIN: a process that may only read the setting keeps a lock on it.
+        As in `Sysctls`; nothing has changed.  EAGAIN: a process keeps a lock on it that is no holder's.
 
     Examples
     --------

@@ -144,6 +144,18 @@ def test_other_values(machine: Machine, name: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_spaces_between_numbers(machine: Machine, way: str) -> None:
+    """Programs that write one value in two ways hold it together, and the last, however it ends, gives the old one back."""
+    name = "net.ipv4.ip_local_port_range"
+    before = machine.setting(name)
+    programs = [machine.holding(name, value) for value in ((2000, 3000), "2000 3000")]
+    for program in programs:
+        assert machine.setting(name) == "2000\t3000"
+        program.end(way)
+    assert machine.setting(name) == before
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_changed_by_somebody_else(machine: Machine, way: str) -> None:
     """What somebody else has set meanwhile stays, however the holders end."""
     name = "net.ipv4.ip_default_ttl"

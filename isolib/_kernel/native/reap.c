@@ -190,14 +190,36 @@ static int is_locked(int file, int64_t start, int64_t size) {
     return SYS3(fcntl, file, ISO_OFD_GETLK, &found) == 0 && found.type != ISO_UNLCK;
 }
 
+static int is_blank(char one) {
+    return one == ' ' || one == '\t' || one == '\n';
+}
+
+static const char *after_blanks(const char *text) {
+    while (is_blank(*text))
+        text++;
+    return text;
+}
+
+/* Whatever is between its words: the kernel takes spaces, and shows tabs. */
 static int has_value(int file, const char *value) {
-    char text[256];
-    long size = SYS4(pread64, file, text, sizeof(text), 0), at = 0;
-    while (size > 0 && (text[size - 1] == '\n' || text[size - 1] == ' ' || text[size - 1] == '\t'))
-        size--;
-    while (at < size && value[at] && value[at] == text[at])
-        at++;
-    return size >= 0 && at == size && !value[at];
+    char text[257];
+    long size = SYS4(pread64, file, text, sizeof(text) - 1, 0);
+    const char *at = text;
+    if (size < 0 || size == sizeof(text) - 1)
+        return 0;
+    text[size] = 0;
+    for (;;) {
+        at = after_blanks(at);
+        value = after_blanks(value);
+        if (!*at || !*value)
+            return *at == *value;
+        while (*at && *at == *value && !is_blank(*at)) {
+            at++;
+            value++;
+        }
+        if ((*at && !is_blank(*at)) || (*value && !is_blank(*value)))
+            return 0;
+    }
 }
 
 /*

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import os
+import struct
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ import pytest
 import isolib
 from isolib import ClosedError, PermissionDenied, PlanError, SyscallError, new_netns
 from isolib._kernel import calls, reaper
+from isolib._kernel.sockets import open_file_in
 from isolib.net.sysctl import Sysctls, hold
 from isolib.net.veth import new_veth
 from tests import oracles, table
@@ -222,6 +225,36 @@ def test_refused_value_changes_nothing(a: NetNS) -> None:
     with hold("ipv4.ip_default_ttl", 33, ns=a):
         assert Sysctls(a)["ipv4.ip_default_ttl"] == "33"
     assert Sysctls(a)["ipv4.ip_default_ttl"] == "64"
+
+
+def test_spaces_between_numbers(a: NetNS) -> None:
+    """Numbers with spaces between them, where the kernel shows tabs, are the same value, and are put back."""
+    name = "net.ipv4.ip_local_port_range"
+    before = cat(a, "net/ipv4/ip_local_port_range")
+    with hold(name, "2000 3000", ns=a), hold(name, (2000, 3000), ns=a):
+        assert cat(a, "net/ipv4/ip_local_port_range") == "2000\t3000"
+    assert cat(a, "net/ipv4/ip_local_port_range") == before
+
+
+@pytest.mark.parametrize(("value", "written"), [("033", "27"), ("0x21", "33")])
+def test_value_that_the_kernel_writes_otherwise(a: NetNS, value: str, written: str) -> None:
+    """What would not be known again as what was put there is refused, with what the kernel makes of it, and put back."""
+    with pytest.raises(PlanError, match=f"is '{written}' when"):
+        hold("ipv4.ip_default_ttl", value, ns=a)
+    assert cat(a, "net/ipv4/ip_default_ttl") == "64"
+
+
+def test_lock_that_is_no_holders(a: NetNS) -> None:
+    """A lock where those of holders lie, and that tells nothing, keeps nobody waiting: it is told."""
+    with open_file_in(a, "/proc/sys/net/ipv4/ip_forward", os.O_RDWR) as file:
+        lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, (1 << calls.SETTING_MARKS_FROM) + 1, 1, 0)
+        fcntl.fcntl(file.fileno(), fcntl.F_OFD_SETLK, lock)
+        with pytest.raises(SyscallError, match="no holder's") as caught:
+            hold(FORWARD, 1, ns=a)
+    assert caught.value.errno == errno.EAGAIN
+    with hold(FORWARD, 1, ns=a):
+        assert Sysctls(a)[FORWARD] == "1"
+    assert Sysctls(a)[FORWARD] == "0"
 
 
 def test_held_where_the_caller_is(needs_root: None) -> None:
