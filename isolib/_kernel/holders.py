@@ -57,10 +57,11 @@ _IN_THE_WAY: Final = "a process keeps a lock on this setting that is no holder's
 
 
 class Held(NamedTuple):
-    """What a setting is held at, and what it was before."""
+    """What a setting is held at, what it was before, and what else is to be put right then: a word of the holders' own."""
 
     old: str
     value: str
+    beside: str = ""
 
 
 class _Lock(NamedTuple):
@@ -142,8 +143,9 @@ class Holders:
                     break
                 text += (piece.start & _TURNS - 1).to_bytes(_PIECE_SIZE, "big")
                 if text.endswith(b"\0"):
-                    old, _, value = text.rstrip(b"\0").decode("utf-8", "surrogateescape").partition("\n")
-                    return Held(old, value)
+                    old, _, rest = text.rstrip(b"\0").decode("utf-8", "surrogateescape").partition("\n")
+                    value, _, beside = rest.partition("\n")
+                    return Held(old, value, beside)
         raise self._refusal()
 
     def join(self, held: Held) -> None:
@@ -154,9 +156,9 @@ class Holders:
         SyscallError
             EAGAIN: somebody is in the way.
         PlanError
-            Both are too long together.
+            All of it is too long.
         """
-        text = f"{held.old}\n{held.value}".encode("utf-8", "surrogateescape") + b"\0"
+        text = "\n".join(held).encode("utf-8", "surrogateescape") + b"\0"
         pieces = [text[at : at + _PIECE_SIZE].ljust(_PIECE_SIZE, b"\0") for at in range(0, len(text), _PIECE_SIZE)]
         if len(pieces) > _PIECES:
             raise PlanError(f"what {self._target} was and what it is to be are too long together to be held")

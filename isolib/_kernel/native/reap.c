@@ -143,11 +143,18 @@ static int is_pair(const char name[256]) {
     return size < 256;
 }
 
+static int is_whole(const struct isolib_entry *entry) {
+    return entry->state && entry->kind >= ISOLIB_ENTRY_CGROUP && entry->kind <= ISOLIB_ENTRY_BESIDE &&
+           entry->base_count <= ISOLIB_ENTRY_BASES && is_name(entry->name) &&
+           (entry->kind < ISOLIB_ENTRY_SETTING || is_pair(entry->name));
+}
+
 static int is_live(const struct reaping *r, uint32_t index) {
-    const struct isolib_entry *entry = entry_at(r, index);
-    return entry->state && !(r->done[index / 8] & 1 << index % 8) && entry->kind >= ISOLIB_ENTRY_CGROUP &&
-           entry->kind <= ISOLIB_ENTRY_SETTING && entry->base_count <= ISOLIB_ENTRY_BASES && is_name(entry->name) &&
-           (entry->kind != ISOLIB_ENTRY_SETTING || is_pair(entry->name));
+    return !(r->done[index / 8] & 1 << index % 8) && is_whole(entry_at(r, index));
+}
+
+static uint32_t end_of(const struct isolib_table *table) {
+    return table->high < table->capacity ? table->high : table->capacity;
 }
 
 static const struct directory *base_of(const struct reaping *r, const struct isolib_entry *entry, uint32_t which) {
@@ -222,6 +229,17 @@ static int has_value(int file, const char *value) {
     }
 }
 
+static void write_back(int file, const char name[256]) {
+    if (has_value(file, name + length(name) + 1))
+        SYS4(pwrite64, file, name, length(name), 0);
+}
+
+static void give_back_beside(const struct reaping *r, const struct isolib_entry *entry) {
+    for (uint32_t i = 0; i < entry->base_count; i++)
+        if (base_of(r, entry, i)->version == SETTING)
+            write_back(base_of(r, entry, i)->fd, entry->name);
+}
+
 /*
  * Gives a setting its value back, unless somebody else has changed it, or another program holds it: then that one will.  This
  * process has the host's own locks, which belong to the open file.  Who has the door and does not give it is not waited for in
@@ -229,14 +247,17 @@ static int has_value(int file, const char *value) {
  */
 static int give_back(const struct reaping *r, int file, const char name[256]) {
     const int64_t marks = (int64_t)1 << ISOLIB_SETTING_MARKS_FROM;
-    const char *value = name + length(name) + 1;
     if (lock(file, ISO_WRLCK, ISOLIB_SETTING_DOOR, 1) < 0 && is_locked(file, ISOLIB_SETTING_DOOR, 1) &&
         now_ns() < r->deadline_ns - SECOND) {
         wait_for(-1, 0, now_ns() + SECOND / 1000);
         return 1;
     }
-    if (!is_locked(file, marks, 0) && has_value(file, value))
-        SYS4(pwrite64, file, name, length(name), 0);
+    if (!is_locked(file, marks, 0)) {
+        write_back(file, name);
+        for (uint32_t index = 0; index < end_of(r->table); index++)
+            if (is_whole(entry_at(r, index)) && entry_at(r, index)->kind == ISOLIB_ENTRY_BESIDE)
+                give_back_beside(r, entry_at(r, index));
+    }
     lock(file, ISO_UNLCK, 0, 0);
     return 0;
 }
@@ -253,6 +274,8 @@ static int remove_entry(struct reaping *r, uint32_t index) {
             remove_link(base->fd, entry->name);
         if (entry->kind == ISOLIB_ENTRY_SETTING && base->version == SETTING)
             left |= give_back(r, base->fd, entry->name);
+        if (entry->kind == ISOLIB_ENTRY_BESIDE && base->version == SETTING)
+            write_back(base->fd, entry->name);
     }
     if (!left)
         r->done[index / 8] |= (uint8_t)(1 << index % 8);
@@ -260,7 +283,7 @@ static int remove_entry(struct reaping *r, uint32_t index) {
 }
 
 static void undo_all(struct reaping *r) {
-    uint32_t high = r->table->high < r->table->capacity ? r->table->high : r->table->capacity;
+    uint32_t high = end_of(r->table);
     int left;
     r->deadline_ns = now_ns() + (int64_t)PATIENCE * SECOND;
     do {

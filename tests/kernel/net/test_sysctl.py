@@ -244,6 +244,32 @@ def test_value_that_the_kernel_writes_otherwise(a: NetNS, value: str, written: s
     assert cat(a, "net/ipv4/ip_default_ttl") == "64"
 
 
+WAYS_OF_LINKS = {
+    "net.ipv4.conf.all.accept_redirects": "0",
+    "net.ipv4.conf.default.forwarding": "1",
+    "net.ipv4.conf.lo.forwarding": "1",
+    "net.ipv6.conf.default.forwarding": "1",
+    "net.ipv6.conf.lo.forwarding": "1",
+}
+"""What the kernel changes with forwarding, and how it is not by itself."""
+
+
+@pytest.mark.parametrize("name", [FORWARD, "net.ipv4.conf.all.forwarding", "net.ipv6.conf.all.forwarding"])
+def test_what_changes_with_forwarding(a: NetNS, name: str) -> None:
+    """What links have of their own, and whether redirects are believed, is as it was; what somebody has changed stays so."""
+    settings = Sysctls(a)
+    for one, value in WAYS_OF_LINKS.items():
+        settings[one] = value
+    with hold(name, 1, ns=a), hold(name, 1, ns=a):
+        pass
+    assert {one: cat(a, one.replace(".", "/")) for one in WAYS_OF_LINKS} == WAYS_OF_LINKS
+    assert settings[name] == "0"
+    changed = name.replace("all", "lo").replace("ip_forward", "conf.lo.forwarding")
+    with hold(name, 1, ns=a):
+        settings[changed] = 0
+    assert {one: settings[one] for one in WAYS_OF_LINKS} == WAYS_OF_LINKS | {changed: "0"}
+
+
 def test_lock_that_is_no_holders(a: NetNS) -> None:
     """A lock where those of holders lie, and that tells nothing, keeps nobody waiting: it is told."""
     with open_file_in(a, "/proc/sys/net/ipv4/ip_forward", os.O_RDWR) as file:
@@ -290,23 +316,24 @@ def test_forgotten_and_forked(a: NetNS) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:never closed:ResourceWarning")
-def test_interrupts(a: NetNS, lost: list[type[BaseException]]) -> None:
+@pytest.mark.parametrize(("name", "value"), [("net.ipv4.ip_default_ttl", 33), (FORWARD, 1)])
+def test_interrupts(a: NetNS, lost: list[type[BaseException]], name: str, value: int) -> None:
     """An interrupt at any point of holding and letting go leaves the old value, and the next one can hold it."""
+    settings = Sysctls(a)
+    for one, own in WAYS_OF_LINKS.items():
+        settings[one] = own
+    names = (name, "net.ipv4.conf.lo.forwarding", "net.ipv4.conf.all.accept_redirects")
+    before = [settings[one] for one in names]
 
     def live() -> None:
-        hold("ipv4.ip_default_ttl", 33, ns=a).close()
+        hold(name, value, ns=a).close()
 
     live()
     turn = 0
     while interrupt(turn := turn + 1, live, is_ours) == 0:
         gc.collect(0)
-        assert cat_quick(a) == "64", turn
+        assert [settings[one] for one in names] == before, turn
     assert turn > 50
-
-
-def cat_quick(a: NetNS) -> str:
-    """Return the setting that is held."""
-    return Sysctls(a)["ipv4.ip_default_ttl"]
 
 
 def is_ours(code: CodeType) -> bool:
