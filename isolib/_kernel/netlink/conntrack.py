@@ -37,8 +37,9 @@ _PROTOCOL: Final = 2
 _NUMBER: Final = 1
 #: Where in each direction a server stands, which a connection was made to, and which answers: kinds of its address and port.
 _SERVER: Final = {_ORIGINAL: ({4: 2, 6: 4}, 3), _REPLY: ({4: 1, 6: 3}, 2)}
-#: CTA_FILTER_*: the server's address, the protocol, the server's port.
-_WANTED: Final = {_ORIGINAL: 1 << 1 | 1 << 3 | 1 << 5, _REPLY: 1 << 0 | 1 << 3 | 1 << 4}
+#: CTA_FILTER_*: the protocol and the server's port, and its address.
+_BY_PORT: Final = {_ORIGINAL: 1 << 3 | 1 << 5, _REPLY: 1 << 3 | 1 << 4}
+_BY_ADDRESS: Final = {_ORIGINAL: 1 << 1, _REPLY: 1 << 0}
 _LACKING: Final = "this kernel tells nobody of connections (CONFIG_NF_CT_NETLINK: modprobe nf_conntrack_netlink)"
 _HINTS: Final = {EINVAL: _LACKING, EOPNOTSUPP: _LACKING}
 
@@ -62,13 +63,17 @@ class Flow(NamedTuple):
 def list_flows(server: Server, *, answers: bool) -> Request:
     """Return the request for the connections of a server: those that it answers, or those that were made to it.
 
-    Before Linux 5.8 the kernel lists all that there are; later, a guest who makes many of them is no burden for who asks.
+    The kernel chooses by protocol and port, and of IPv4 by address (CTA_FILTER, Linux 5.8; an older one lists all): a guest who
+    makes many others is no burden.  Who asks looks at what comes.
     """
     side = _REPLY if answers else _ORIGINAL
     of_address, of_port = _SERVER[side][0][server.address.version], _SERVER[side][1]
     address = codec.nested(_IP, codec.attribute(of_address, server.address.packed))
     service = codec.nested(_PROTOCOL, codec.u8(_NUMBER, server.protocol), codec.be16(of_port, server.port))
-    wanted = (codec.u32(one, _WANTED[one] if one == side else 0) for one in (_ORIGINAL, _REPLY))
+    # Of IPv6 the kernel lists those whose address is another one (ctnetlink_filter_match_tuple, Linux 6.18): so all
+    # of that port.
+    by = _BY_PORT[side] | (_BY_ADDRESS[side] if server.address.version == 4 else 0)  # noqa: PLR2004
+    wanted = (codec.u32(one, by if one == side else 0) for one in (_ORIGINAL, _REPLY))
     body = _HEAD.pack(_FAMILIES[server.address.version], 0, 0)
     body += codec.nested(side, address, service) + codec.nested(_FILTER, *wanted)
     return Request(_SUBSYSTEM << 8 | _GET, body, 0, _NAMES[_GET], "connections", _HINTS)

@@ -118,14 +118,24 @@ def test_datagrams(network: Network, outside: NetNS, new_ns: Callable[[], NetNS]
 
 
 def test_ipv6(outside: NetNS, new_ns: Callable[[], NetNS]) -> None:
-    """The same over IPv6."""
+    """The same over IPv6, and with a port its own connections end and no others."""
     ns = new_ns()
     with new_network(None, ipv6="fd77::/64", internet=True) as network:
         endpoint = network.attach(ns)
         with listen(ns, str(endpoint.ipv6), 80) as server:
-            assert network.publish(8080, endpoint, 80, host="::").via == "kernel"
+            published = network.publish(8080, endpoint, 80, host="::")
+            other = network.publish(8081, endpoint, 80, host=HOST6)
+            assert (published.via, other.via) == ("kernel", "kernel")
             assert talk(dial(outside, HOST6, 8080), server) == OUTSIDE6
             assert talk(dial(None, "::1", 8080), server)
+            with dial(outside, HOST6, 8080) as stands, server.accept()[0] as inner:
+                with dial(outside, HOST6, 8081) as client, server.accept()[0]:
+                    other.close()
+                    client.sendall(b"ping")
+                    with pytest.raises(ConnectionResetError):
+                        client.recv(1)
+                inner.sendall(b"pong")
+                assert stands.recv(4) == b"pong"
 
 
 def test_two_addresses_one_port(network: Network, outside: NetNS, new_ns: Callable[[], NetNS]) -> None:
