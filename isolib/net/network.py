@@ -465,7 +465,7 @@ class Network(Handle, made_by="isolib.new_network()"):
                 settled=(self.bridge.interface,),
             )
             if not is_known:  # asked now, it takes no other visit there
-                check_apart(there, self._subnets, interface.index.__eq__)
+                check_apart(there, self._subnets, lambda index: index == interface.index)
             if self._responder is None and self.dns and (host is not None or self.internet):
                 self._responder = self._undo.adopt(answer(self.ns, self._pools, self._names, internet=self.internet))
             if self.subnet6 is not None:
