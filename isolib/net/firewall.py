@@ -212,15 +212,18 @@ class Firewall:
         PlanError
             One is no address or network.
         """
-        self._decide(destinations, allowed=True)
+        self.decide(destinations, allowed=True)
 
     def deny(self, *destinations: str | Address | Subnet) -> None:
         """Let these addresses and networks be reached no more, by connections that stand neither; as `allow`."""
-        self._decide(destinations, allowed=False)
+        self.decide(destinations, allowed=False)
 
-    def _decide(self, destinations: Iterable[str | Address | Subnet], *, allowed: bool) -> None:
+    def decide(self, destinations: Iterable[str | Address | Subnet], *, allowed: bool, everything: bool = False) -> None:
+        """Let them be reached or not, as `allow` and `deny`; ``everything``: and all that nobody decided about."""
         networks = [_network(one) for one in destinations]
         with self._gathering() as changes:
+            if everything:
+                self.set_open(allowed)
             changes.decide(changes.state.egress.decide(networks, allowed=allowed))
 
     def set_open(self, value: bool) -> None:  # noqa: FBT001 -- it is all that is said

@@ -30,7 +30,7 @@ from isolib.net.publish import Publish
 from isolib.net.published import new_offered, new_published
 from isolib.net.seeing import picture_of_network
 from isolib.net.sysctl import no_advertisements
-from isolib.net.uplink import open_inner_firewall, resolve
+from isolib.net.uplink import open_inner_firewall, resolve_all
 from isolib.net.veth import connect
 from isolib.net.where import Where, check_namespace
 
@@ -285,14 +285,10 @@ class Network(Handle, made_by="isolib.new_network()"):
     def _decide(self, destinations: Sequence[str | AnyAddress | AnyNetwork], *, allowed: bool) -> None:
         if not self.internet:
             raise PlanError("allow and deny are about the way out, and this network has none: new_network(internet=True)")
-        found = [one for each in destinations if each != "all" for one in resolve(each)]
+        found = resolve_all(destinations)
         with self._lock:
             self._check_way()
-            firewall = self._its_firewall()
-            with firewall.together():
-                if "all" in destinations:
-                    firewall.set_open(allowed)
-                (firewall.allow if allowed else firewall.deny)(*found)
+            self._its_firewall().decide(found, everything="all" in destinations, allowed=allowed)
 
     def partition(self, *groups: Sequence[Endpoint]) -> None:
         """Let nothing pass between endpoints of different groups, from now on; an earlier partition is forgotten.
