@@ -59,7 +59,7 @@ test-slow: $(STAMPS)/isolib $(STAMPS)/test ## run the tests that take long: pack
 .PHONY: test-vm
 test-vm: $(STAMPS)/isolib $(STAMPS)/test ## run the tests that boot other kernels
 	@.ci/system-packages build vm
-	@$(PYTEST) -m vm -v -o faulthandler_timeout=900 tests/vm $(ARGS)
+	@$(PYTEST) -m vm -v -n 2 --maxschedchunk=1 -o faulthandler_timeout=900 tests/vm $(ARGS)
 
 .PHONY: test-native
 test-native: $(STAMPS)/build ## run the launcher's own tests, with AddressSanitizer and UndefinedBehaviorSanitizer

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from isolib.namespaces import open_timens as open_timens
     from isolib.namespaces import open_userns as open_userns
     from isolib.namespaces import open_utsns as open_utsns
+    from isolib.net import Publish as Publish
     from isolib.net import new_bridge as new_bridge
     from isolib.net import new_dummy as new_dummy
     from isolib.net import new_ipvlan as new_ipvlan
@@ -103,6 +104,7 @@ _HOMES = {
     ),
     "namespaces": tuple(f"{verb}_{kind}ns" for verb in ("new", "open") for kind in _KINDS),
     "net": (
+        "Publish",
         "new_bridge",
         "new_dummy",
         "new_ipvlan",

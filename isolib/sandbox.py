@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from contextlib import closing, suppress
 from threading import Lock
 from typing import TYPE_CHECKING, Final, cast
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from isolib._kernel.handle import Fd
     from isolib.cgroups import Cgroup
-    from isolib.net import Endpoint
+    from isolib.net import Endpoint, Publish, Published
     from isolib.outlet import Outlet
     from isolib.spec import SandboxFields
     from isolib.types import HasFileno
@@ -59,20 +60,26 @@ class _Cache:
         self._lock = Lock()
         self._requests: OrderedDict[tuple[object, ...], _Prepared] = OrderedDict()
 
-    def get(self, given: SandboxFields) -> tuple[tuple[object, ...], _Prepared]:
+    def get(self, given: SandboxFields, outlet: Outlet | None) -> tuple[tuple[object, ...], _Prepared]:
         """Return the key and what belongs to it, made when it is not there."""
         key: tuple[object, ...] = (*given.items(), os.getpid(), os.geteuid())
+        if outlet is not None:  # what is different from network to network is not in the plan
+            key = (*(item for item in key if not isinstance(item, tuple) or item[0] != "network"), *outlet.premises)
         try:
             with self._lock:
                 found = self._requests.get(key)
         except TypeError:  # something that has no hash: the spec, into which it goes, may have one
+            if outlet is not None:
+                return key, _Prepared(SandboxSpec.of(None, given), outlet)
             key = (SandboxSpec.of(None, given), os.getpid(), os.geteuid())
             with self._lock:
                 found = self._requests.get(key)
         if found is not None and not assembly.is_astray():
             return key, found
-        made = _Prepared(SandboxSpec.of(None, given))
-        if assembly.is_astray():  # its plan leads back to the program's own namespaces, by descriptors of the thread
+        made = _Prepared(SandboxSpec.of(None, given), outlet)
+        # Its plan leads back to the program's own namespaces, by descriptors of the thread; or its groups know the network, and
+        # would keep it.
+        if assembly.is_astray() or (outlet is not None and made.limits.group):
             return key, made
         with self._lock:
             self._requests[key] = made
@@ -82,7 +89,7 @@ class _Cache:
 
     def forget(self, key: tuple[object, ...]) -> None:
         """Forget what rests on something that has changed."""
-        with self._lock:
+        with self._lock, suppress(TypeError):  # nothing is kept under what has no hash
             self._requests.pop(key, None)
 
 
@@ -92,9 +99,9 @@ _cache: Final = _Cache()
 class _Prepared:
     """A request, its limits, and what it rests on."""
 
-    __slots__ = ("degraded", "limits", "premises", "request")
+    __slots__ = ("_request", "degraded", "files", "limits", "premises")
 
-    def __init__(self, spec: SandboxSpec) -> None:
+    def __init__(self, spec: SandboxSpec, outlet: Outlet | None = None) -> None:
         self.premises = (_where(), os.stat("/").st_mtime_ns)
         self.limits = spec.limits
         group, self.degraded = new_group(spec)
@@ -102,7 +109,16 @@ class _Prepared:
         if group is not None:
             with group:
                 groups = OneShotGroups(spec, group)
-        self.request = Setting(spec).request(deadline=cast("float | None", spec.limits.wall) or 0, cgroup=groups)
+        self.files = () if outlet is None else outlet.files
+        request = Setting(spec, outlet).request(deadline=cast("float | None", spec.limits.wall) or 0, cgroup=groups)
+        self._request = request if outlet is None else request.let_go()
+
+    def request(self, outlet: Outlet | None) -> Request:
+        """Return the request for a sandbox, in its own place in a network."""
+        if outlet is None:
+            return self._request
+        contents = {was: data for was, (_, data) in zip(self.files, outlet.files, strict=True)}
+        return self._request.again((outlet.ns,), outlet.owner, contents)
 
 
 def _where() -> bytes:
@@ -154,16 +170,37 @@ def run(
     """
     network = spec.get("network")
     if network is not None and network != "host":  # it is attached anew each time
-        with Sandbox(**spec) as box:
-            return box.run(argv, input=input, timeout=timeout, check=check)
+        outlet = new_outlet(_for_one(SandboxSpec.of(None, spec)))
+        assert outlet is not None  # noqa: S101 - it is for who has a network
+        with closing(outlet):
+            return _run(spec, outlet, argv, input, timeout, check=check)
+    return _run(spec, None, argv, input, timeout, check=check)
+
+
+def _run(
+    spec: SandboxFields,
+    outlet: Outlet | None,
+    argv: Sequence[str | bytes | os.PathLike[str]],
+    data: bytes | None,
+    timeout: float | timedelta | None,
+    *,
+    check: bool,
+) -> Completed:
     for _ in range(_TRIES):
-        key, made = _cache.get(spec)
-        completed = _complete(made.request, argv, input, timeout, made.limits, check=check, premises=made.premises)
+        key, made = _cache.get(spec, outlet)
+        request = made.request(outlet)
+        completed = _complete(request, argv, data, timeout, made.limits, check=check, premises=made.premises)
         if completed is not None:
             completed.degraded = made.degraded
             return completed
         _cache.forget(key)
     raise PlanError(f"the working directory or '/' changed {_TRIES} times while the sandbox was planned")
+
+
+def _for_one(spec: SandboxSpec) -> SandboxSpec:
+    if any(one.host_port == 0 for one in cast("tuple[Publish, ...]", spec.publish or ())):
+        raise PlanError("publish: port 0 is a free one, which nobody is told of a sandbox for one command: use isolib.Sandbox")
+    return spec
 
 
 def _complete(
@@ -314,6 +351,11 @@ class Sandbox:
     def endpoint(self) -> Endpoint | None:
         """Its place in the network, or None where it has none."""
         return None if self._outlet is None else self._outlet.endpoint
+
+    @property
+    def published(self) -> tuple[Published, ...]:
+        """Its ports that ``publish=`` let the host reach, in that order; more of its `endpoint` can be, at any time."""
+        return () if self._outlet is None else self._outlet.published
 
     def _live(self, *, pty: bool = False) -> Request:
         if self._resident is None or self._setting is None:

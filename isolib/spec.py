@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from isolib.cgroups.values import IoLimit
     from isolib.errors import Unsupported
     from isolib.net import Network
+    from isolib.net.publish import Wanted
     from isolib.types import Exit, Usage
 
 __all__ = ["Completed", "Limits", "SandboxSpec"]
@@ -33,7 +34,6 @@ _IN_GROUP: Final = {
     "pids": "pids_max",
     "io": "io_max",
 }
-_HIGHEST_PORT: Final = 65535
 _IN_SANDBOX: Final = {new: old for old, new in _IN_GROUP.items()}
 
 
@@ -128,7 +128,7 @@ class SandboxFields(TypedDict, total=False):
     root: RootValue | None
     mounts: Sequence[MountValue]
     network: str | Network | None
-    publish: Mapping[int, int] | None
+    publish: Wanted | None
     limits: Limits
     hostname: str
     user: str | int | tuple[int, int] | None
@@ -144,18 +144,6 @@ class SandboxFields(TypedDict, total=False):
     allow: Collection[str]
     wall: float | timedelta | None
     output: int | str | None
-
-
-def _check_published(publish: Mapping[int, int]) -> _Table:
-    """Return ports of the host, and of a sandbox, when there are such; one that the kernel chooses would not be known."""
-    from isolib.net.checks import check_number  # noqa: PLC0415 - as above
-
-    if not hasattr(publish, "items"):
-        raise PlanError(f"publish: ports of the host and of the sandbox, as in {{8080: 80}}, are wanted, not {publish!r}")
-    for pair in publish.items():
-        for port in pair:
-            check_number(port, f"publish={dict(publish)!r}", 1, _HIGHEST_PORT)
-    return _Table(publish)
 
 
 _FLAT: Final = frozenset(one.name for one in fields(Limits))
@@ -176,8 +164,10 @@ class SandboxSpec:
         in it, under the name ``hostname``, and with its resolver in /etc/resolv.conf, which the root has to have or to have
         room for; such a spec cannot be pickled.
     publish
-        Ports of 127.0.0.1 of the host that lead to ports of the sandbox: ``{8080: 80}``, TCP; it takes a network, whose
-        `isolib.net.Network.publish` does more.
+        Ports of the host that lead to ports of the sandbox, which takes a network.  ``{8080: 80}``: TCP, at 127.0.0.1.  Or a
+        list, each of which is a text, ``"8080:80"``, ``"0.0.0.0:8080:80"``, ``"[::1]:5353:53/udp"``; a pair or three, ``(5353,
+        53, "udp")``; or an `isolib.net.Publish`, which says all that `isolib.net.Network.publish` can.  The host's port 0 is a
+        free one, which `Sandbox.published` has.  The spec has them as values of `isolib.net.Publish`.
     limits
         A `Limits`; its fields may be given flat too: ``SandboxSpec(wall=10)``.
     hostname
@@ -199,7 +189,7 @@ class SandboxSpec:
     root: RootValue | None = None
     mounts: tuple[MountValue, ...] = ()
     network: str | Network | None = None
-    publish: Mapping[int, int] | None = None
+    publish: Wanted | None = None
     limits: Limits = field(default_factory=Limits)
     hostname: str = "sandbox"
     user: str | int | tuple[int, int] | None = None
@@ -235,7 +225,9 @@ class SandboxSpec:
 
         check_name(self.hostname, "hostname")
         if self.publish is not None:
-            object.__setattr__(self, "publish", _check_published(self.publish))
+            from isolib.net.publish import read_all  # noqa: PLC0415 - as above
+
+            object.__setattr__(self, "publish", read_all(self.publish))
 
     @staticmethod
     def by_own_names(named: Mapping[str, T]) -> dict[str, T]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from ipaddress import ip_address, ip_network
+from socket import AF_INET, AF_INET6, inet_ntop
 from typing import TYPE_CHECKING, Any
 
 from isolib._kernel.netlink import nft
@@ -154,13 +155,11 @@ class _Speaker:
                 words = [name for bit, name in names.items() if int.from_bytes(mask, "little") & bit]
                 self._match("in", words[0] if len(words) == 1 else words)
             case {"payload": {"field": "saddr" | "daddr"}}:
-                whole = 4 if left["payload"]["protocol"] == "ip" else 16
-                address = ip_address(one.value.ljust(whole, b"\0"))
+                family, whole = (AF_INET, 4) if left["payload"]["protocol"] == "ip" else (AF_INET6, 16)
+                address = inet_ntop(family, one.value.ljust(whole, b"\0"))  # as the C library has it: ::ffff:0.0.0.0
                 prefix = sum(byte.bit_count() for byte in mask) if mask else len(one.value) * 8
                 is_host = prefix == whole * 8
-                self._match(
-                    OPERATORS[Op(one.op)], str(address) if is_host else {"prefix": {"addr": str(address), "len": prefix}}
-                )
+                self._match(OPERATORS[Op(one.op)], address if is_host else {"prefix": {"addr": address, "len": prefix}})
             case _:
                 self._match(OPERATORS[Op(one.op)], _word(left, one.value))
 

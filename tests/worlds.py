@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import textwrap
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +16,7 @@ from isolib.net.sysctl import Sysctls
 from tests.wires import Lab, address, route
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from isolib import Process
     from isolib.namespaces import NetNS
@@ -27,12 +28,21 @@ OTHER = "203.0.113.9"
 NOBODY = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
 """Runs a program without any capability, and in a network namespace that is of a user namespace above."""
 
+WITH_TUN = "mount -t tmpfs -o mode=755 tmpfs /dev/net && mknod -m 666 /dev/net/tun c 10 200"
+ORDINARY = (
+    *("unshare", "--mount", "sh", "-ec"),
+    f'{WITH_TUN}\nexec setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all "$@"',
+    "sh",
+)
+"""Run by root, runs a program as an ordinary user, who may open /dev/net/tun, which he often may not."""
+
 PRELUDE = '''
-import os, socket, sys
+import errno, os, socket, sys
 import isolib
 from isolib.net import addresses, links, new_network, routes
 from isolib.net.sysctl import Sysctls
-from tests.nets import PATIENCE, SOON, family_of, listen, socket_in
+from tests.nets import PATIENCE, SOON, dial, family_of, listen, reaches, socket_in
+from tests.wires import route
 from tests.worlds import HERE, HERE6, OTHER, SERVER, SERVER6
 
 def get(ns, server, port, patience=PATIENCE):
@@ -62,12 +72,34 @@ class World(NamedTuple):
     @contextmanager
     def program(self, body: str) -> Iterator[Process]:
         """Run a program in the host, as somebody who has no right there."""
-        # The checkout last: it has an isolib too, without what is compiled.
-        path = os.pathsep.join([*(one or os.getcwd() for one in sys.path), str(Path(__file__).parents[1])])
-        env = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
-        argv = [*NOBODY, sys.executable, "-c", PRELUDE + textwrap.dedent(body)]
-        with self.host.spawn(argv, env=env, stdin=PIPE, stdout=PIPE) as process:
+        with self.host.spawn(argv_of(body), env=environment(), stdin=PIPE, stdout=PIPE) as process:
             yield process
+
+    def popen(self, body: str, prefix: Sequence[str] = NOBODY) -> subprocess.Popen[bytes]:
+        """Run a program in the host, where nobody ends what it leaves behind; for root."""
+        pipe = subprocess.PIPE
+        return self.host.run(subprocess.Popen, argv_of(body, prefix), env=environment(), stdin=pipe, stdout=pipe)
+
+    def inhabitants(self) -> set[int]:
+        """Return the processes that are in the host; for root."""
+        found = set()
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with suppress(FileNotFoundError, ProcessLookupError, PermissionError):  # gone by now; above this root
+                if os.stat(f"/proc/{pid}/ns/net").st_ino == self.host.id:
+                    found.add(int(pid))
+        return found
+
+
+def argv_of(body: str, prefix: Sequence[str] = NOBODY) -> list[str]:
+    """Return what runs a program in Python."""
+    return [*prefix, sys.executable, "-c", PRELUDE + textwrap.dedent(body)]
+
+
+def environment() -> dict[str, str]:
+    """Return what lets a program find what this one has."""
+    # The checkout last: it has an isolib too, without what is compiled.
+    path = os.pathsep.join([*(one or os.getcwd() for one in sys.path), str(Path(__file__).parents[1])])
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 def heard(process: Process) -> str:

@@ -43,7 +43,7 @@ _DOOR: Final = calls.SETTING_DOOR
 #: A turn at the door is a number of so many bits.
 _TURN_BITS: Final = 40
 _TURNS: Final = 1 << _TURN_BITS
-#: How often a door that nobody is seen in is found shut before somebody is said to be in the way.
+#: How often a door that nobody is seen in is found shut, or a mark without an end, before somebody is said to be in the way.
 _KNOCKS: Final = 1000
 
 #: A mark is a text in pieces of five bytes, a locked byte for each.  Its place is, from the highest bit: which, whose, what.
@@ -53,14 +53,15 @@ _PIECE_SIZE: Final = 5
 _TEXT_BITS: Final = 8 * _PIECE_SIZE
 _SLOTS: Final = 1 << _PIECE_BITS - _TEXT_BITS
 
-_IN_THE_WAY: Final = "a process that may only read this setting keeps a lock on it (/proc/locks)"
+_IN_THE_WAY: Final = "a process keeps a lock on this setting that is no holder's (/proc/locks)"
 
 
 class Held(NamedTuple):
-    """What a setting is held at, and what it was before."""
+    """What a setting is held at, what it was before, and what else is to be put right then: a word of the holders' own."""
 
     old: str
     value: str
+    beside: str = ""
 
 
 class _Lock(NamedTuple):
@@ -123,8 +124,17 @@ class Holders:
         return True
 
     def others(self) -> Held | None:
-        """Return what other programs hold it at; None: nobody does.  For who has the door."""
-        while (found := self._other(_place(0), 1 << _PIECE_BITS)) is not None:
+        """Return what other programs hold it at; None: nobody does.  For who has the door.
+
+        Raises
+        ------
+        SyscallError
+            EAGAIN: somebody is in the way.
+        """
+        for _ in range(_KNOCKS):
+            found = self._other(_place(0), 1 << _PIECE_BITS)
+            if found is None:
+                return None
             slot = found.start >> _TEXT_BITS & _SLOTS - 1
             text = b""
             for number in range(_PIECES):
@@ -133,9 +143,10 @@ class Holders:
                     break
                 text += (piece.start & _TURNS - 1).to_bytes(_PIECE_SIZE, "big")
                 if text.endswith(b"\0"):
-                    old, _, value = text.rstrip(b"\0").decode("utf-8", "surrogateescape").partition("\n")
-                    return Held(old, value)
-        return None
+                    old, _, rest = text.rstrip(b"\0").decode("utf-8", "surrogateescape").partition("\n")
+                    value, _, beside = rest.partition("\n")
+                    return Held(old, value, beside)
+        raise self._refusal()
 
     def join(self, held: Held) -> None:
         """Become one of them.  For who has the door.
@@ -145,9 +156,9 @@ class Holders:
         SyscallError
             EAGAIN: somebody is in the way.
         PlanError
-            Both are too long together.
+            All of it is too long.
         """
-        text = f"{held.old}\n{held.value}".encode("utf-8", "surrogateescape") + b"\0"
+        text = "\n".join(held).encode("utf-8", "surrogateescape") + b"\0"
         pieces = [text[at : at + _PIECE_SIZE].ljust(_PIECE_SIZE, b"\0") for at in range(0, len(text), _PIECE_SIZE)]
         if len(pieces) > _PIECES:
             raise PlanError(f"what {self._target} was and what it is to be are too long together to be held")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+from copy import copy
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from isolib._kernel import calls
@@ -236,6 +237,10 @@ class Builder:
         self._declared[slot] = fd
         return slot
 
+    def slot_of(self, fd: int) -> Slot:
+        """Return the slot of a descriptor that was declared."""
+        return next(slot for slot, declared in self._declared.items() if declared == fd)
+
     @property
     def fds(self) -> list[int]:
         """The descriptors of the declared slots, in their order."""
@@ -267,6 +272,16 @@ class Builder:
         """Write a map by ``newuidmap`` or ``newgidmap``."""
         blob = b"".join(argument.encode() + b"\0" for argument in arguments)
         self._maps.append(Step("MAP_HELPER", text=encode_text(path), text2=blob, what=f"{path} {' '.join(arguments)}"))
+
+    def again(self, fds: Mapping[Slot, int], contents: Mapping[tuple[str, bytes], bytes]) -> Builder:
+        """Return the same with other descriptors, and files with other contents, by their names and what they had."""
+        made = copy(self)
+        made._declared = {**self._declared, **fds}  # noqa: SLF001 - its own class
+        made._inside = [  # noqa: SLF001
+            step if (step.what, step.text2) not in contents else step._replace(text2=contents[step.what, step.text2])
+            for step in self._inside
+        ]
+        return made
 
     def build(self, end: Step) -> Plan:
         """Freeze: ``end`` is the EXEC step, or HOLD or REAP where nothing is executed."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from isolib.types import MAX_ID, IdMap
@@ -225,6 +226,7 @@ def parse_mountinfo(data: bytes) -> list[Mount]:
     return [_parse_mount(line) for line in _lines(data)]
 
 
+@lru_cache(maxsize=256)  # each sandbox looks at the same table
 def _parse_mount(line: bytes) -> Mount:
     # Exactly one space between fields: the source may be empty.
     fields = line.split(b" ")

@@ -52,16 +52,19 @@ _WANTED: Final = {
     calls.ENTRY_CGROUP: "a directory of cgroups",
     calls.ENTRY_LINK: "a netlink socket",
     calls.ENTRY_SETTING: "an open file of /proc/sys",
+    calls.ENTRY_BESIDE: "an open file of /proc/sys",
 }
 _FITS: Final = {
     calls.ENTRY_CGROUP: stat.S_ISDIR,
     calls.ENTRY_LINK: stat.S_ISSOCK,
     calls.ENTRY_SETTING: stat.S_ISREG,
+    calls.ENTRY_BESIDE: stat.S_ISREG,
 }
 _MAGICS: Final = {
     calls.ENTRY_CGROUP: calls.CGROUP_MAGICS,
     calls.ENTRY_LINK: {calls.SOCKFS_MAGIC},
     calls.ENTRY_SETTING: {calls.PROC_SUPER_MAGIC},
+    calls.ENTRY_BESIDE: {calls.PROC_SUPER_MAGIC},
 }
 
 #: Directories that stay known when nobody uses them: who makes one group after the other need not send them each time.
@@ -157,7 +160,8 @@ class _Reaper:
         self.free: list[int] = []
         self._high = count()
         self.launched: Launched | None = None
-        self._known: WeakValueDictionary[tuple[int, int], _Base] = WeakValueDictionary()
+        # One setting may be known twice: the locks of who holds it are those of his own open file.
+        self._known: WeakValueDictionary[tuple[int, int, bool], _Base] = WeakValueDictionary()
         self._watched: dict[int, ref[_Base]] = {}
         self._recent: deque[_Base] = deque(maxlen=_KEPT)
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -230,7 +234,7 @@ class _Reaper:
 
     def _base(self, fd: int, kind: int) -> _Base:
         status = os.fstat(fd)
-        found = self._known.get((status.st_dev, status.st_ino))
+        found = self._known.get((status.st_dev, status.st_ino, kind == calls.ENTRY_BESIDE))
         if found is not None and found.kind != kind:
             raise PlanError(f"descriptor {fd} is not {_WANTED[kind]}")
         return self._new_base(fd, status, kind) if found is None else found
@@ -251,7 +255,7 @@ class _Reaper:
         base = _Base(own, number, kind)
         self._watched[number] = ref(base, partial(self._let_go, number))
         calls.send_base(self.running().status, base.index, own.fileno())
-        self._known[status.st_dev, status.st_ino] = base  # now: it counts as told from here on
+        self._known[status.st_dev, status.st_ino, kind == calls.ENTRY_BESIDE] = base  # now: it counts as told from here on
         if kind == calls.ENTRY_CGROUP:  # a socket would keep its namespace alive
             self._recent.append(base)
         return base
@@ -367,7 +371,9 @@ def entrust_link(netlink: int, index: int, keep: Callable[[Ticket], object] | No
     return _entrust(calls.ENTRY_LINK, netlink, str(index).encode(), keep)
 
 
-def entrust_setting(file: int, old: str, value: str, keep: Callable[[Ticket], object] | None = None) -> Ticket:
+def entrust_setting(
+    file: int, old: str, value: str, keep: Callable[[Ticket], object] | None = None, *, beside: bool = False
+) -> Ticket:
     """Have a setting given its old value back when this process is gone; to be called before the setting is changed.
 
     Nothing is done then where it has another value than this process has given it, or where another program holds it by a lock
@@ -383,9 +389,13 @@ def entrust_setting(file: int, old: str, value: str, keep: Callable[[Ticket], ob
         What it is to have until then.
     keep
         As in `entrust`.
+    beside
+        Whether it is one that the kernel changes with another that is entrusted: it has this value when that one was given
+        back, and is given its own then.
     """
     before = _encoded(f"{old}\n")  # an empty one would be no write at all
-    return _entrust(calls.ENTRY_SETTING, file, b"\0".join((before, _encoded(value))), keep)
+    kind = calls.ENTRY_BESIDE if beside else calls.ENTRY_SETTING
+    return _entrust(kind, file, b"\0".join((before, _encoded(value))), keep)
 
 
 def _entrust(kind: int, base: int, name: bytes, keep: Callable[[Ticket], object] | None) -> Ticket:

@@ -7,6 +7,7 @@ when it is made.
 from __future__ import annotations
 
 import os
+from copy import copy
 from dataclasses import replace
 from errno import ECHILD, ENOSYS, EPERM, EPIPE
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
@@ -99,6 +100,7 @@ class Request:
         self._last: tuple[tuple[bytes, ...], Plan] | None = None
         builder = Builder()
         joins = assembly.plan_joins(builder, self._joins, kinds, under)
+        self._join_slots = [builder.slot_of(one.fileno()) for one in (*self._joins, under) if one is not None]
         maps = _maps(kinds, id_map, gid_map)
         mnt = "mnt" in kinds | joins.kinds
         uts = "uts" in kinds | joins.kinds
@@ -139,6 +141,19 @@ class Request:
         )
         self.builder = builder
         self.scene = scene
+
+    def let_go(self) -> Request:
+        """Let go of the namespaces that it was made with, and return it; from then on it is only there for `again`."""
+        self._joins, self._under = (), None
+        return self
+
+    def again(self, join: Sequence[HasFileno], under: HasFileno | None, contents: Mapping[tuple[str, bytes], bytes]) -> Request:
+        """Return the same request with other namespaces of the same kinds, and files with other contents (`Builder.again`)."""
+        made = copy(self)
+        made._joins, made._under, made._last = tuple(join), under, None  # noqa: SLF001 - its own class
+        fds = [one.fileno() for one in (*join, under) if one is not None]
+        made.builder = self.builder.again(dict(zip(self._join_slots, fds, strict=True)), contents)
+        return made
 
     def plan(self, argv: Sequence[str | bytes | os.PathLike[str]]) -> Plan:
         """Return the whole plan for a program: what `launch` would run."""

@@ -29,6 +29,7 @@ from isolib.net.lab import Topology, topology
 from isolib.net.make import new_network
 from isolib.net.network import Network
 from isolib.net.picture import Box, Cable, Picture, Plug
+from isolib.net.publish import Publish
 from isolib.net.published import Offered, Published
 from isolib.net.queries import addresses, links, neighbours, routes, rules
 from isolib.net.routing import add_barrier, add_route, add_rule, new_rule, remove_barrier, remove_route, remove_rule
@@ -83,6 +84,7 @@ __all__ = [
     "Plug",
     "PortOptions",
     "PortVlan",
+    "Publish",
     "Published",
     "Route",
     "Rule",

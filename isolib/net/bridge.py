@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from isolib.net.values import AnyInterface, FdbEntry, Link, PortVlan
     from isolib.types import HasFileno
 
-__all__ = ["Bridge", "make_bridge", "new_bridge", "random_mac"]
+__all__ = ["Bridge", "isolation", "make_bridge", "new_bridge", "random_mac", "shutting"]
 
 _MOST: Final = 0xFFFF
 _COSTLIEST: Final = 0xFFFF
@@ -34,6 +34,8 @@ _COSTLIEST: Final = 0xFFFF
 _FORWARD_DELAY, _HELLO_TIME, _MAX_AGE, _AGEING_TIME, _STP, _PRIORITY, _VLAN_FILTERING = range(1, 8)
 _SNOOPING, _DEFAULT_PVID = 23, 39
 _PORT_PRIORITY, _COST, _HAIRPIN, _GUARD, _FAST_LEAVE, _LEARNING, _FLOOD, _ISOLATED = 2, 3, 4, 5, 7, 8, 9, 33
+_STATE, _FLUSH = 1, 24
+_DISABLED: Final = 0
 
 
 class Bridge(OwnedLink, made_by="isolib.new_bridge()"):
@@ -413,6 +415,7 @@ def make_bridge(
     data: bytes = b"",
     *,
     addresses: Sequence[AnyInterface] = (),
+    put: tuple[str, str] | None = None,
 ) -> Interface:
     """Make a bridge for those who compose."""
     named = attributes + requests.link_attributes(name=name)
@@ -423,12 +426,17 @@ def make_bridge(
     def then(made: Interface) -> list[Request]:
         return [requests.add_address(address, made.index, name) for address in addresses]
 
-    return make_link(where, undo, name, request, then)
+    return make_link(where, undo, name, request, then, put=put)
 
 
 def isolation(port: Interface) -> Request:
     """Return the request that keeps a port from speaking to those that are isolated too."""
     return requests.set_port(port.index, port.name, codec.u8(_ISOLATED, value=True))
+
+
+def shutting(port: Interface) -> Request:
+    """Return the request that lets nothing pass at a port, until its link comes up anew, and forgets who is behind it."""
+    return requests.set_port(port.index, port.name, codec.u8(_STATE, _DISABLED) + codec.attribute(_FLUSH, b""))
 
 
 def random_mac() -> bytes:

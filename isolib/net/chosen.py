@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from isolib.errors import PlanError
 from isolib.net import parsing, requests
 from isolib.net.pool import BROAD
-from isolib.net.queries import addresses, routes
+from isolib.net.where import Where
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from isolib._kernel.handle import Rollback
     from isolib.net.values import AnyNetwork, Route
-    from isolib.net.where import Where
 
 __all__ = ["check_apart", "check_beyond", "choose", "keep"]
 
 NetworkT = TypeVar("NetworkT", bound="AnyNetwork")
 
-#: Where in a struct rtmsg the table is, and the number of the main one (rtnetlink(7)).
+#: Where in a struct rtmsg the length of the prefix is, and the table, and the number of the main one (rtnetlink(7)).
+_LENGTH: Final = 1
 _TABLE: Final = 4
 _MAIN: Final = 254
 
@@ -58,15 +58,16 @@ def keep(undo: Rollback, subnet: NetworkT) -> NetworkT:
     return subnet
 
 
-def choose(undo: Rollback, chooser: Callable[[list[AnyNetwork]], NetworkT]) -> NetworkT:
-    """Return and `keep` what a function chooses of what is free: it is given all that is taken."""
+def choose(undo: Rollback, chooser: Callable[[list[AnyNetwork]], NetworkT], version: int) -> NetworkT:
+    """Return and `keep` what a function chooses of what is free: it is given all that is taken of a version of IP."""
     with _taken.lock:
-        taken = [*_taken.subnets.values(), *(route.destination for route in routes(table=None))]
-        taken += [address.interface.network for address in addresses()]
-        return keep(undo, chooser(taken))
+        here = Where(None).socket
+        taken = [*_taken.subnets.values(), *map(parsing.parse_destination, here.dump(requests.dump_routes(version)))]
+        found = map(parsing.parse_address, here.dump(requests.dump_addresses(version)))
+        return keep(undo, chooser([*taken, *(address.interface.network for address in found)]))
 
 
-def check_apart(where: Where, subnets: Sequence[AnyNetwork], is_own: Callable[[int | None], bool]) -> None:
+def check_apart(where: Where, subnets: Sequence[AnyNetwork], is_own: Callable[[int], bool]) -> None:
     """Raise `PlanError` where a namespace has a way to a part of one of these subnets that is to lie at a link of it now.
 
     Which of the two its packets would take were chance.  A way to much more than the subnet does not matter: the smaller
@@ -81,10 +82,10 @@ def check_apart(where: Where, subnets: Sequence[AnyNetwork], is_own: Callable[[i
     is_own
         Says whether the link of a number leads to the same network already.
     """
-    for route in _ways(where):
+    for route in _ways(where, subnets, is_own):
         for subnet in subnets:
             is_wider = route.destination.prefixlen < subnet.prefixlen
-            if _meets(route, subnet) and not (is_wider and _is_far(route)) and not is_own(route.index):
+            if _meets(route, subnet) and not (is_wider and _is_far(route)):
                 name = _name(where, route.index)
                 raise PlanError(f"ns: {subnet} overlaps {route.destination}, to which this namespace has a way: {name}")
 
@@ -94,7 +95,7 @@ def check_beyond(here: Where, subnets: Sequence[AnyNetwork]) -> None:
 
     What isolib has put there does not count: nobody wants to reach the cables of other networks.
     """
-    for route in _ways(here):
+    for route in _ways(here, subnets):
         for subnet in subnets:
             if _meets(route, subnet) and not _is_far(route):
                 name = _name(here, route.index)
@@ -104,13 +105,15 @@ def check_beyond(here: Where, subnets: Sequence[AnyNetwork]) -> None:
                     raise PlanError(f"{what}: {subnet} overlaps {route.destination}, {by}")
 
 
-def _ways(where: Where) -> Iterator[Route]:
-    for message in where.socket.dump(requests.dump_routes()):
-        # Most are of other tables, and need not be read: a new namespace has none of this one.
-        if parsing.is_of_ip(message) and message.body[_TABLE] == _MAIN:
-            route = parsing.parse_route(message)
-            if route.destination.prefixlen > BROAD:
-                yield route
+def _ways(where: Where, subnets: Sequence[AnyNetwork], is_own: Callable[[int], bool] = lambda _: False) -> Iterator[Route]:
+    """Yield the routes of the main table to where subnets may be, but for those by links that are the network's own."""
+    for version in {subnet.version for subnet in subnets}:
+        for message in where.socket.dump(requests.dump_routes(version)):
+            # Most are others, and need not be read whole.
+            if message.body[_TABLE] == _MAIN and message.body[_LENGTH] > BROAD:
+                way = parsing.parse_way(message)
+                if way is None or not is_own(way):
+                    yield parsing.parse_route(message)
 
 
 def _meets(route: Route, subnet: AnyNetwork) -> bool:

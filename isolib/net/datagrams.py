@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections import OrderedDict
+from errno import EMFILE
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -120,6 +122,10 @@ class DatagramRelay(Relay):
     def _client(self, address: Address) -> _Client:
         client = self._clients.get(address)
         if client is None:
+            if self.is_crowded:
+                if not self._clients:
+                    raise OSError(EMFILE, os.strerror(EMFILE))
+                self._forget(next(iter(self._clients)))
             sock = self.own(take_socket(self.connect()))
             try:
                 sock.connect(self.target)

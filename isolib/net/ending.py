@@ -95,6 +95,7 @@ class _Watch(News[bool]):
         super().__init__()
         self._is_over = False
         self._torn = False
+        self._missed = False
         self._left: set[int] = set()
         try:
             self._post = self._own(seam.new_netns())
@@ -127,9 +128,9 @@ class _Watch(News[bool]):
 
     def _look(self) -> None:
         if self._torn:  # who looked last was interrupted, and may have read what is known to nobody now
-            self._ask()
+            self._missed = True
         self._torn = True
-        while self._hear():
+        while self._hear() or self._catch_up():
             pass
         if self._left == {_LAST} and not self._last.closed:
             self._last.close()
@@ -148,14 +149,22 @@ class _Watch(News[bool]):
         except OSError as error:
             if error.errno != ENOBUFS:
                 raise
-            self._ask()
+            self._missed = True
         else:
             if sender == 0:  # the kernel
                 self._left -= gone(codec.messages(data))
         return True
 
+    def _catch_up(self) -> bool:
+        """Look who is left, where some of what was told is lost; return whether it was."""
+        # Not before the rest is heard: until then the kernel drops what it would tell, and does not say so again.
+        if self._missed:
+            self._missed = False
+            self._ask()
+            return True
+        return False
+
     def _ask(self) -> None:
-        """Look who is left, where some of what was told is lost."""
         there = {number_of(message) for message in self._post.netlink().dump(dump_numbers())}
         self._left &= {number for number in there if number is not None}
 

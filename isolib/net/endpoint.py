@@ -14,7 +14,7 @@ from isolib.net.weather import parse_impairment
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from datetime import timedelta
     from ipaddress import IPv4Address, IPv6Address
     from typing import BinaryIO
@@ -53,6 +53,7 @@ class Endpoint(Handle, made_by="Network.attach()"):
         port: Interface,
         undo: Rollback,
         *,
+        leave: Callable[[], None],
         address: IPv4Address | None,
         ipv6: IPv6Address | None,
         mac: str,
@@ -66,6 +67,7 @@ class Endpoint(Handle, made_by="Network.attach()"):
         self.mac = mac
         self.hostname = hostname
         self._undo = undo
+        self._leave = leave
         self._weather: dict[str, Shaping] = {}
 
     def _release(self) -> None:
@@ -226,6 +228,16 @@ class Endpoint(Handle, made_by="Network.attach()"):
 
     def detach(self) -> None:
         """Take the namespace off the network: its interface is gone, and its address free; the same as `close`."""
+        self.close()
+
+    def leave(self) -> None:
+        """Detach, for who closes the namespace next, and is the last who has it: with that the interface goes, a moment later.
+
+        For who composes.  Nothing passes any more when this returns, and it does not wait until the kernel has removed the
+        interface, as `detach` does.  Where somebody else has the namespace, it is removed there within a second.
+        """
+        if self.is_ours and not self.closed and not self._weather:
+            self._leave()
         self.close()
 
 

@@ -82,11 +82,12 @@ class Changes(News[Change]):
         if self._torn:  # who looked last was interrupted, and may have read something that is known to nobody now
             self._due.update(self._kinds)
         self._torn = True
-        heard = bool(self._due)
+        heard, has_all = bool(self._due), False
         for _ in range(_TOGETHER):
             try:
                 data, (sender, _) = self._news.recvfrom(LONGEST)
             except BlockingIOError:
+                has_all = True
                 break
             except OSError as error:
                 if error.errno != ENOBUFS:
@@ -99,7 +100,9 @@ class Changes(News[Change]):
             heard = True
         if self._ledger.is_stale and Route in self._of:
             self._due.add(Route)
-        for kind in [kind for kind in KINDS if kind in self._due]:
+        # What is still to be read is older than what there is now.  And after a loss, until all is read, the kernel drops what
+        # it would tell, and does not say so again.
+        for kind in [kind for kind in KINDS if kind in self._due and has_all]:
             self._note(self._ledger.compare(kind, self._asking.dump(_DUMPS[kind]())))
             self._due.discard(kind)
         self._ledger.is_stale = False

@@ -20,7 +20,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from isolib._kernel.handle import Rollback
-from isolib._kernel.netlink.conntrack import forget_flow, list_flows, parse_flow
+from isolib._kernel.netlink.conntrack import Server, forget_flow, list_flows, parse_flow
 from isolib._kernel.netlink.nft import BRIDGE, INET, NAMES_OF_FAMILIES, SUBSYSTEM, parse_elements, parse_rule
 from isolib._kernel.netlink.nft_expressions import Counter
 from isolib._kernel.netlink.nft_match import PROTOCOLS
@@ -157,7 +157,8 @@ class Firewall:
     def guard_loopback(self, interface: str | None = None) -> None:
         """Drop what is for or from 127.0.0.0/8 and ::1 and comes in by an interface; None: by any but lo.
 
-        The kernel drops it as well, unless net.ipv4.conf.*.route_localnet says otherwise; ::1 always.
+        The kernel drops it as well, unless net.ipv4.conf.*.route_localnet says otherwise; ::1 always.  It passes on what is for
+        "::" and for addresses of IPv4 in IPv6 (::ffff:127.0.0.1), which sockets take for loopback's: that is dropped too.
         """
         with self._gathering() as changes:
             changes.guard_loopback(interface)
@@ -211,15 +212,18 @@ class Firewall:
         PlanError
             One is no address or network.
         """
-        self._decide(destinations, allowed=True)
+        self.decide(destinations, allowed=True)
 
     def deny(self, *destinations: str | Address | Subnet) -> None:
         """Let these addresses and networks be reached no more, by connections that stand neither; as `allow`."""
-        self._decide(destinations, allowed=False)
+        self.decide(destinations, allowed=False)
 
-    def _decide(self, destinations: Iterable[str | Address | Subnet], *, allowed: bool) -> None:
+    def decide(self, destinations: Iterable[str | Address | Subnet], *, allowed: bool, everything: bool = False) -> None:
+        """Let them be reached or not, as `allow` and `deny`; ``everything``: and all that nobody decided about."""
         networks = [_network(one) for one in destinations]
         with self._gathering() as changes:
+            if everything:
+                self.set_open(allowed)
             changes.decide(changes.state.egress.decide(networks, allowed=allowed))
 
     def set_open(self, value: bool) -> None:  # noqa: FBT001 -- it is all that is said
@@ -288,8 +292,15 @@ class Firewall:
         with self._gathering() as changes:
             changes.unpublish(wanted)
 
-    def cut(self, proto: str, address: str | Address, port: int) -> None:
-        """Forget the connections that stand with a port of another address: what belongs to them is not translated any more.
+    def cut(self, proto: str, address: str | Address, port: int, *, answers: bool = False) -> None:
+        """Forget connections: what belongs to them is not translated any more.
+
+        Parameters
+        ----------
+        proto, address, port
+            Of whom: of the port that they were made to.  Those that lead to the same server by another one stand.
+        answers
+            Whether it is the port that answers, behind all translation.
 
         Raises
         ------
@@ -298,12 +309,10 @@ class Firewall:
         SyscallError
             The kernel refused.  EINVAL, EOPNOTSUPP: it has no CONFIG_NF_CT_NETLINK.
         """
-        number = PROTOCOLS[check_port(proto, port, "port")[0]]
-        target = check_address(address, "target")
+        server = Server(PROTOCOLS[check_port(proto, port, "port")[0]], check_address(address, "address"), port)
         with self._lock:
-            flows = filter(None, map(parse_flow, self._socket.dump(list_flows(target.version))))
-            ours = [one for one in flows if (one.protocol, one.address, one.port) == (number, target, port)]
-            for each in ours:
+            flows = filter(None, map(parse_flow, self._socket.dump(list_flows(server, answers=answers))))
+            for each in [one for one in flows if (one.answers if answers else one.meant) == server]:
                 try:
                     self._socket.ask(forget_flow(each))
                 except SyscallError as error:

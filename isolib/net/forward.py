@@ -105,7 +105,8 @@ def new_forwarder(listening: HasFileno, connect: Open, target: Target, *, limit:
         The server's address, as `socket.socket.connect` takes it: ``("10.0.0.2", 80)``, numeric, or the path of a unix socket.
     limit
         How many clients are served at the same time. More connections wait until one has ended; of datagrams, the client that
-        was silent for the longest time is forgotten.
+        was silent for the longest time is forgotten. So it is, too, when what is served by this program has a quarter of the
+        descriptors that it may have (RLIMIT_NOFILE), and no more than a quarter is left.
     idle
         Seconds after which a client of datagrams that is silent is forgotten, its server too.
 

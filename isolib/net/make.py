@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from isolib._kernel import seam
 from isolib._kernel.handle import Rollback
 from isolib._kernel.hints import typed
+from isolib._kernel.sockets import put_in
 from isolib.errors import PlanError
 from isolib.net import requests
 from isolib.net.attaching import close_all
@@ -16,7 +17,7 @@ from isolib.net.bridge import Bridge, make_bridge, random_mac
 from isolib.net.chosen import check_beyond, choose, keep
 from isolib.net.network import Network
 from isolib.net.pool import Pool, choose_subnet, choose_ula, parse_subnet
-from isolib.net.sysctl import FORWARDING, Sysctls
+from isolib.net.sysctl import no_forwarding
 from isolib.net.uplink import open_inner_firewall
 from isolib.net.way_out import check_subnets, choose_way, open_way
 from isolib.net.where import Where
@@ -89,12 +90,12 @@ def new_network(
     ``net.ipv6.conf.all.forwarding``) is switched on, unless it is, until the last such network is closed, of this program and
     of others in that namespace with the same /proc (`isolib.net.hold`).
     With "pasta" and "slirp4netns": to read and write /dev/net/tun, and nothing is changed in the caller's namespace.  The
-    program runs as the caller, in the user namespace that owns the network, without environment, and sandboxes itself; it
-    ends with the network and with this program.  Where it ends by itself, `Network.way_out` says so, and `attach`, `allow`
-    and `deny` raise GoneError.  Ports of the network are not forwarded by it.  It translates TCP, UDP and ping.  Datagrams
-    of more than one packet (1472 bytes by IPv4) pass slirp4netns; pasta loses them, and that of Debian 12 delivers their
-    first 1472 bytes.  pasta of Debian 12 takes a default route of the host's, for each of IPv4 and IPv6; slirp4netns has
-    fd00::/64 for itself.
+    program runs as the caller, in the user namespace that owns the network, without environment, and sandboxes itself; it ends
+    with the network and with this program.  Where it ends by itself, `Network.way_out` says so, `attach`, `allow` and `deny`
+    raise GoneError, and who connects to elsewhere is told ENETUNREACH; the network itself goes on.  Ports of the network are
+    not forwarded by it.  It translates TCP, UDP and ping.  Datagrams of more than one packet (1472 bytes by IPv4) pass
+    slirp4netns; pasta loses them, and that of Debian 12 delivers their first 1472 bytes.  pasta of Debian 12 takes a default
+    route of the host's, for each of IPv4 and IPv6; slirp4netns has fd00::/64 for itself.
 
     Kernel: CONFIG_BRIDGE, CONFIG_VETH, CONFIG_NET_NS; with ``internet`` nftables too, and Linux 5.12.
 
@@ -124,14 +125,16 @@ def new_network(
         where = Where(ns)
         bridge_undo = Rollback()
         hardware = requests.link_attributes(mac=random_mac())
-        interface = make_bridge(where, bridge_undo, _BRIDGE, hardware, addresses=[_of_gateway(pool) for pool in pools])
+        # Else as the host's first namespace has it (net.core.devconf_inherit_init_net).
+        off = [no_forwarding(pool.subnet.version) for pool in pools] if way is None else []
+        for path, text in off[1:]:
+            put_in(ns, path, text)
+        addresses = [_of_gateway(pool) for pool in pools]
+        interface = make_bridge(where, bridge_undo, _BRIDGE, hardware, addresses=addresses, put=off[0] if off else None)
         bridge = Bridge._make(interface, bridge_undo, where)
         made.append(bridge)
         firewall = way_out = None
-        if way is None:
-            for pool in pools:  # else as the host's first namespace has it (net.core.devconf_inherit_init_net)
-                Sysctls(ns)[FORWARDING[pool.subnet.version]] = 0
-        else:
+        if way is not None:
             subnets = [pool.subnet for pool in pools]
             firewall = open_inner_firewall(undo, ns, subnets)
             way_out = open_way(way, undo, where, firewall, subnets, bridge=_BRIDGE, isolate=isolate)
@@ -150,11 +153,11 @@ def _subnets(undo: Rollback, subnet: str | AnyNetwork | None, *, ipv6: str | Any
     """Return the subnets of a network, IPv4 first; others do not choose them until that is closed."""
     found: list[AnyNetwork] = []
     if subnet == "auto":
-        found.append(choose(undo, choose_subnet))
+        found.append(choose(undo, choose_subnet, 4))
     elif subnet is not None:
         found.append(keep(undo, parse_subnet(subnet)))
     if ipv6 is True:
-        found.append(choose(undo, choose_ula))
+        found.append(choose(undo, choose_ula, 6))
     elif ipv6 is not None and ipv6 is not False:
         found.append(keep(undo, parse_subnet(ipv6, "ipv6")))
     wanted = [*([] if subnet is None else [4]), *([] if ipv6 is None or ipv6 is False else [6])]

@@ -22,13 +22,15 @@ from isolib.net.checks import check_name
 from isolib.net.chosen import check_apart
 from isolib.net.ending import ending
 from isolib.net.endpoint import Endpoint, sides_of
+from isolib.net.leaving import Leaving
 from isolib.net.names import Names
 from isolib.net.names import check_name as check_host
 from isolib.net.plugs import Stock
+from isolib.net.publish import Publish
 from isolib.net.published import new_offered, new_published
 from isolib.net.seeing import picture_of_network
 from isolib.net.sysctl import no_advertisements
-from isolib.net.uplink import open_inner_firewall, resolve
+from isolib.net.uplink import open_inner_firewall, resolve_all
 from isolib.net.veth import connect
 from isolib.net.where import Where, check_namespace
 
@@ -42,7 +44,8 @@ if TYPE_CHECKING:
     from isolib.net.firewall import Firewall
     from isolib.net.picture import Picture
     from isolib.net.pool import Pool
-    from isolib.net.published import Offered, Path, Published, Service
+    from isolib.net.publish import Path
+    from isolib.net.published import Offered, Published, Service
     from isolib.net.values import AnyAddress, AnyNetwork
     from isolib.net.way_out import WayOut
     from isolib.types import HasFileno
@@ -112,6 +115,8 @@ class Network(Handle, made_by="isolib.new_network()"):
         self._offered: set[Offered] = set()
         self._stock = Stock(ns)
         undo.push(self._stock.close)
+        self._leaving = Leaving(self._where)
+        undo.push(self._leaving.close)
         self._endpoints: dict[int, Endpoint] = {}
         self._numbers = count(1)
         first = {pool.subnet.version: pool for pool in pools}
@@ -204,10 +209,9 @@ class Network(Handle, made_by="isolib.new_network()"):
             self._check_open()
             if endpoint not in self._endpoints.values():
                 raise PlanError(f"endpoint: {endpoint!r} is none of {self!r}")
-            maps, left = None if self.way_out is None else self.way_out.maps, self._published.discard
-            made = new_published(
-                self._stock, maps, host_port, endpoint, port, proto=proto, host=host, mode=mode, via=via, left=left
-            )
+            wanted = Publish(host_port, port, proto, host=host, mode=mode, via=via)
+            maps = None if self.way_out is None else self.way_out.maps
+            made = new_published(self._stock, maps, endpoint, wanted, left=self._published.discard)
             self._published.add(made)
         return made
 
@@ -281,14 +285,10 @@ class Network(Handle, made_by="isolib.new_network()"):
     def _decide(self, destinations: Sequence[str | AnyAddress | AnyNetwork], *, allowed: bool) -> None:
         if not self.internet:
             raise PlanError("allow and deny are about the way out, and this network has none: new_network(internet=True)")
-        found = [one for each in destinations if each != "all" for one in resolve(each)]
+        found = resolve_all(destinations)
         with self._lock:
             self._check_way()
-            firewall = self._its_firewall()
-            with firewall.together():
-                if "all" in destinations:
-                    firewall.set_open(allowed)
-                (firewall.allow if allowed else firewall.deny)(*found)
+            self._its_firewall().decide(found, everything="all" in destinations, allowed=allowed)
 
     def partition(self, *groups: Sequence[Endpoint]) -> None:
         """Let nothing pass between endpoints of different groups, from now on; an earlier partition is forgotten.
@@ -448,10 +448,11 @@ class Network(Handle, made_by="isolib.new_network()"):
             if is_known:
                 check_apart(there, self._subnets, self._has_link)
             mac = bytes([0x02, 0x42, *taken[0].packed[-4:]])
+            cable = self._leaving.new_cable(undo)
             port, interface = connect(
                 self._where,
                 there,
-                undo,
+                cable,
                 (f"isolib{next(self._numbers)}", name),
                 macs=(None, mac),
                 master=self.bridge.index,
@@ -460,7 +461,7 @@ class Network(Handle, made_by="isolib.new_network()"):
                 settled=(self.bridge.interface,),
             )
             if not is_known:  # asked now, it takes no other visit there
-                check_apart(there, self._subnets, interface.index.__eq__)
+                check_apart(there, self._subnets, lambda index: index == interface.index)
             if self._responder is None and self.dns and (host is not None or self.internet):
                 self._responder = self._undo.adopt(answer(self.ns, self._pools, self._names, internet=self.internet))
             if self.subnet6 is not None:
@@ -470,6 +471,7 @@ class Network(Handle, made_by="isolib.new_network()"):
                 interface,
                 port,
                 undo,
+                leave=partial(self._leaving.leave, port, cable),
                 address=None if self.subnet is None else taken[0],
                 ipv6=None if self.subnet6 is None else taken[-1],
                 mac=mac.hex(":"),
@@ -482,7 +484,7 @@ class Network(Handle, made_by="isolib.new_network()"):
             undo.keep()
         return endpoint
 
-    def _has_link(self, index: int | None) -> bool:
+    def _has_link(self, index: int) -> bool:
         return any(one.interface.index == index for one in self.endpoints())
 
     def _forget(self, endpoint: Endpoint) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import reaper
 from isolib._kernel.handle import Handle
+from isolib._kernel.netlink.conversation import Turn
 from isolib.errors import ClosedError, SyscallError, from_errno
 from isolib.net import parsing, requests
 from isolib.net.interface import Interface
@@ -49,6 +50,7 @@ def make_link(
     then: Callable[[Interface], Iterable[Request]] = nothing_more,
     *,
     by: Where | None = None,
+    put: tuple[str, str] | None = None,
 ) -> Interface:
     """Have a link made, and know how to undo it, whatever happens.
 
@@ -69,6 +71,8 @@ def make_link(
         Returns what is asked for of its namespace together with it.
     by
         The namespace that the request goes to, where that is another: that of a link below.
+    put
+        A file of /proc/sys/net of its namespace, and what is written to it before; where there is no such file, nothing is.
 
     Raises
     ------
@@ -80,7 +84,9 @@ def make_link(
     interface = Interface(where, link.index, name)
     further = tuple(then(interface))
     try:
-        if by is None:
+        if put is not None:
+            where.converse(Turn(where.net, None, (made, *further), put))
+        elif by is None:
             where.socket.send(made, *further)
         else:
             by.socket.send(made)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import sys
 from functools import cache
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.netlink.codec import MalformedError, first, table, word
@@ -24,10 +24,12 @@ __all__ = [
     "is_about_to_carry",
     "is_of_ip",
     "parse_address",
+    "parse_destination",
     "parse_link",
     "parse_neighbour",
     "parse_route",
     "parse_rule",
+    "parse_way",
 ]
 
 AF_INET: Final = 2
@@ -292,6 +294,19 @@ def parse_route(message: Message) -> Route:
     )
 
 
+def parse_destination(message: Message) -> AnyNetwork:
+    """Return no more than the destination of the same."""
+    family, length = _unpack(RTMSG, message)[:2]
+    value = first(message.body, 1, RTMSG.size)
+    return _network(bytes(_LENGTHS[family]) if value is None else value, length)
+
+
+def parse_way(message: Message) -> int | None:
+    """Return no more than the number of the link that the same leads to, or None: there is none, or several are."""
+    value = first(message.body, 4, RTMSG.size)
+    return None if value is None else int.from_bytes(value, sys.byteorder)
+
+
 def _via(value: bytes | None) -> AnyAddress | None:
     """Return a gateway of the other family: struct rtvia."""
     return None if value is None else _ip(value[2:])
@@ -350,13 +365,14 @@ def parse_rule(message: Message) -> Rule:
 
 def _interface(address: AnyAddress, length: int) -> AnyInterface:
     try:
-        return ip_interface(f"{address}/{length}")
+        pair = int(address), length  # a text would be read again
+        return IPv4Interface(pair) if isinstance(address, IPv4Address) else IPv6Interface(pair)
     except ValueError:
         raise MalformedError(f"{address} with a prefix of {length} bits") from None
 
 
 def _network(value: bytes, length: int) -> AnyNetwork:
-    address = ip_address(value) if len(value) in _LENGTHS.values() else None
-    if address is None or length > address.max_prefixlen:
+    if len(value) not in _LENGTHS.values() or length > 8 * len(value):
         raise MalformedError(f"a network of {len(value)} bytes with a prefix of {length} bits")
-    return ip_network((address, length), strict=False)
+    kind = IPv4Network if len(value) == _LENGTHS[AF_INET] else IPv6Network
+    return kind((value, length), strict=False)

@@ -9,6 +9,7 @@ What the kernel cannot translate, as all that is for 127.0.0.1, a forwarder take
 from __future__ import annotations
 
 from errno import EINVAL, EOPNOTSUPP
+from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Final
 
@@ -71,20 +72,22 @@ class PortMaps:
         PlanError
             It is translated already.
         """
-        try:
-            self._inner.cut(proto, target, inner_port)  # those that its former owner had
-        except SyscallError as error:
-            if error.errno not in _LACKING:
-                raise
-            raise Unsupported(
-                "ports that the kernel publishes", "the kernel: it tells nobody of connections", error.hint or ""
-            ) from error
         end = self._ends[target.version]
         with Rollback() as undo:
             between = self._take(undo, proto, target.version, port)
-            undo.push(self._inner.cut, proto, target, inner_port)
+            try:
+                self._inner.cut(proto, end, between)  # there are none; what cannot be ended is not begun
+            except SyscallError as error:
+                if error.errno not in _LACKING:
+                    raise
+                raise Unsupported(
+                    "ports that the kernel publishes", "the kernel: it tells nobody of connections", error.hint or ""
+                ) from error
+            undo.push(self._inner.cut, proto, end, between)
             self._inner.publish(proto, end, between, target, inner_port)
             undo.push(self._withdraw, self._inner, proto, end, between)
+            # Or they would lead to who has the cable's port next.
+            undo.push(partial(self._outer.cut, proto, end, between, answers=True))
             self._outer.publish(proto, outside, port, end, between)
             undo.push(self._withdraw, self._outer, proto, outside, port)
             undo.keep()

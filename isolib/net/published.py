@@ -6,7 +6,8 @@ import os
 import socket
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeAlias
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, TypeAlias
 
 from isolib._kernel.handle import Fd, Handle, Rollback
 from isolib._kernel.sockets import open_socket
@@ -14,6 +15,7 @@ from isolib.errors import PlanError, Unsupported
 from isolib.net.checks import check_address, check_number
 from isolib.net.forward import Traffic, new_forwarder
 from isolib.net.plugs import KINDS, SocketFile, bound_socket, check_path, new_socket
+from isolib.net.publish import HIGHEST_PORT, check_proto
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,18 +24,15 @@ if TYPE_CHECKING:
     from isolib.net.forward import Forwarder
     from isolib.net.plugs import Stock
     from isolib.net.portmap import PortMaps
+    from isolib.net.publish import Path, Publish
     from isolib.net.serving import Socket
     from isolib.net.streams import Open, Target
     from isolib.net.values import AnyAddress
     from isolib.types import HasFileno
 
-__all__ = ["Offered", "Path", "Published", "Service", "new_offered", "new_published"]
+__all__ = ["Offered", "Published", "Service", "new_offered", "new_published"]
 
-Path: TypeAlias = "str | os.PathLike[str]"
 Service: TypeAlias = "tuple[str | AnyAddress, int] | Path"
-
-_HIGHEST_PORT: Final = 65535
-_LOCAL: Final = "127.0.0.1"
 
 
 class Published(Handle, made_by="Network.publish()"):
@@ -105,14 +104,9 @@ class Published(Handle, made_by="Network.publish()"):
 def new_published(
     stock: Stock,
     maps: PortMaps | None,
-    where: int | Path,
     endpoint: Endpoint,
-    port: int,
+    wanted: Publish,
     *,
-    proto: str,
-    host: str | AnyAddress,
-    mode: int,
-    via: str | None,
     left: Callable[[Published], object],
 ) -> Published:
     """Let a port of the calling thread's namespace, or a unix socket, lead to an endpoint; as `Network.publish`.
@@ -120,29 +114,21 @@ def new_published(
     ``stock`` is of the namespace from which the endpoint is reached, ``maps`` what the kernel can translate; ``left`` is called
     with what is returned, at its end.
     """
-    _check_proto(proto)
-    if via not in {None, "kernel", "forwarder"}:
-        raise PlanError(f"via={via!r}: 'kernel', 'forwarder', or None for the kernel where it can")
-    check_number(port, "port", 1, _HIGHEST_PORT)
-    check_number(mode, "mode", 0, 0o777)
+    proto, port, via = wanted.proto, wanted.port, wanted.via
     inside = endpoint.address or endpoint.ipv6
     assert inside is not None  # noqa: S101 - a network has addresses of one kind at least
     connect = partial(stock.take, inside, KINDS[proto])
     with Rollback() as undo:
         file, address = None, None
-        if isinstance(where, int):
-            check_number(where, "host_port", 0, _HIGHEST_PORT)
-            address = check_address(host, "host")
+        if isinstance(wanted.host_port, int):
+            address = ip_address(str(wanted.host))
             is_translated = _can_translate(maps, address, inside, via)
-            front = bound_socket(None, address, where, proto)
+            front = bound_socket(None, address, wanted.host_port, proto)
         else:
-            path = check_path(where, "host_port")
-            if proto != "tcp" or str(host) != _LOCAL:
-                raise PlanError("host_port: a unix socket leads to a port of TCP, and has a path in place of an address")
             is_translated = _can_translate(maps, None, inside, via)
-            file = SocketFile(path)
+            file = SocketFile(os.fspath(wanted.host_port))
             undo.push(file.remove)
-            front = file.listen(mode)
+            front = file.listen(wanted.mode)
         own_port = 0 if file is not None else front.getsockname()[1]
         forwarder = undo.adopt(_forward(front, connect, (str(inside), port)))
         translation = None
@@ -177,8 +163,10 @@ class Offered(Handle, made_by="Network.offer()"):
 
     Attributes
     ----------
-    addresses, port
+    addresses
         Where it is reached: the gateway's.
+    port
+        The port at each of them.
     to
         Where that leads: an address and a port, or the path of a unix socket.
     proto
@@ -230,8 +218,8 @@ def new_offered(
     left: Callable[[Offered], object],
 ) -> Offered:
     """Let a port of a network's gateway lead to a service of the calling thread's namespace; as `Network.offer`."""
-    _check_proto(proto)
-    check_number(port, "port", 0, _HIGHEST_PORT)
+    check_proto(proto)
+    check_number(port, "port", 0, HIGHEST_PORT)
     with Rollback() as undo:
         connect, target = _service(undo, to, proto)
         forwarders = []
@@ -254,15 +242,10 @@ def _service(undo: Rollback, to: Service, proto: str) -> tuple[Open, Target]:
     if len(to) != 2:  # noqa: PLR2004
         raise PlanError(f"to: an address and a port, or a path is wanted, not {to!r}")
     address = check_address(to[0], "to")
-    check_number(to[1], "to", 1, _HIGHEST_PORT)
+    check_number(to[1], "to", 1, HIGHEST_PORT)
     here = Fd.take(os.open, "/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     assert here is not None  # noqa: S101 - os.open raises
     return partial(new_socket, undo.adopt(here), address, KINDS[proto]), (str(address), to[1])
-
-
-def _check_proto(proto: str) -> None:
-    if proto not in KINDS:
-        raise PlanError(f"proto: {' or '.join(map(repr, KINDS))} is wanted, not {proto!r}")
 
 
 def _forward(front: Socket, connect: Open, target: Target) -> Forwarder:

@@ -105,6 +105,7 @@ _HOP: Final = struct.Struct("=HBBi")
 #: IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS (Linux 4.4).
 _NO_COUNTS: Final = codec.u32(29, 8)
 
+_FAMILIES: Final = {None: 0, 4: AF_INET, 6: AF_INET6}
 _EVERYWHERE: Final = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 _NEW_HINTS: Final = {
@@ -312,9 +313,9 @@ def remove_address(interface: AnyInterface, index: int, label: str, *, peer: Any
     return Request(DELADDR, body, 0, "RTM_DELADDR", (interface, " on ", label), _ADDRESS_HINTS)
 
 
-def dump_addresses() -> Request:
-    """Return the request for all addresses."""
-    return Request(GETADDR, IFADDR.pack(0, 0, 0, 0, 0), 0, "RTM_GETADDR", "addresses")
+def dump_addresses(version: int | None = None) -> Request:
+    """Return the request for all addresses, or for those of one version of IP, for which newer kernels wait for nobody."""
+    return Request(GETADDR, IFADDR.pack(_FAMILIES[version], 0, 0, 0, 0), 0, "RTM_GETADDR", "addresses")
 
 
 # ---- routes ----
@@ -436,9 +437,9 @@ def find_route(destination: AnyAddress, index: int) -> Request:
     return Request(GETROUTE, body, 0, "RTM_GETROUTE", str(destination), _ROUTE_HINTS)
 
 
-def dump_routes() -> Request:
-    """Return the request for all routes of all tables."""
-    return Request(GETROUTE, RTMSG.pack(0, 0, 0, 0, 0, 0, 0, 0, 0), 0, "RTM_GETROUTE", "routes")
+def dump_routes(version: int | None = None) -> Request:
+    """Return the request for all routes of all tables, or those of one version of IP; as `dump_addresses`."""
+    return Request(GETROUTE, RTMSG.pack(_FAMILIES[version], 0, 0, 0, 0, 0, 0, 0, 0), 0, "RTM_GETROUTE", "routes")
 
 
 def _rule(rule: Rule) -> bytes:

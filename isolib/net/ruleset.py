@@ -54,6 +54,9 @@ _BRIDGE_FILTER: Final = -200
 _FAMILIES: Final = (IPV4, IPV6)
 _VERSION: Final = {IPV4: 4, IPV6: 6}
 _LOOPBACK: Final = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
+#: No packet is for these, but a program that leads a network out by sockets would connect to them: to its own loopback, and to
+#: addresses of IPv4, whatever was decided about those.  (As a source "::" is what neighbours are looked for with.)
+_FOR_NOBODY: Final = (IPv6Network("::/128"), IPv6Network("::ffff:0:0/96"))
 _ROUTER_ADVERTISEMENT: Final = 134
 _REDIRECT: Final = 137
 _WITH_PORTS: Final = ("tcp", "udp", "sctp")
@@ -181,6 +184,8 @@ class Changes:
         for subnet in _LOOPBACK:
             for side in (nft_match.to, nft_match.from_):
                 self._add(self.inet, "prerouting", "loopback", came, side(subnet), nft_match.count(), (DROP,))
+        for subnet in _FOR_NOBODY:
+            self._add(self.inet, "prerouting", "nobody", came, nft_match.to(subnet), nft_match.count(), (DROP,))
 
     # ---- services ----
 

@@ -14,6 +14,7 @@ its port is taken and its peer hears of no end. So the child's copies are closed
 from __future__ import annotations
 
 import os
+import resource
 import select
 import stat
 import time
@@ -200,6 +201,11 @@ class Served:
     # ---- for the thread ----
 
     @property
+    def is_crowded(self) -> bool:
+        """Whether who connects, and may be anybody, would take the descriptors that the rest of the program needs."""
+        return self.loop is not None and self.loop.is_crowded
+
+    @property
     def scratch(self) -> memoryview:
         """Memory to receive into, which is worth nothing when the call has returned."""
         assert self.loop is not None  # noqa: S101 - it is called by the loop
@@ -305,6 +311,20 @@ class _Loop:
         self._new_timers.append((when, next(self._order), timer))
         if calls.thread_number() != self._number:
             self.wake()
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether a quarter of all descriptors serves, and of all others too few are left."""
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if most == resource.RLIM_INFINITY or sum(len(one.sockets) for one in self.served.copy()) < most // 4:
+            return False
+        try:
+            lowest = Fd.take(os.dup, self._bell.fileno())
+        except OSError:
+            return True
+        assert lowest is not None  # noqa: S101 - os.dup raises
+        with lowest:
+            return lowest.fileno() >= most - most // 4
 
     def abandon(self) -> None:
         """In a fork of the process, close the copies of everything."""

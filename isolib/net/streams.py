@@ -119,18 +119,25 @@ class StreamRelay(Relay):
         self._is_paused = True
         self.mute(self.front)
 
+    def _pause_for_a_while(self) -> None:
+        self._pause()
+        self.after(PAUSE, self.begin)
+
     def _accept(self, _: int) -> None:
         for _ in range(_AT_ONCE):
             if len(self._pairs) >= self.limit:
                 self._pause()  # until `forget`
+                return
+            if self.is_crowded:
+                self.error = OSError(EMFILE, os.strerror(EMFILE))
+                self._pause_for_a_while()
                 return
             try:
                 outer = accept(self.front)
             except OSError as error:
                 self.error = error
                 if error.errno in SHORT:
-                    self._pause()
-                    self.after(PAUSE, self.begin)
+                    self._pause_for_a_while()
                 return
             if outer is None:
                 return

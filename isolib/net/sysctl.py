@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from errno import EINVAL, ENOENT
+from functools import partial
 from threading import RLock
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakValueDictionary
 
 from isolib._kernel import reaper
-from isolib._kernel.handle import Handle, Rollback, home
+from isolib._kernel.handle import Fd, Handle, Rollback, home
 from isolib._kernel.hints import typed
 from isolib._kernel.holders import Held, Holders
 from isolib._kernel.sockets import open_file_in
@@ -23,17 +24,24 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import TypeAlias
 
-    from isolib._kernel.handle import Fd
     from isolib.types import HasFileno
 
     Value: TypeAlias = str | int | bool | Sequence[int]
 
-__all__ = ["HeldSetting", "Sysctls", "check_setting", "hold", "no_advertisements"]
+__all__ = ["HeldSetting", "Sysctls", "check_setting", "hold", "no_advertisements", "no_forwarding"]
 
 FORWARDING: Final = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 """By the version of IP, whether packets are passed on."""
 
 _TOP: Final = "/proc/sys"
+#: Where what the kernel changes with forwarding lies: of each link, and for links to come.
+_LINKS: Final = {
+    f"{_TOP}/net/ipv4/ip_forward": f"{_TOP}/net/ipv4/conf",
+    f"{_TOP}/net/ipv4/conf/all/forwarding": f"{_TOP}/net/ipv4/conf",
+    f"{_TOP}/net/ipv6/conf/all/forwarding": f"{_TOP}/net/ipv6/conf",
+}
+#: No link's name.  It stands for whether redirects are believed: of IPv4 alone the kernel changes that too.
+_ALL: Final = "all"
 _PAGE: Final = 4096
 _LONGEST: Final = 16 * _PAGE
 _NO_SETTING: Final = "this kernel has no such setting here, or the link that it is of does not exist"
@@ -194,6 +202,11 @@ def no_advertisements(link: str) -> tuple[str, str]:
     return f"{_TOP}/net/ipv6/conf/{link}/accept_ra", "0"
 
 
+def no_forwarding(version: int) -> tuple[str, str]:
+    """Return the setting, and its value, by which a namespace passes no packets on; without IPv6 there is none for that."""
+    return f"{_TOP}/{FORWARDING[version].replace('.', '/')}", "0"
+
+
 def _opened(net: HasFileno | None, path: str, flags: int) -> Fd:
     try:
         return open_file_in(net, path, flags)
@@ -234,10 +247,10 @@ class _Shared:
     def join(self, user: int, net: HasFileno | None, path: str, value: str) -> None:
         """Hold it, unless another user does."""
         with self._lock:
-            if self._undo is not None and self.value != value:
+            if self._undo and not _is_same(self.value, value):
                 raise PlanError(f"value: {path} is held at {self.value!r} by another user in this program, not {value!r}")
             self._users.add(user)
-            if self._undo is None:
+            if not self._undo:  # or whoever has undone it was interrupted then, and comes again
                 self._change(net, path, value)
 
     def leave(self, user: int) -> None:
@@ -257,36 +270,124 @@ class _Shared:
             undo.push(holders.clear)
             with holders.door():
                 others, now = holders.others(), _read(file, path)
-                if others is not None and others.value != value:
+                if others is not None and not _is_same(others.value, value):
                     raise PlanError(f"value: {path} is held at {others.value!r} by another program, not {value!r}")
-                held = Held(now if others is None else others.old, value)
-                if held.old != value:
+                if others is not None:
+                    held = others._replace(value=value)
+                else:
+                    held = Held(now, value, _own_ways(net, path) if (now, value) == ("0", "1") else "")
+                if not _is_same(held.old, value):
+                    own, beside = _Value(file, path, held.old, value), _beside(undo, net, path, held)
                     if not getattr(net, "made_here", False):
-                        reaper.entrust_setting(file.fileno(), *held, lambda ticket: undo.push(ticket.strike))
-                    undo.push(_put_back, holders, file, path, held)
+                        for one in beside:
+                            reaper.entrust_setting(*one.row, lambda ticket: undo.push(ticket.strike), beside=True)
+                        reaper.entrust_setting(*own.row, lambda ticket: undo.push(ticket.strike))
+                    undo.push(_put_back, holders, own, beside, [])
                     holders.join(held)
-                if now != value:
-                    _write(file, path, value)
+                if not _is_same(now, value):
+                    _put(file, path, value, now)
             self.value = value
             self._undo = undo
             undo.keep()
 
 
-def _put_back(holders: Holders, file: Fd, path: str, held: Held) -> None:
+class _Value(NamedTuple):
+    """What a setting is to be given back, and what it has then: its own, or what the kernel made of it with another one's."""
+
+    file: Fd
+    path: str
+    old: str
+    value: str
+
+    @property
+    def row(self) -> tuple[int, str, str]:
+        """As the reaper is told."""
+        return self.file.fileno(), self.old, self.value
+
+    def has(self, value: str) -> bool:
+        """Return whether it has a value; that of a link that has gone has none."""
+        return _is_at(self.file, self.path, value)
+
+    def give_back(self) -> None:
+        """Give it what it was."""
+        _write(self.file, self.path, self.old)
+
+
+def _own_ways(net: HasFileno | None, path: str) -> str:
+    """Return which links pass packets on by a setting of their own, and whether redirects are not believed.
+
+    The kernel switches all of it with forwarding, and does not remember what it was (inet_forward_change, net/ipv4/devinet.c).
+    """
+    links = _LINKS.get(path)
+    if links is None:
+        return ""
+    with _opened(net, links, os.O_RDONLY | os.O_DIRECTORY) as directory:
+        names = sorted(set(os.listdir(directory.fileno())) - {_ALL})
+        found = [name for name in names if _look(directory, f"{name}/forwarding") == "1"]
+        if "ipv4" in links and _look(directory, f"{_ALL}/accept_redirects") == "0":
+            found.append(_ALL)
+    return " ".join(found)
+
+
+def _look(directory: Fd, name: str) -> str:
+    try:
+        opened = Fd.take(partial(os.open, dir_fd=directory.fileno()), name, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # the link has gone
+        return ""
+    assert opened is not None  # noqa: S101 - os.open raises
+    with opened:
+        return _read(opened, name)
+
+
+def _beside(undo: Rollback, net: HasFileno | None, path: str, held: Held) -> list[_Value]:
+    """Return what is to be put right when a setting is given back."""
+    found = []
+    for word in held.beside.split():
+        what, *values = ("accept_redirects", "0", "1") if word == _ALL else ("forwarding", "1", "0")
+        own = f"{_LINKS[path]}/{word}/{what}"
+        try:
+            file = undo.adopt(_opened(net, own, os.O_RDWR))
+        except SyscallError as error:
+            if error.errno != ENOENT:  # the link has gone
+                raise
+        else:
+            found.append(_Value(file, own, *values))
+    return found
+
+
+def _put(file: Fd, path: str, value: str, before: str) -> None:
+    _write(file, path, value)
+    if not _is_at(file, path, value):  # it would not be known again as what was put there, and stay
+        found = _read(file, path)
+        _write(file, path, before)
+        raise PlanError(f"value: {path} is {found!r} when {value!r} is written to it: hold it at that")
+
+
+def _put_back(holders: Holders, own: _Value, beside: Sequence[_Value], unchanged: list[_Value]) -> None:
+    """Give a setting back, and what the kernel changes with it; interrupted in between, the list says what that is."""
     with holders.door(going=True):
-        # One that somebody has changed since, who wanted it so, stays; and that of a link that has gone is gone too.
-        if holders.others() is None and _is_at(file, path, held.value):
-            _write(file, path, held.old)
+        if holders.others() is None:
+            if own.has(own.value):  # what somebody has changed since, who wanted it so, stays
+                unchanged[:] = [one for one in beside if one.has(one.old)]
+                own.give_back()
+            for one in unchanged:
+                if one.has(one.value):
+                    one.give_back()
         holders.leave()
 
 
 def _is_at(file: Fd, path: str, value: str) -> bool:
     try:
-        return _read(file, path) == value
+        return _is_same(_read(file, path), value)
     except SyscallError as error:
         if error.errno != ENOENT:
             raise
         return False
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Return whether both are one value, however what is between its numbers is written."""
+    return one.split() == other.split()
 
 
 _held: Final[WeakValueDictionary[tuple[object, ...], _Shared]] = WeakValueDictionary()
@@ -316,6 +417,9 @@ def hold(name: str, value: Value, *, ns: HasFileno | None = None) -> HeldSetting
     back what was there before the first, and so does the reaper of a program that is killed.  Where it has the value already,
     and nobody holds it, nothing is changed and nothing put back; and what somebody else has set meanwhile stays.
 
+    With forwarding the kernel switches that of each link, and whether redirects are believed: what was set otherwise there is
+    put back too.
+
     Programs know of each other by locks on the setting's file, so they must have the same procfs: one in a container with a
     /proc of its own, but in the same network namespace, is not seen, and does not see the others.
 
@@ -324,7 +428,7 @@ def hold(name: str, value: Value, *, ns: HasFileno | None = None) -> HeldSetting
     name, ns
         As in `Sysctls`.
     value
-        What it is to be, as the kernel writes it.
+        What it is to be, as the kernel writes it; between several numbers, spaces or tabs.
 
     Returns
     -------
@@ -334,9 +438,10 @@ def hold(name: str, value: Value, *, ns: HasFileno | None = None) -> HeldSetting
     Raises
     ------
     PlanError
-        It is no setting's name or no value; or somebody holds it at another one, in this program or another.
+        It is no setting's name or no value, or the kernel writes it otherwise ("01"); or somebody holds it at another one, in
+        this program or another.
     SyscallError, SetupFailed, ClosedError
-        As in `Sysctls`; nothing has changed.  EAGAIN: a process that may only read the setting keeps a lock on it.
+        As in `Sysctls`; nothing has changed.  EAGAIN: a process keeps a lock on it that is no holder's.
 
     Examples
     --------

@@ -28,14 +28,14 @@ from isolib.net.veth import connect
 from isolib.net.where import Where
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from isolib._kernel.handle import Rollback
     from isolib._kernel.seam import NetNS
     from isolib.net.firewall import Firewall
     from isolib.net.values import AnyAddress, AnyInterface, AnyNetwork
 
-__all__ = ["UPLINK", "host_resolvers", "lay_uplink", "open_inner_firewall", "resolve"]
+__all__ = ["UPLINK", "host_resolvers", "lay_uplink", "open_inner_firewall", "resolve_all"]
 
 UPLINK: Final = "uplink"
 _SMALL: Final = 30
@@ -131,14 +131,18 @@ def lay_uplink(
 def _cable(undo: Rollback, version: int) -> tuple[AnyInterface, AnyInterface]:
     """Return the addresses of the cable's ends, of which the first is the host's; nobody else chooses them meanwhile."""
     if version == 4:  # noqa: PLR2004
-        subnet: AnyNetwork = choose(undo, partial(choose_subnet, prefix=_SMALL))
+        subnet: AnyNetwork = choose(undo, partial(choose_subnet, prefix=_SMALL), 4)
     else:
-        subnet = ip_network((choose(undo, choose_ula).network_address, 126))
+        subnet = ip_network((choose(undo, choose_ula, 6).network_address, 126))
     return ip_interface((subnet[1], subnet.prefixlen)), ip_interface((subnet[2], subnet.prefixlen))
 
 
-def resolve(destination: str | AnyAddress | AnyNetwork) -> list[str]:
-    """Return the addresses or the network that a destination is; a name is looked up."""
+def resolve_all(destinations: Iterable[str | AnyAddress | AnyNetwork]) -> list[str]:
+    """Return the addresses and networks that destinations are, but "all"; names are looked up."""
+    return [one for each in destinations if each != "all" for one in _resolve(each)]
+
+
+def _resolve(destination: str | AnyAddress | AnyNetwork) -> list[str]:
     given: object = destination
     if not isinstance(given, (str, IPv4Address, IPv6Address, IPv4Network, IPv6Network)):
         raise PlanError(f"destination: an address, a network or a name is wanted, not {destination!r}")

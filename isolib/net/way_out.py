@@ -231,9 +231,9 @@ def _cable(undo: Rollback, translator: Translator, subnet: AnyNetwork) -> Cable:
     """Return the addresses at the tap device, of which the first is the program's."""
     chosen: AnyNetwork
     if subnet.version == _IPV4:
-        chosen = choose(undo, partial(choose_subnet, prefix=translator.prefix))
+        chosen = choose(undo, partial(choose_subnet, prefix=translator.prefix), 4)
     elif translator.prefix6 is None:
-        chosen = ip_network((choose(undo, choose_ula).network_address, 126))
+        chosen = ip_network((choose(undo, choose_ula, 6).network_address, 126))
     else:
         chosen = keep(undo, ip_network(translator.prefix6))
     own, other = translator.ends

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from functools import partial
+from threading import RLock
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
@@ -43,14 +44,26 @@ def check_namespace(value: HasFileno | None, what: str) -> HasFileno | None:
 
 #: By namespace: the sockets of those that no handle is for, in use now.
 _shared: Final[WeakValueDictionary[tuple[object, ...], Socket]] = WeakValueDictionary()
+#: Two threads that come first would have two sockets, and take one namespace for two.
+_lock = RLock()
+
+
+def _renew() -> None:
+    """Take another lock: of the one that was copied, the owner may be a thread that is not here."""
+    global _lock  # noqa: PLW0603
+    _lock = RLock()
+
+
+os.register_at_fork(after_in_child=_renew)
 
 
 def _here() -> Socket:
     """Return the socket of the namespace that the calling thread is in."""
     status = os.stat("/proc/thread-self/ns/net")
     key = (home(), status.st_dev, status.st_ino)
-    found = _shared.get(key)
-    return found if found is not None else _shared.setdefault(key, open_netlink(None))
+    with _lock:
+        found = _shared.get(key)
+        return found if found is not None else _shared.setdefault(key, open_netlink(None))
 
 
 class Where:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import socket
 import sys
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,10 +16,11 @@ import isolib
 from isolib import DEVNULL, PIPE, PlanError, Sandbox, SandboxSpec
 from isolib.mounts import Bind, Root
 from isolib.net import new_network
-from tests.nets import PATIENCE, SOON
+from tests.nets import PATIENCE, SOON, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from isolib.net import Network
 
@@ -79,11 +82,93 @@ def test_published(network: Network) -> None:
         socket.create_connection(("127.0.0.1", port), PATIENCE)
 
 
+def test_published_in_other_ways(network: Network, tmp_path: Path) -> None:
+    """Texts, tuples and values publish free ports, of UDP and IPv6, and unix sockets; which they are is told in their order."""
+    own = isolib.Publish(tmp_path / "web", 80, mode=0o666)
+    with Sandbox(network=network, publish=["[::1]:0:80", (0, 53, "udp"), own, (0, 81)]) as box, serve(box):
+        six, datagrams, file, other = box.published
+        with socket.create_connection(("::1", six.port), PATIENCE) as client:
+            client.sendall(b"hello")
+            assert client.recv(100) == b"olleh"
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "web"))
+            client.sendall(b"world")
+            assert client.recv(100) == b"dlrow"
+        assert (six.outside, file.path) == (f"::1:{six.port}/tcp", str(tmp_path / "web"))
+        assert (datagrams.proto, str(datagrams.address), datagrams.inner_port) == ("udp", "127.0.0.1", 53)
+        assert (other.via, other.inner_port, other.endpoint) == ("forwarder", 81, box.endpoint)
+        assert box.spec == SandboxSpec(network=network, publish=["[::1]:0:80", "0:53/udp", own, "0:81"])
+    assert not (tmp_path / "web").exists()
+    assert all(one.closed for one in (six, datagrams, file, other))
+
+
+def test_free_port_of_one_command(network: Network) -> None:
+    """A free port is refused where nobody could be told which it is, before anything is made."""
+    with pytest.raises(PlanError, match=r"^publish: port 0 "):
+        isolib.run(["true"], network=network, publish=[(0, 80)])
+    assert network.endpoints() == []
+
+
+def test_one_of_many_cannot_be_published(network: Network, tmp_path: Path) -> None:
+    """When one of several ports is in use, none is published, and the sandbox leaves the network again."""
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as free:
+        ports = [one.getsockname()[1] for one in (free, taken)]
+        free.close()
+        wanted = [(str(tmp_path / "web"), 80), (ports[0], 80), (ports[1], 80)]
+        with pytest.raises(isolib.SyscallError, match=str(ports[1])), Sandbox(network=network, publish=wanted):
+            pass
+        assert (network.endpoints(), list(tmp_path.iterdir())) == ([], [])
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", ports[0]), PATIENCE)
+
+
 def test_one_command(network: Network) -> None:
     """A command in a sandbox of its own is in the network, and nothing of it is there afterwards."""
     with Sandbox(network=network, hostname="web") as web, serve(web):
         assert isolib.run([sys.executable, "-c", ASK, "web"], network=network, check=True).stdout == b"olleh\n"
         assert len(network.endpoints()) == 1
+
+
+def test_one_after_another(network: Network) -> None:
+    """Commands in sandboxes of their own come and go, each with an address, and none leaves a port, a name or an address."""
+    own = []
+    for _ in range(20):
+        done = isolib.run(["cat", "/etc/hosts"], network=network, hostname="web", check=True)
+        own.append(done.stdout.splitlines()[-1])
+        assert network.endpoints() == []
+        assert "web" not in network.hosts()
+    assert own == [f"10.77.0.{number}\tweb".encode() for number in range(2, 22)]
+    assert until(lambda: not network.bridge.ports())
+    with Sandbox(network=network, hostname="web") as web, serve(web):
+        assert isolib.run([sys.executable, "-c", ASK, "web"], network=network, check=True).stdout == b"olleh\n"
+
+
+def test_one_in_each_network(network: Network) -> None:
+    """The same command asks each time the network that it is in, and no network is kept by what is kept of a command."""
+    with new_network("10.78.0.0/24") as other, new_network("10.79.0.0/24", dns=False) as silent:
+        argv = ["cat", "/etc/resolv.conf"]
+        for _ in range(2):
+            asked = [isolib.run(argv, network=one, check=True).stdout for one in (network, other, silent)]
+            assert b"nameserver 10.77.0.1\n" in asked[0]
+            assert b"nameserver 10.78.0.1\n" in asked[1]
+            assert b"nameserver 10.7" not in asked[2]
+        kept = weakref.ref(other)
+    del other
+    gc.collect()
+    assert kept() is None
+
+
+def test_command_that_fails(network: Network) -> None:
+    """Whatever a command in a sandbox of its own ends by, what is told is told as elsewhere, and it has left the network."""
+    with pytest.raises(isolib.CommandFailed):
+        isolib.run(["false"], network=network, check=True)
+    with pytest.raises(isolib.SandboxTimeout):
+        isolib.run(["sleep", "60"], network=network, timeout=0.1)
+    with pytest.raises(isolib.SetupFailed):
+        isolib.run(["/no/such/program"], network=network)
+    assert isolib.run(["cat"], input=b"hello", network=network).stdout == b"hello"
+    assert network.endpoints() == []
+    assert until(lambda: not network.bridge.ports())
 
 
 def test_host_is_out_of_reach(network: Network) -> None:
@@ -167,12 +252,13 @@ def test_bad_networks(fields: dict[str, object], words: str) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"publish": {0: 80}},
         {"publish": {8080: 0}},
         {"publish": {65536: 80}},
         {"publish": {"8080": 80}},
         {"publish": {8080: True}},
         {"publish": [8080]},
+        {"publish": "8080:80"},
+        {"publish": ["8080:80", (8080, 81)]},
         {"hostname": "no name"},
     ],
 )

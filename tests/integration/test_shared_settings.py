@@ -143,6 +143,34 @@ def test_other_values(machine: Machine, name: str, value: object) -> None:
     assert machine.setting(name) == before
 
 
+@pytest.mark.parametrize("second", WAYS)
+@pytest.mark.parametrize("first", WAYS)
+def test_what_changes_with_forwarding(machine: Machine, first: str, second: str) -> None:
+    """What links have of their own, and whether redirects are believed, is as it was after the last of two programs."""
+    own = {"net.ipv4.conf.all.accept_redirects": 0, "net.ipv4.conf.lo.forwarding": 1, "net.ipv6.conf.lo.forwarding": 1}
+    for name, value in own.items():
+        machine.change(value, name)
+    for name in (FORWARD, "net.ipv6.conf.all.forwarding"):
+        programs = machine.holding(name), machine.holding(name)
+        for program, way in zip(programs, (first, second), strict=True):
+            assert (machine.setting(name), machine.setting("net.ipv4.conf.all.accept_redirects")) == ("1", "0")
+            program.end(way)
+        assert machine.setting(name) == "0"
+        assert {one: machine.setting(one) for one in own} == {one: str(value) for one, value in own.items()}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_spaces_between_numbers(machine: Machine, way: str) -> None:
+    """Programs that write one value in two ways hold it together, and the last, however it ends, gives the old one back."""
+    name = "net.ipv4.ip_local_port_range"
+    before = machine.setting(name)
+    programs = [machine.holding(name, value) for value in ((2000, 3000), "2000 3000")]
+    for program in programs:
+        assert machine.setting(name) == "2000\t3000"
+        program.end(way)
+    assert machine.setting(name) == before
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_changed_by_somebody_else(machine: Machine, way: str) -> None:
     """What somebody else has set meanwhile stays, however the holders end."""

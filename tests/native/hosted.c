@@ -66,13 +66,13 @@ static long allocate_table(size_t size) {
         struct isolib_entry *entry = &entries[i];
         char fill;
         entry->state = below(4) != 0;
-        entry->kind = ISOLIB_ENTRY_CGROUP + (uint32_t)below(3); /* of a setting, what it must have follows */
+        entry->kind = ISOLIB_ENTRY_CGROUP + (uint32_t)below(4); /* of a setting, what it must have follows */
         fill = entry->kind == ISOLIB_ENTRY_CGROUP ? 'x' : '7';
         entry->base_count = (uint32_t)below(4);
         for (int at = 0; at < ISOLIB_ENTRY_BASES; at++)
             entry->bases[at] = (uint16_t)(below(8) ? below(4) : number());
         memset(entry->name, below(8) ? fill : '.', below(8) ? 1 + below(3) : sizeof(entry->name));
-        if (entry->kind == ISOLIB_ENTRY_SETTING && below(8))
+        if (entry->kind >= ISOLIB_ENTRY_SETTING && below(8))
             memset(entry->name + strlen(entry->name) % 8 + 1, '1', 1 + below(3));
         if (below(8) == 0)
             entry->name[below(sizeof(entry->name))] = (char)number();

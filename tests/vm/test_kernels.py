@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import re
@@ -11,11 +12,15 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.vm.kernels import KERNELS
 from tests.vm.machine import ROOT, Died, Guest, TimedOut, run, session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.vm
 
@@ -55,6 +60,14 @@ WORK = Path("/srv")
 
 PATIENCE = 800
 """Seconds for one guest; less than `make test-vm` allows a test."""
+
+
+@pytest.fixture(autouse=True)
+def turn(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let guests run beside each other, one for each worker, but nothing beside a test that measures times."""
+    with open(__file__, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
+        yield
 
 
 def pytest_in(guest: Guest, *paths: str, words: str = "", marks: str = "not slow") -> None:
@@ -100,11 +113,6 @@ def test_limits_of_sandboxes(guest: Guest) -> None:
 def test_links(guest: Guest) -> None:
     """The tests of links pass in the guest, which has dummy, ipvlan and vlan links, and VLANs of bridges."""
     pytest_in(guest, *LINKS, words=RARE)
-
-
-def test_weather() -> None:
-    """Bad weather is measured as it was asked for in a guest that has netem, by that and by the relay, and tc says the same."""
-    pytest_in(Guest("unified"), *WEATHER, marks="")
 
 
 # ---- the runner itself ----
@@ -182,7 +190,8 @@ def test_the_machine_ends_with_its_time_or_its_starter(kernel: str, end: str) ->
         try:
             assert starter.stdout is not None
             assert starter.stderr is not None
-            assert starter.stdout.readline() == b"up\n"
+            line = starter.stdout.readline()
+            assert line == b"up\n", line or starter.stderr.read()
             leader = machine(mark)
             place = re.search(rb"/var/tmp/isolib-vm-\w+", Path(f"/proc/{leader}/cmdline").read_bytes())
             ends = [os.pidfd_open(pid) for pid in session(leader)]
@@ -203,3 +212,12 @@ def test_the_machine_ends_with_its_time_or_its_starter(kernel: str, end: str) ->
     assert not os.path.exists(place[0])
     expected = {"time-out": (124, True), "SIGTERM": (143, False), "SIGKILL": (-9, False)}
     assert (starter.returncode, b"still running" in said) == expected[end]
+
+
+# ---- what is measured ----
+
+
+@pytest.mark.alone  # last, that the other worker does not wait for it
+def test_weather() -> None:
+    """Bad weather is measured as it was asked for in a guest that has netem, by that and by the relay, and tc says the same."""
+    pytest_in(Guest("unified"), *WEATHER, marks="")

@@ -21,6 +21,7 @@ ENTRY_BODY: Final[int] = ffi.offsetof("struct isolib_entry", "kind")
 ENTRY_CGROUP: Final[int] = lib.ISOLIB_ENTRY_CGROUP
 ENTRY_LINK: Final[int] = lib.ISOLIB_ENTRY_LINK
 ENTRY_SETTING: Final[int] = lib.ISOLIB_ENTRY_SETTING
+ENTRY_BESIDE: Final[int] = lib.ISOLIB_ENTRY_BESIDE
 OWNER_DIED: Final[int] = lib.ISOLIB_OWNER_DIED
 SETTING_DOOR: Final[int] = lib.ISOLIB_SETTING_DOOR
 SETTING_MARKS_FROM: Final[int] = lib.ISOLIB_SETTING_MARKS_FROM

@@ -155,7 +155,8 @@ enum isolib_table_limits {
 enum isolib_entry_kind {
     ISOLIB_ENTRY_CGROUP = 1, /* a directory of cgroups with all that it holds */
     ISOLIB_ENTRY_LINK,       /* the link whose number the name is, in the namespace of a netlink socket */
-    ISOLIB_ENTRY_SETTING     /* the name is what an open file of /proc/sys is given back, if it has the value that follows */
+    ISOLIB_ENTRY_SETTING,    /* the name is what an open file of /proc/sys is given back, if it has the value that follows */
+    ISOLIB_ENTRY_BESIDE      /* the same, of one that the kernel changes with another: when that has been given back */
 };
 
 /* Where those who hold a setting lock its file: holders.py says what for. */

@@ -143,11 +143,18 @@ static int is_pair(const char name[256]) {
     return size < 256;
 }
 
+static int is_whole(const struct isolib_entry *entry) {
+    return entry->state && entry->kind >= ISOLIB_ENTRY_CGROUP && entry->kind <= ISOLIB_ENTRY_BESIDE &&
+           entry->base_count <= ISOLIB_ENTRY_BASES && is_name(entry->name) &&
+           (entry->kind < ISOLIB_ENTRY_SETTING || is_pair(entry->name));
+}
+
 static int is_live(const struct reaping *r, uint32_t index) {
-    const struct isolib_entry *entry = entry_at(r, index);
-    return entry->state && !(r->done[index / 8] & 1 << index % 8) && entry->kind >= ISOLIB_ENTRY_CGROUP &&
-           entry->kind <= ISOLIB_ENTRY_SETTING && entry->base_count <= ISOLIB_ENTRY_BASES && is_name(entry->name) &&
-           (entry->kind != ISOLIB_ENTRY_SETTING || is_pair(entry->name));
+    return !(r->done[index / 8] & 1 << index % 8) && is_whole(entry_at(r, index));
+}
+
+static uint32_t end_of(const struct isolib_table *table) {
+    return table->high < table->capacity ? table->high : table->capacity;
 }
 
 static const struct directory *base_of(const struct reaping *r, const struct isolib_entry *entry, uint32_t which) {
@@ -190,14 +197,47 @@ static int is_locked(int file, int64_t start, int64_t size) {
     return SYS3(fcntl, file, ISO_OFD_GETLK, &found) == 0 && found.type != ISO_UNLCK;
 }
 
+static int is_blank(char one) {
+    return one == ' ' || one == '\t' || one == '\n';
+}
+
+static const char *after_blanks(const char *text) {
+    while (is_blank(*text))
+        text++;
+    return text;
+}
+
+/* Whatever is between its words: the kernel takes spaces, and shows tabs. */
 static int has_value(int file, const char *value) {
-    char text[256];
-    long size = SYS4(pread64, file, text, sizeof(text), 0), at = 0;
-    while (size > 0 && (text[size - 1] == '\n' || text[size - 1] == ' ' || text[size - 1] == '\t'))
-        size--;
-    while (at < size && value[at] && value[at] == text[at])
-        at++;
-    return size >= 0 && at == size && !value[at];
+    char text[257];
+    long size = SYS4(pread64, file, text, sizeof(text) - 1, 0);
+    const char *at = text;
+    if (size < 0 || size == sizeof(text) - 1)
+        return 0;
+    text[size] = 0;
+    for (;;) {
+        at = after_blanks(at);
+        value = after_blanks(value);
+        if (!*at || !*value)
+            return *at == *value;
+        while (*at && *at == *value && !is_blank(*at)) {
+            at++;
+            value++;
+        }
+        if ((*at && !is_blank(*at)) || (*value && !is_blank(*value)))
+            return 0;
+    }
+}
+
+static void write_back(int file, const char name[256]) {
+    if (has_value(file, name + length(name) + 1))
+        SYS4(pwrite64, file, name, length(name), 0);
+}
+
+static void give_back_beside(const struct reaping *r, const struct isolib_entry *entry) {
+    for (uint32_t i = 0; i < entry->base_count; i++)
+        if (base_of(r, entry, i)->version == SETTING)
+            write_back(base_of(r, entry, i)->fd, entry->name);
 }
 
 /*
@@ -207,14 +247,17 @@ static int has_value(int file, const char *value) {
  */
 static int give_back(const struct reaping *r, int file, const char name[256]) {
     const int64_t marks = (int64_t)1 << ISOLIB_SETTING_MARKS_FROM;
-    const char *value = name + length(name) + 1;
     if (lock(file, ISO_WRLCK, ISOLIB_SETTING_DOOR, 1) < 0 && is_locked(file, ISOLIB_SETTING_DOOR, 1) &&
         now_ns() < r->deadline_ns - SECOND) {
         wait_for(-1, 0, now_ns() + SECOND / 1000);
         return 1;
     }
-    if (!is_locked(file, marks, 0) && has_value(file, value))
-        SYS4(pwrite64, file, name, length(name), 0);
+    if (!is_locked(file, marks, 0)) {
+        write_back(file, name);
+        for (uint32_t index = 0; index < end_of(r->table); index++)
+            if (is_whole(entry_at(r, index)) && entry_at(r, index)->kind == ISOLIB_ENTRY_BESIDE)
+                give_back_beside(r, entry_at(r, index));
+    }
     lock(file, ISO_UNLCK, 0, 0);
     return 0;
 }
@@ -231,6 +274,8 @@ static int remove_entry(struct reaping *r, uint32_t index) {
             remove_link(base->fd, entry->name);
         if (entry->kind == ISOLIB_ENTRY_SETTING && base->version == SETTING)
             left |= give_back(r, base->fd, entry->name);
+        if (entry->kind == ISOLIB_ENTRY_BESIDE && base->version == SETTING)
+            write_back(base->fd, entry->name);
     }
     if (!left)
         r->done[index / 8] |= (uint8_t)(1 << index % 8);
@@ -238,7 +283,7 @@ static int remove_entry(struct reaping *r, uint32_t index) {
 }
 
 static void undo_all(struct reaping *r) {
-    uint32_t high = r->table->high < r->table->capacity ? r->table->high : r->table->capacity;
+    uint32_t high = end_of(r->table);
     int left;
     r->deadline_ns = now_ns() + (int64_t)PATIENCE * SECOND;
     do {

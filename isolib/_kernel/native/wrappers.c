@@ -38,7 +38,7 @@ int isolib_receive(int fd) {
     if (first && first->cmsg_level == SOL_SOCKET && first->cmsg_type == SCM_RIGHTS)
         memcpy(&received, CMSG_DATA(first), sizeof(received));
     else
-        errno = EPROTO;
+        errno = header.msg_flags & MSG_CTRUNC ? EMFILE : EPROTO;
     return received;
 }
 

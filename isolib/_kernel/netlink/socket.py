@@ -54,8 +54,9 @@ _MARK: Final = struct.Struct(">BBH")
 _PART: Final = 65536
 #: Bytes sent at once: the kernel wants them in one piece of its memory, and the answers must have room in the socket.
 _TOGETHER: Final = 32768
-#: Requests sent at once: each that is refused takes 1 KiB of what an ordinary user's socket has room for, 208 KiB or more.
-_MOST: Final = 100
+#: Requests sent at once.  What is answered must have room in the socket, an ordinary user's 416 KiB or more: a refusal takes 1
+#: KiB of it, a link that is told 4, and one with more to tell 8.
+_MOST: Final = 40
 _TRIES: Final = 20
 _LAST_NUMBER: Final = 0xFFFFFFFF
 #: Milliseconds.

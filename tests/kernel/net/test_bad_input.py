@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from isolib import ClosedError, PlanError, SyscallError, new_ipcns, new_netns
-from isolib.net import addresses, links, new_bridge, new_network, new_veth, routes, rules
+from isolib import ClosedError, PlanError, SyscallError, new_ipcns, new_netns, open_netns
+from isolib.net import add_barrier, addresses, links, new_bridge, new_network, new_veth, routes, rules
 from isolib.net.sysctl import Sysctls
 from tests.nets import listen, reaches, socket_in
 
@@ -195,6 +195,19 @@ def test_subnet_that_the_namespace_has_routes_for(scene: Scene) -> None:
         with pytest.raises(PlanError, match=r"^ns: .*10\.77\.0\.0/24 overlaps 10\.77\.0\.64/26\b.*\bwire\b"):
             scene.network.attach(scene.free)
         assert [link.name for link in links(scene.free)] == ["lo", "wire"]
+
+
+@pytest.mark.parametrize("spoken_with", [False, True])
+def test_subnet_that_leads_nowhere(scene: Scene, *, spoken_with: bool) -> None:
+    """A route that leads nowhere, and so is of no link, is told too, whether or not the namespace was spoken with before."""
+    with closing(new_netns()) as ns:
+        with closing(open_netns(fd=ns)) as same:
+            add_barrier("10.77.0.0/24", ns=same)
+        if spoken_with:
+            assert [link.name for link in links(ns)] == ["lo"]
+        with pytest.raises(PlanError, match=r"^ns: 10\.77\.0\.0/24 overlaps 10\.77\.0\.0/24\b.*nowhere"):
+            scene.network.attach(ns)
+        assert [link.name for link in links(ns)] == ["lo"]
 
 
 def test_two_places_in_one_network(scene: Scene) -> None:

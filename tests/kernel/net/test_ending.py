@@ -131,6 +131,28 @@ def test_many_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [{0}]
 
 
+def test_end_after_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who ends when others were not told of for want of room, and the kernel was asked who is left, is told of all the same."""
+    ask = _Watch._ask
+    with closing(new_netns(lo=False)) as more, ending(more) as gone:
+
+        def ending_more(watch: _Watch) -> None:
+            ask(watch)
+            if not more.closed:
+                more.close()
+                assert gone.wait(PATIENCE) is True
+
+        some = [new_netns(lo=False) for _ in range(50)]
+        with ending(*some, more) as end, ending(*some) as other:
+            end._watch._told.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            for one in some:
+                one.close()
+            assert other.wait(PATIENCE) is True
+            monkeypatch.setattr(_Watch, "_ask", ending_more)
+            assert end.wait(PATIENCE) is True
+            assert more.closed
+
+
 def test_network(a: NetNS) -> None:
     """The end of a network is told when it has been closed; then who was attached has no interface of it any more."""
     network = new_network("10.77.0.0/24", ipv6="fd77::/64")

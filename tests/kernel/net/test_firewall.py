@@ -31,6 +31,7 @@ from tests import by_nft
 from tests.examined import nft_can
 from tests.nets import PATIENCE, dial, family_of, listen, socket_in, until
 from tests.oracles import agree
+from tests.packets import checksum
 from tests.wires import Lab, add, address, connect, look, plug, route, sysctl, up
 
 if TYPE_CHECKING:
@@ -405,14 +406,6 @@ def test_services(net: Internet, version: int) -> None:
             names.sendto(question, peer)
             assert client.recv(100) == b"who?"
     assert counted(net.inner, "closed ports") >= 2
-
-
-def checksum(data: bytes) -> int:
-    """Return the checksum of the internet's headers."""
-    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
 
 
 def datagram(source: str, destination: str, port: int, text: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import socket
 import stat
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import isolib
-from isolib import ClosedError, PlanError, SyscallError
+from isolib import PIPE, ClosedError, PlanError, SyscallError
 from isolib.net import new_network
-from tests.nets import PATIENCE, dial, listen, socket_in
+from tests.nets import PATIENCE, dial, listen, socket_in, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -235,6 +236,42 @@ def test_offered_udp(network: Network, ns: NetNS) -> None:
             data, back = server.recvfrom(16)
             server.sendto(data[::-1], back)
             assert client.recv(16) == b"gnip"
+
+
+MANY = """
+import socket, sys
+clients = [socket.create_connection((sys.argv[1], 80)) for _ in range(200)]
+print(flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_guest_that_connects_too_often(network: Network, ns: NetNS) -> None:
+    """Who connects more often than this program has descriptors leaves it some; when he has gone, others are served again."""
+    network.attach(ns)
+    with listen(None, "127.0.0.1") as server, network.offer(80, server.getsockname()) as offered:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        (forwarder, *_) = offered._forwarders
+        with ns.spawn([sys.executable, "-c", MANY, str(network.gateway)], stdin=PIPE, stdout=PIPE) as guest:
+            assert guest.stdin is not None
+            assert guest.stdout is not None
+            resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+            try:
+                assert guest.stdout.readline() == b"\n"
+                assert until(lambda: forwarder.error is not None)
+                with open("/dev/null", "rb"):
+                    assert offered.stats().failed == 0
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            guest.stdin.write(b"\n")
+            guest.stdin.flush()
+        with dial(ns, str(network.gateway), 80) as later:
+            later.sendall(b"later")
+            heard = b""
+            while not heard:
+                with server.accept()[0] as inner:
+                    heard = inner.recv(5)
+            assert heard == b"later"
 
 
 def test_offered_unix(network: Network, ns: NetNS, tmp_path: Path) -> None:

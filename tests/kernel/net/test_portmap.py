@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from contextlib import ExitStack
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,7 @@ import isolib
 from isolib import PlanError, SyscallError
 from isolib._kernel.netlink import conntrack
 from isolib._kernel.netlink.socket import NETFILTER
-from isolib.net import new_network, new_veth
+from isolib.net import addresses, links, new_network, new_veth
 from tests.nets import PATIENCE, dial, listen, socket_in
 from tests.oracles import run_in
 
@@ -117,14 +118,24 @@ def test_datagrams(network: Network, outside: NetNS, new_ns: Callable[[], NetNS]
 
 
 def test_ipv6(outside: NetNS, new_ns: Callable[[], NetNS]) -> None:
-    """The same over IPv6."""
+    """The same over IPv6, and with a port its own connections end and no others."""
     ns = new_ns()
     with new_network(None, ipv6="fd77::/64", internet=True) as network:
         endpoint = network.attach(ns)
         with listen(ns, str(endpoint.ipv6), 80) as server:
-            assert network.publish(8080, endpoint, 80, host="::").via == "kernel"
+            published = network.publish(8080, endpoint, 80, host="::")
+            other = network.publish(8081, endpoint, 80, host=HOST6)
+            assert (published.via, other.via) == ("kernel", "kernel")
             assert talk(dial(outside, HOST6, 8080), server) == OUTSIDE6
             assert talk(dial(None, "::1", 8080), server)
+            with dial(outside, HOST6, 8080) as stands, server.accept()[0] as inner:
+                with dial(outside, HOST6, 8081) as client, server.accept()[0]:
+                    other.close()
+                    client.sendall(b"ping")
+                    with pytest.raises(ConnectionResetError):
+                        client.recv(1)
+                inner.sendall(b"pong")
+                assert stands.recv(4) == b"pong"
 
 
 def test_two_addresses_one_port(network: Network, outside: NetNS, new_ns: Callable[[], NetNS]) -> None:
@@ -223,20 +234,70 @@ def test_port_in_use(network: Network, new_ns: Callable[[], NetNS]) -> None:
 
 
 def test_flows(new_ns: Callable[[], NetNS], network: Network, outside: NetNS) -> None:
-    """What the kernel tells of a connection names its server behind the translation; forgotten, it is there no longer."""
+    """The kernel tells of the connections of one server, that was meant or that answers; forgotten, one is there no longer."""
     ns = new_ns()
     endpoint = network.attach(ns)
-    network.publish(8080, endpoint, 80, host=HOST)
+    for port in (8080, 8081):
+        network.publish(port, endpoint, 80, host=HOST)
     own = network.ns.netlink(NETFILTER)
+    uplink = next(one.index for one in links(network.ns) if one.name == "uplink")
+    end = next(one.interface.ip for one in addresses(network.ns) if one.index == uplink)
+    meant = [conntrack.Server(socket.IPPROTO_TCP, end, port) for port in (8080, 8081)]
+    answering = conntrack.Server(socket.IPPROTO_TCP, ip_address(str(endpoint.address)), 80)
 
-    def flows() -> list[conntrack.Flow]:
-        found = map(conntrack.parse_flow, own.dump(conntrack.list_flows(4)))
-        return [one for one in found if one is not None and one.address == endpoint.address]
+    def flows(server: conntrack.Server, *, answers: bool = False) -> list[conntrack.Flow | None]:
+        return list(map(conntrack.parse_flow, own.dump(conntrack.list_flows(server, answers=answers))))
 
-    with listen(ns, str(endpoint.address), 80) as server, dial(outside, HOST, 8080), server.accept()[0]:
-        (flow,) = flows()
-        assert (flow.protocol, flow.address, flow.port) == (socket.IPPROTO_TCP, endpoint.address, 80)
+    with listen(ns, str(endpoint.address), 80) as server, ExitStack() as stack:
+        for port in (8080, 8081):
+            stack.enter_context(dial(outside, HOST, port))
+            stack.enter_context(server.accept()[0])
+        found = [flows(one) for one in meant]
+        assert [[(one.meant, one.answers) for one in each if one] for each in found] == [[(one, answering)] for one in meant]
+        assert sorted(map(str, flows(answering, answers=True))) == sorted(str(one) for each in found for one in each)
+        assert flows(answering) == flows(meant[0], answers=True) == []
+        (flow,) = found[0]
+        assert flow is not None
         own.ask(conntrack.forget_flow(flow))
-        assert flows() == []
+        assert (flows(meant[0]), flows(meant[1])) == ([], found[1])
         with pytest.raises(SyscallError, match="IPCTNL_MSG_CT_DELETE"):
             own.ask(conntrack.forget_flow(flow))
+
+
+@pytest.mark.parametrize("what", ["closed", "published"])
+def test_other_ports_of_a_server(network: Network, outside: NetNS, new_ns: Callable[[], NetNS], what: str) -> None:
+    """A connection goes on when another port that leads to the same server is closed, or one more is published."""
+    ns = new_ns()
+    endpoint = network.attach(ns)
+    with listen(ns, str(endpoint.address), 80) as server:
+        other = network.publish(8081, endpoint, 80, host=HOST)
+        network.publish(8080, endpoint, 80, host=HOST)
+        with dial(outside, HOST, 8080) as client, server.accept()[0] as inner:
+            if what == "closed":
+                other.close()
+            else:
+                network.publish(8082, endpoint, 80, host=HOST)
+            inner.sendall(b"pong")  # first: what comes from outside would be translated anew
+            assert client.recv(4) == b"pong"
+
+
+def test_who_comes_after(network: Network, outside: NetNS, new_ns: Callable[[], NetNS]) -> None:
+    """Who has sent to a port that is closed by now does not come to another server, at the same port of another address."""
+    spaces = new_ns(), new_ns()
+    first, second = (network.attach(ns) for ns in spaces)
+    with (
+        socket_in(spaces[0], socket.SOCK_DGRAM) as one,
+        socket_in(spaces[1], socket.SOCK_DGRAM) as other,
+        socket_in(outside, socket.SOCK_DGRAM) as client,
+        socket_in(outside, socket.SOCK_DGRAM) as later,
+    ):
+        one.bind((str(first.address), 53))
+        other.bind((str(second.address), 53))
+        client.connect((HOST, 53))
+        with network.publish(53, first, 53, host=HOST, proto="udp"):
+            client.send(b"to the first")
+            assert one.recv(20) == b"to the first"
+        network.publish(53, second, 53, host=SECOND, proto="udp")
+        client.send(b"to nobody")
+        later.sendto(b"to the second", (SECOND, 53))
+        assert other.recv(20) == b"to the second"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 from contextlib import closing
 from ipaddress import ip_address
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from isolib import SetupFailed
+from isolib import SetupFailed, SyscallError
+from isolib._kernel import calls
 from isolib._kernel.launch import launch
 from isolib._kernel.plan import HOLD, INSIDE, Builder, Step
 from isolib.net.plugs import Stock
@@ -87,3 +89,22 @@ def test_sent_to_what_is_no_socket() -> None:
         with pytest.raises(SetupFailed) as caught:
             launch(builder.build(HOLD), builder.fds)
     assert (caught.value.op, caught.value.target, caught.value.errno) == ("sendmsg", "a socket", errno.ENOTSOCK)
+
+
+def test_no_room_for_what_was_sent() -> None:
+    """A descriptor that was sent to who may have no more of them is told as that, and what was sent in vain is closed."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ours, theirs:
+        reading, writing = os.pipe()
+        socket.send_fds(theirs, [b"\0"], [writing])
+        os.close(writing)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (writing, hard))  # the lowest that is free
+        try:
+            with pytest.raises(SyscallError) as caught:
+                calls.receive_descriptor(ours.fileno(), "a socket")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert (caught.value.op, caught.value.target, caught.value.errno) == ("recvmsg", "a socket", errno.EMFILE)
+        assert os.read(reading, 1) == b""
+        os.close(reading)

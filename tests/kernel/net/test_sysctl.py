@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import os
+import struct
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ import pytest
 import isolib
 from isolib import ClosedError, PermissionDenied, PlanError, SyscallError, new_netns
 from isolib._kernel import calls, reaper
+from isolib._kernel.sockets import open_file_in
 from isolib.net.sysctl import Sysctls, hold
 from isolib.net.veth import new_veth
 from tests import oracles, table
@@ -224,6 +227,62 @@ def test_refused_value_changes_nothing(a: NetNS) -> None:
     assert Sysctls(a)["ipv4.ip_default_ttl"] == "64"
 
 
+def test_spaces_between_numbers(a: NetNS) -> None:
+    """Numbers with spaces between them, where the kernel shows tabs, are the same value, and are put back."""
+    name = "net.ipv4.ip_local_port_range"
+    before = cat(a, "net/ipv4/ip_local_port_range")
+    with hold(name, "2000 3000", ns=a), hold(name, (2000, 3000), ns=a):
+        assert cat(a, "net/ipv4/ip_local_port_range") == "2000\t3000"
+    assert cat(a, "net/ipv4/ip_local_port_range") == before
+
+
+@pytest.mark.parametrize(("value", "written"), [("033", "27"), ("0x21", "33")])
+def test_value_that_the_kernel_writes_otherwise(a: NetNS, value: str, written: str) -> None:
+    """What would not be known again as what was put there is refused, with what the kernel makes of it, and put back."""
+    with pytest.raises(PlanError, match=f"is '{written}' when"):
+        hold("ipv4.ip_default_ttl", value, ns=a)
+    assert cat(a, "net/ipv4/ip_default_ttl") == "64"
+
+
+WAYS_OF_LINKS = {
+    "net.ipv4.conf.all.accept_redirects": "0",
+    "net.ipv4.conf.default.forwarding": "1",
+    "net.ipv4.conf.lo.forwarding": "1",
+    "net.ipv6.conf.default.forwarding": "1",
+    "net.ipv6.conf.lo.forwarding": "1",
+}
+"""What the kernel changes with forwarding, and how it is not by itself."""
+
+
+@pytest.mark.parametrize("name", [FORWARD, "net.ipv4.conf.all.forwarding", "net.ipv6.conf.all.forwarding"])
+def test_what_changes_with_forwarding(a: NetNS, name: str) -> None:
+    """What links have of their own, and whether redirects are believed, is as it was; what somebody has changed stays so."""
+    settings = Sysctls(a)
+    for one, value in WAYS_OF_LINKS.items():
+        settings[one] = value
+    with hold(name, 1, ns=a), hold(name, 1, ns=a):
+        pass
+    assert {one: cat(a, one.replace(".", "/")) for one in WAYS_OF_LINKS} == WAYS_OF_LINKS
+    assert settings[name] == "0"
+    changed = name.replace("all", "lo").replace("ip_forward", "conf.lo.forwarding")
+    with hold(name, 1, ns=a):
+        settings[changed] = 0
+    assert {one: settings[one] for one in WAYS_OF_LINKS} == WAYS_OF_LINKS | {changed: "0"}
+
+
+def test_lock_that_is_no_holders(a: NetNS) -> None:
+    """A lock where those of holders lie, and that tells nothing, keeps nobody waiting: it is told."""
+    with open_file_in(a, "/proc/sys/net/ipv4/ip_forward", os.O_RDWR) as file:
+        lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, (1 << calls.SETTING_MARKS_FROM) + 1, 1, 0)
+        fcntl.fcntl(file.fileno(), fcntl.F_OFD_SETLK, lock)
+        with pytest.raises(SyscallError, match="no holder's") as caught:
+            hold(FORWARD, 1, ns=a)
+    assert caught.value.errno == errno.EAGAIN
+    with hold(FORWARD, 1, ns=a):
+        assert Sysctls(a)[FORWARD] == "1"
+    assert Sysctls(a)[FORWARD] == "0"
+
+
 def test_held_where_the_caller_is(needs_root: None) -> None:
     """In a namespace that may outlive this program, the old value is entrusted to the reaper until it is put back."""
     reaper.pid()
@@ -257,23 +316,24 @@ def test_forgotten_and_forked(a: NetNS) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:never closed:ResourceWarning")
-def test_interrupts(a: NetNS, lost: list[type[BaseException]]) -> None:
+@pytest.mark.parametrize(("name", "value"), [("net.ipv4.ip_default_ttl", 33), (FORWARD, 1)])
+def test_interrupts(a: NetNS, lost: list[type[BaseException]], name: str, value: int) -> None:
     """An interrupt at any point of holding and letting go leaves the old value, and the next one can hold it."""
+    settings = Sysctls(a)
+    for one, own in WAYS_OF_LINKS.items():
+        settings[one] = own
+    names = (name, "net.ipv4.conf.lo.forwarding", "net.ipv4.conf.all.accept_redirects")
+    before = [settings[one] for one in names]
 
     def live() -> None:
-        hold("ipv4.ip_default_ttl", 33, ns=a).close()
+        hold(name, value, ns=a).close()
 
     live()
     turn = 0
     while interrupt(turn := turn + 1, live, is_ours) == 0:
         gc.collect(0)
-        assert cat_quick(a) == "64", turn
+        assert [settings[one] for one in names] == before, turn
     assert turn > 50
-
-
-def cat_quick(a: NetNS) -> str:
-    """Return the setting that is held."""
-    return Sysctls(a)["ipv4.ip_default_ttl"]
 
 
 def is_ours(code: CodeType) -> bool:

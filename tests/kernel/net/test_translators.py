@@ -6,24 +6,30 @@ the test's, with a server behind it.
 
 from __future__ import annotations
 
+import gc
 import os
+import random
 import select
 import shutil
 import signal
 import socket
+import subprocess
 import threading
+import warnings
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 import isolib
-from isolib.net import links, new_network
+from isolib import process as processes
+from isolib.net import chosen, links, new_network, translators, way_out
 from isolib.net.hosts import nameservers
-from tests.nets import PATIENCE, family_of, listen, socket_in
+from tests.interrupts import interrupt
+from tests.nets import PATIENCE, family_of, listen, socket_in, until
 from tests.rights import having
 from tests.wires import address
-from tests.worlds import HERE, HERE6, OTHER, SERVER, SERVER6, heard, say, world
+from tests.worlds import HERE, HERE6, ORDINARY, OTHER, SERVER, SERVER6, argv_of, environment, heard, say, world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("user_namespaces")
 
 PORT = 8080
+NODE = "chmod 0666 /dev/net/tun lets everybody, which is what udev does; root tests what an ordinary user gets with it"
 NETWORK = """
 ns = isolib.new_netns()
 network = new_network("10.77.0.0/24", ipv6="fd77::/64", internet={internet!r})
@@ -56,7 +63,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     if shutil.which(name) is None:
         pytest.skip(f"{name} is not installed")
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-        pytest.skip("this user may not open /dev/net/tun")
+        pytest.skip(f"this user may not open /dev/net/tun: {NODE}")
     return name
 
 
@@ -173,6 +180,26 @@ def test_nobody_comes_in(place: World, kind: str) -> None:
         assert process.wait(PATIENCE).code == 0
 
 
+def test_isolate(place: World, kind: str) -> None:
+    """Who may not reach the others of his network reaches elsewhere, and the others by no detour: gateway, or the way out."""
+    body = f"""
+    with new_network("10.78.0.0/24", ipv6="fd78::/64", internet={kind!r}, isolate=True) as apart:
+        spaces = [isolib.new_netns(), isolib.new_netns()]
+        one, two = map(apart.attach, spaces)
+        tell(*(get(space, to, {PORT}) for space in spaces for to in ("{SERVER}", "{SERVER6}")))
+        for gateway, own, to in ((apart.gateway, one.address, two.address), (apart.gateway6, one.ipv6, two.ipv6)):
+            tell(reaches(*spaces, to, patience=SOON))
+            route(spaces[0], f"{{to}}/{{to.max_prefixlen}}", str(gateway))
+            route(spaces[1], f"{{own}}/{{to.max_prefixlen}}", str(gateway))
+            tell(reaches(*spaces, to, patience=SOON))
+        [each.close() for each in spaces]
+    """
+    with serving((place.server, SERVER), (place.server, SERVER6)), place.program(program(internet=False, body=body)) as process:
+        assert heard(process).split() == [HERE, HERE6] * 2
+        assert [heard(process) for _ in range(4)] == ["False"] * 4
+        assert process.wait(PATIENCE).code == 0
+
+
 def test_egress(place: World, kind: str) -> None:
     """What may be reached is changed live, as with a cable."""
     body = f"""
@@ -219,6 +246,34 @@ def test_ended_by_somebody(place: World, kind: str) -> None:
         assert process.wait(PATIENCE).code == 0
 
 
+def test_what_comes_after_its_end(place: World, kind: str) -> None:
+    """When the program has ended, connections to elsewhere are refused at once, not lost; the network itself goes on."""
+    body = f"""
+    other = isolib.new_netns()
+    near = network.attach(other)
+    tell(network.way_out.pid, *(get(ns, one, {PORT}) for one in ("{SERVER}", "{SERVER6}")))
+    hear()
+    for one in ("{SERVER}", "{SERVER6}"):
+        with socket_in(ns, family=family_of(one)) as client:
+            tell(errno.errorcode[client.connect_ex((one, {PORT}))])
+    with listen(other, near.address, {PORT}) as server, network.publish(0, near, {PORT}) as published:
+        for here, one, port in ((ns, str(near.address), {PORT}), (None, "127.0.0.1", published.port)):
+            with dial(here, one, port), server.accept()[0]:
+                tell("reached")
+    other.close()
+    """
+    with serving((place.server, SERVER), (place.server, SERVER6)), place.program(program(kind, body)) as process:
+        pid, *before = heard(process).split()
+        assert before == [HERE, HERE6]
+        translator = os.pidfd_open(int(pid))
+        signal.pidfd_send_signal(translator, signal.SIGTERM)
+        has_ended(translator)
+        say(process)
+        assert [heard(process) for _ in range(2)] == ["ENETUNREACH", "ENETUNREACH"]
+        assert [heard(process) for _ in range(2)] == ["reached", "reached"]
+        assert process.wait(PATIENCE).code == 0
+
+
 def has_ended(pidfd: int) -> None:
     """Fail unless a process ends, and close its descriptor."""
     try:
@@ -248,6 +303,68 @@ def test_ends_with_the_network(place: World, kind: str, *, killed: bool) -> None
         if not killed:
             say(process)
             assert process.wait(PATIENCE).code == 0
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("moment", range(6))
+def test_killed_at_work(place: World, kind: str, moment: int) -> None:
+    """Whenever a program is killed while it makes and closes such networks, nothing of it is left that runs."""
+    body = f"""
+    while True:
+        ns = isolib.new_netns()
+        with new_network("10.77.0.0/24", internet={kind!r}) as network:
+            network.attach(ns)
+            tell()
+        ns.close()
+    """
+    number = random.Random(moment)  # noqa: S311 - the same moments each time
+    with place.popen(body) as process:
+        assert process.stdout is not None
+        for _ in range(number.randint(1, 2)):
+            assert process.stdout.readline() == b"\n"
+        threading.Event().wait(number.random() * 0.1)
+        process.kill()
+    assert until(lambda: not place.inhabitants())
+
+
+@pytest.mark.root
+def test_interrupt_at_every_point(place: World, kind: str, lost: list[type[BaseException]]) -> None:
+    """Wherever an interrupt comes while the program is started, and ended, no process, descriptor or subnet is left."""
+
+    def action() -> None:
+        new_network("10.77.0.0/24", ipv6="fd77::/64", internet=kind).close()
+
+    def left() -> tuple[object, ...]:
+        gc.collect()
+        return set(os.listdir("/proc/self/fd")), [*chosen._taken.subnets.values()], place.inhabitants()
+
+    ours = {module.__file__ for module in (way_out, translators, processes)}
+    with place.host.entered(), warnings.catch_warnings(), ExitStack() as stack:
+        warnings.simplefilter("ignore", ResourceWarning)
+        action()
+        gc.collect()
+        gc.freeze()  # so that hundreds of collections look only at what the action made
+        stack.callback(gc.unfreeze)
+        before = left()
+        turn = 1
+        while not interrupt(turn, action, lambda code: code.co_filename in ours):
+            assert until(lambda: left() == before), turn
+            turn += 1
+    assert turn > 40
+    assert set(lost) <= {KeyboardInterrupt}
+
+
+@pytest.mark.root
+def test_ordinary_user(place: World, kind: str) -> None:
+    """An ordinary user, who is in no user namespace of anybody's, gets a way out where he may open /dev/net/tun."""
+    if subprocess.run([*ORDINARY, *argv_of("", ())], env=environment(), check=False, capture_output=True).returncode:
+        pytest.skip("an ordinary user cannot run this Python here, or may make no user namespace")
+    body = f"""
+    tell(os.geteuid(), network.way_out.kind, get(ns, "{SERVER}", {PORT}), get(ns, "{SERVER6}", {PORT}))
+    """
+    with serving((place.server, SERVER), (place.server, SERVER6)), place.popen(program(kind, body), ORDINARY) as process:
+        assert process.communicate(timeout=PATIENCE)[0].decode() == f"65534 {kind} {HERE} {HERE6}\n"
+        assert process.returncode == 0
 
 
 def test_sandbox(place: World, kind: str) -> None:
@@ -316,7 +433,7 @@ def test_nothing_installed() -> None:
 def test_subnet_of_the_program() -> None:
     """A network that has what slirp4netns has for itself is refused before anything is made."""
     if shutil.which("slirp4netns") is None or not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-        pytest.skip("slirp4netns is not installed, or this user may not open /dev/net/tun")
+        pytest.skip(f"slirp4netns is not installed, or this user may not open /dev/net/tun: {NODE}")
     with pytest.raises(isolib.PlanError, match="fd00::/64 for itself"):
         new_network(ipv6="fd00::/64", internet="slirp4netns")
 
