@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from isolib.errors import ClosedError as ClosedError
     from isolib.errors import CommandFailed as CommandFailed
     from isolib.errors import GoneError as GoneError
+    from isolib.errors import ImageNotFound as ImageNotFound
     from isolib.errors import IsolibError as IsolibError
     from isolib.errors import LimitExceeded as LimitExceeded
     from isolib.errors import OutOfMemory as OutOfMemory
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from isolib.errors import PlanError as PlanError
     from isolib.errors import SandboxTimeout as SandboxTimeout
     from isolib.errors import SetupFailed as SetupFailed
+    from isolib.errors import StoreDamaged as StoreDamaged
     from isolib.errors import SyscallError as SyscallError
     from isolib.errors import ThreadStranded as ThreadStranded
     from isolib.errors import Unsupported as Unsupported
@@ -88,6 +90,7 @@ _HOMES = {
         "ClosedError",
         "CommandFailed",
         "GoneError",
+        "ImageNotFound",
         "IsolibError",
         "LimitExceeded",
         "OutOfMemory",
@@ -95,6 +98,7 @@ _HOMES = {
         "PlanError",
         "SandboxTimeout",
         "SetupFailed",
+        "StoreDamaged",
         "SyscallError",
         "ThreadStranded",
         "Unsupported",

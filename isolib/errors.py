@@ -26,6 +26,7 @@ __all__ = [
     "ClosedError",
     "CommandFailed",
     "GoneError",
+    "ImageNotFound",
     "IsolibError",
     "LimitExceeded",
     "OutOfMemory",
@@ -33,6 +34,7 @@ __all__ = [
     "PlanError",
     "SandboxTimeout",
     "SetupFailed",
+    "StoreDamaged",
     "SyscallError",
     "ThreadStranded",
     "Unsupported",
@@ -67,6 +69,30 @@ class ThreadStranded(IsolibError):
 
     It must not run anything else: let it end. The rest of the process is not affected.
     """
+
+
+class ImageNotFound(IsolibError, LookupError):
+    """A store has no such image, or tree, or several that are meant by what was given."""
+
+
+class StoreDamaged(IsolibError):
+    """Something that a store has on record is missing or is not what it was: `Store.verify` lists all such things.
+
+    Parameters
+    ----------
+    reason
+        What is wrong.
+    what
+        With what: the path in the store.
+    """
+
+    def __init__(self, reason: str, what: str) -> None:
+        super().__init__(reason, what)
+        self.reason = reason
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.reason}"
 
 
 class Unsupported(IsolibError):

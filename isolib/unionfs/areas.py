@@ -61,15 +61,15 @@ class Area:
                 except OSError as error:
                     raise self._layout.refused(error, "write", self.path) from None
 
-    def put(self, to: str, data: bytes) -> None:
-        """Write a file to its place in the store, whole and on disk."""
+    def put(self, to: str, data: bytes, *, durable: bool = True) -> None:
+        """Write a file to its place in the store, whole and, if ``durable``, on disk."""
         draft = f"{self.path}/file"
-        self._layout.write(draft, data)
-        self._layout.move(draft, to)
+        self._layout.write(draft, data, durable=durable)
+        self._layout.move(draft, to, durable=durable)
 
-    def hand_over(self, to: str) -> Fd | None:
+    def hand_over(self, to: str, *, durable: bool) -> Fd | None:
         """Make the area a directory of the store; its lock stays this process's, and is returned.  None: there is one."""
-        return self._lock if self._layout.move(self.path, to) else None
+        return self._lock if self._layout.move(self.path, to, durable=durable) else None
 
 
 def _make(layout: Layout, locks: Locks) -> Area:

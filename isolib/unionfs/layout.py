@@ -125,20 +125,21 @@ class Layout:
             if error.errno != EEXIST:
                 raise self.refused(error, "mkdirat", name) from None
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file that nobody reads before it is renamed, or its directory is; it is on disk on return."""
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Write a file that nobody reads before it is renamed, or its directory is; if ``durable``, it is on disk on return."""
         with self.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
             try:
                 with open(file.fileno(), "wb", closefd=False, buffering=0) as stream:
                     left = memoryview(data)
                     while left:
                         left = left[stream.write(left) :]
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             except OSError as error:
                 raise self.refused(error, "write", name) from None
 
-    def move(self, name: str, to: str) -> bool:
-        """Rename, and see to it that the new name is on disk; a file replaces another.
+    def move(self, name: str, to: str, *, durable: bool = True) -> bool:
+        """Rename, and if ``durable`` see to it that the new name is on disk; a file replaces another.
 
         Returns
         -------
@@ -152,7 +153,8 @@ class Layout:
             if error.errno in {EEXIST, ENOTEMPTY}:
                 return False
             raise self.refused(error, "renameat", to) from None
-        self.sync(os.path.dirname(to))
+        if durable:
+            self.sync(os.path.dirname(to))
         return True
 
     def sync(self, name: str) -> None:
