@@ -6,19 +6,33 @@ An *index* lists manifests, one for each platform; a *manifest* names a config a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from isolib.errors import ArchiveError
+from isolib.unionfs.compression import Compression, of_media_type
 from isolib.unionfs.config import Platform
 from isolib.unionfs.documents import Document, dump
-from isolib.unionfs.references import is_digest
+from isolib.unionfs.references import DEFAULT_TAG, is_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["Descriptor", "Manifest", "choose", "read_index", "read_manifest", "write_index", "write_manifest"]
+    from isolib.unionfs.references import Reference
+
+__all__ = [
+    "Descriptor",
+    "Manifest",
+    "called",
+    "choose",
+    "layer_type",
+    "read_index",
+    "read_manifest",
+    "type_of_manifest",
+    "write_index",
+    "write_manifest",
+]
 
 INDEX: Final = "application/vnd.oci.image.index.v1+json"
 MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -28,15 +42,9 @@ LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
 _INDEXES: Final = frozenset({INDEX, "application/vnd.docker.distribution.manifest.list.v2+json"})
 _MANIFESTS: Final = frozenset({MANIFEST, "application/vnd.docker.distribution.manifest.v2+json"})
 _CONFIGS: Final = frozenset({CONFIG, "application/vnd.docker.container.image.v1+json"})
-_LAYERS: Final = frozenset(
-    {
-        *(f"{LAYER}{suffix}" for suffix in ("", "+gzip", "+zstd")),
-        *(f"application/vnd.docker.image.rootfs.diff.tar{suffix}" for suffix in ("", ".gzip", ".zstd")),
-    }
-)
 _ELSEWHERE: Final = ("nondistributable", "foreign")
-#: How a layer is compressed, by what its type ends with.
-SUFFIXES: Final = {None: "", "gzip": "+gzip", "zstd": "+zstd"}
+#: What the type of a layer ends with, by how it is compressed.
+_SUFFIXES: Final = {Compression.NONE: "", Compression.GZIP: "+gzip", Compression.ZSTD: "+zstd"}
 
 #: The annotation by which an index says what a manifest is called, and the one that Docker and containerd use for whole names.
 REF_NAME: Final = "org.opencontainers.image.ref.name"
@@ -65,6 +73,11 @@ class Descriptor:
     size: int
     platform: Platform | None = None
     annotations: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def name(self) -> str:
+        """What an index calls it; empty: nothing."""
+        return self.annotations.get(FULL_NAME) or self.annotations.get(REF_NAME, "")
 
     @property
     def is_index(self) -> bool:
@@ -158,9 +171,9 @@ def read_manifest(data: bytes, what: str) -> Manifest:
         raise ArchiveError(f"not an image: its config is of the type {config.media_type[:80]!r}", what)
     layers = tuple(map(_descriptor, document.objects("layers")))
     for layer in layers:
-        if layer.media_type not in _LAYERS:
-            why = " (its content is to be had elsewhere)" if any(word in layer.media_type for word in _ELSEWHERE) else ""
-            raise ArchiveError(f"a layer of the type {layer.media_type[:80]!r}, which is not known here{why}", layer.digest)
+        of_media_type(layer.media_type)
+        if any(word in layer.media_type for word in _ELSEWHERE):
+            raise ArchiveError(f"a layer of the type {layer.media_type!r}: it is to be had elsewhere, and not part of the image", what)
     return Manifest(config, layers)
 
 
@@ -177,6 +190,22 @@ def choose(found: Sequence[Descriptor], platform: Platform, what: str) -> Descri
         offered = ", ".join(sorted({str(one.platform) for one in found if one.platform})) or "none"
         raise ArchiveError(f"there is nothing for {platform} in it; platforms: {offered}", what)
     return next((one for one in fitting if one.platform is not None and one.platform.plain == platform.plain), fitting[0])
+
+
+def called(manifest: Descriptor, names: Sequence[Reference]) -> list[Descriptor]:
+    """Return what an index says of a manifest that has names: all that is known of it once for each, as Docker does."""
+    notes = [{FULL_NAME: name.full, REF_NAME: name.tag or DEFAULT_TAG} for name in names]
+    return [replace(manifest, annotations=MappingProxyType(one)) for one in notes] or [manifest]
+
+
+def type_of_manifest(data: bytes) -> str:
+    """Return the type of a manifest that was read."""
+    return Document.read(data, "manifest").text("mediaType", MANIFEST)
+
+
+def layer_type(compression: Compression) -> str:
+    """Return the type of a layer that is compressed so."""
+    return f"{LAYER}{_SUFFIXES[compression]}"
 
 
 def write_manifest(config: Descriptor, layers: Iterable[Descriptor]) -> bytes:

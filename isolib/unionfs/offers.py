@@ -139,7 +139,7 @@ def _chosen(
     named: defaultdict[str, list[oci.Descriptor]] = defaultdict(list)
     for one in found:
         if one.is_manifest or one.is_index:
-            named[one.annotations.get(oci.FULL_NAME) or one.annotations.get(oci.REF_NAME, "")].append(one)
+            named[one.name].append(one)
     if not named:
         raise ArchiveError("it lists no image", INDEX)
     names: defaultdict[str, list[str]] = defaultdict(list)
