@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from isolib.unionfs.areas import owner, relied_on
 from isolib.unionfs.locks import try_lock
-from isolib.unionfs.recovery import recover
+from isolib.unionfs.recovery import recover_all
 from isolib.unionfs.records import chain, hex_of
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def collect(records: Records, *, unnamed: bool = False) -> Collected:
         Whether images that have no name go too.
     """
     driver, layout = records.driver, records.layout
-    recover(records)
+    recover_all(records)
     driver.sweep()
     needed = _Needed()
     with records.area() as area:

@@ -40,9 +40,9 @@ class RecipeFile:
         Where it is made.
     """
 
-    def __init__(self, records: Records, area: Area) -> None:
+    def __init__(self, records: Records, area: Area, directory: str = "layer") -> None:
         self._layout = records.layout
-        self.directory = f"{area.path}/layer"
+        self.directory = f"{area.path}/{directory}"
         self._layout.make(self.directory)
         self._path = f"{self.directory}/recipe"
 
@@ -59,32 +59,17 @@ class RecipeFile:
                     raise
                 raise self._layout.refused(error, "write", self._path) from None
 
+    def complete(self, record: LayerRecord) -> None:
+        """Say what it is of: the directory is then what ``layers/HEX`` is to be."""
+        self._layout.write(f"{self.directory}/meta.json", record.told())
+        self._layout.sync(self.directory)
 
-def put_on_record(
-    records: Records, recipe: RecipeFile, record: LayerRecord, seal: Callable[[str], None], *, mark: Callable[[], None] | None = None
-) -> None:
-    """Have a layer with the driver and on record; the caller holds the layer.
 
-    Parameters
-    ----------
-    records
-        Where.
-    recipe
-        Its recipe, written.
-    record
-        What it is.
-    seal
-        Makes the driver's layer of what there is, by its name.
-    mark
-        Called before.
-    """
-    layout, name = records.layout, hex_of(record.layer.chain_id)
-    layout.write(f"{recipe.directory}/meta.json", record.told())
-    layout.sync(recipe.directory)
-    if mark is not None:
-        mark()
-    seal(name)
-    layout.move(recipe.directory, f"layers/{name}")
+def put_on_record(records: Records, recipe: RecipeFile, record: LayerRecord, draft: Draft) -> None:
+    """Make a layer of a draft, and put it on record; the caller holds the layer."""
+    recipe.complete(record)
+    records.driver.seal(draft, hex_of(record.layer.chain_id))
+    records.layout.move(recipe.directory, f"layers/{hex_of(record.layer.chain_id)}")
 
 
 @contextmanager

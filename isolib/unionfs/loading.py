@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from isolib.errors import ArchiveError
 from isolib.unionfs import tar
+from isolib.unionfs.changes import opened_layers
 from isolib.unionfs.compression import open_compressed
+from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Layer
 from isolib.unionfs.layers import RecipeFile, drafted, put_on_record
 from isolib.unionfs.recipe import Recorder
@@ -94,24 +97,25 @@ class Loader:
         self._area = area
         self._limits = limits
         self._progress = progress
+        self._at = (1, 1)
 
     def load(self, files: Files, offer: Offer, names: Iterable[Reference]) -> ImageRecord:
         """Bring in an image that a source offers."""
         chains = chain(layer.diff_id for layer in offer.layers)
         for number, layer in enumerate(offer.layers):
-            self._layer(files, layer, chains[: number + 1], len(chains))
+            self._at = number + 1, len(chains)
+            with self._records.locks.layer(hex_of(chains[number])):
+                if not self.has(chains[number]):
+                    self._make(files, layer, chains[: number + 1])
+            self._tell(layer.size or 0, layer.size or 0)
         return self._records.add_image(self._area, offer.config, offer.manifest, names)
 
-    def _layer(self, files: Files, offer: LayerOffer, chains: Sequence[str], of: int) -> None:
-        def tell(done: int, total: int) -> None:
-            if self._progress is not None:
-                self._progress(Progress(len(chains), of, done, total))
+    def _tell(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(Progress(*self._at, done, total))
 
-        with self._records.locks.layer(hex_of(chains[-1])):
-            if not self.has(chains[-1]):
-                self._make(files, offer, chains, tell)
-        size = offer.size or 0
-        tell(size, size)
+    def _counted(self, stream: Readable, size: int) -> Readable:
+        return _Counted(stream, lambda done: self._tell(done, size))
 
     def has(self, chain_id: str) -> bool:
         """Return whether a layer is there; from now on it stays, or is this process's to make."""
@@ -119,7 +123,7 @@ class Loader:
             self._area.rely_on([f"layer:{chain_id}"])
             return self._records.has_layer(chain_id)
 
-    def _make(self, files: Files, offer: LayerOffer, chains: Sequence[str], tell: Callable[[int, int], None]) -> None:
+    def _make(self, files: Files, offer: LayerOffer, chains: Sequence[str]) -> None:
         *below, top = chains
         recipe = RecipeFile(self._records, self._area)
         what = offer.digest or offer.path
@@ -129,9 +133,9 @@ class Loader:
                 if offer.size is not None and offer.size != size:
                     raise ArchiveError(f"it has {size} bytes instead of {offer.size}", what)
                 recorder = Recorder(sink, keep=keep)
-                blob = DigestReader(_Counted(section, lambda done: tell(done, size)))
+                blob = DigestReader(self._counted(section, size))
                 plain = DigestReader(open_compressed(blob))
-                self._through(plain, recorder, draft, below)
+                self._through(plain, recorder, draft, below, unended=True)
                 recorder.finish()
                 blob.drain()
             if offer.digest is not None and blob.digest != offer.digest:
@@ -146,14 +150,19 @@ class Loader:
                 # What one entry brings and a later one takes away is nowhere now, so the recipe must have it.
                 recorder, size = once(None, recorder.lost)
             record = LayerRecord(Layer(offer.diff_id, top, size), below[-1] if below else None)
-            put_on_record(self._records, recipe, record, lambda name: self._records.driver.seal(draft, name))
+            put_on_record(self._records, recipe, record, draft)
 
-    def _through(self, plain: DigestReader, recorder: Recorder, draft: Draft | None, below: Sequence[str]) -> None:
+    def _through(
+        self, plain: DigestReader, recorder: Recorder, draft: Draft | None, below: Sequence[str], *, unended: bool
+    ) -> None:
         """Read a tar to its end, and unpack it where there is a draft."""
-        pieces = tar.read(plain, limits=self._limits, record=recorder, unended=True)
+        pieces = tar.read(plain, limits=self._limits, record=recorder, unended=unended)
         if draft is None:
             for _ in pieces:
                 pass
         else:
-            unpack_above(self._records, draft, pieces, below, self._limits)
+            form = self._records.driver.form
+            with ExitStack() as stack:
+                lowers = [] if form is Form.MERGED else opened_layers(self._records, stack, below)
+                unpack(pieces, draft.root.fileno(), form, lowers=lowers, limits=self._limits)
         plain.drain()

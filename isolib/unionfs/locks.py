@@ -21,13 +21,15 @@ from contextlib import contextmanager
 from errno import EWOULDBLOCK
 from typing import TYPE_CHECKING
 
+from isolib._kernel.handle import Fd
+from isolib._kernel.hints import typed
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from isolib._kernel.handle import Fd
     from isolib.unionfs.layout import Layout
 
-__all__ = ["Locks", "try_lock"]
+__all__ = ["Locks", "lock", "try_lock"]
 
 
 def try_lock(fd: int) -> bool:
@@ -39,6 +41,14 @@ def try_lock(fd: int) -> bool:
             raise
         return False
     return True
+
+
+@contextmanager
+def lock(fd: int, what: str) -> Iterator[None]:
+    """Hold what a descriptor is of alone, for the time of the block; whoever opens it anew is another."""
+    with typed(what), Fd(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)) as own:
+        fcntl.flock(own.fileno(), fcntl.LOCK_EX)
+        yield
 
 
 class Locks:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from isolib.unionfs.layout import Layout
     from isolib.unionfs.locks import Locks
 
-__all__ = ["ImageRecord", "LayerRecord", "Records", "Standing", "TreeRecord", "chain", "hex_of"]
+__all__ = ["ImageRecord", "LayerRecord", "Records", "Standing", "TreeRecord", "chain", "hex_of", "trusted"]
 
 _ALGORITHM: Final = "sha256:"
 
@@ -120,12 +120,15 @@ class TreeRecord:
         What it stands on.
     snapshots
         What it stood on when it was as it was then, by name.
+    resetting
+        The snapshot that it is on its way back to; None: to none.
     """
 
     tree: str
     kept: bool
     standing: Standing
     snapshots: dict[str, Standing] = field(default_factory=dict)
+    resetting: str | None = None
 
     @property
     def layers(self) -> set[str]:
@@ -141,7 +144,7 @@ class TreeRecord:
         """Return it as it is written."""
         told: dict[str, Any] = {"tree": self.tree, "kept": self.kept, **self.standing.told()}
         told["snapshots"] = {name: one.told() for name, one in self.snapshots.items()}
-        return dump(told)
+        return dump({**told, "resetting": self.resetting})
 
     @classmethod
     def read(cls, data: bytes, what: str) -> TreeRecord:
@@ -149,11 +152,12 @@ class TreeRecord:
         document = Document.read(data, what)
         taken = document.object("snapshots")
         snapshots = {name: Standing.read(taken.object(name)) for name in taken.value}
-        return cls(document.text("tree"), document.flag("kept"), Standing.read(document), snapshots)
+        resetting = document.text("resetting", "") or None
+        return cls(document.text("tree"), document.flag("kept"), Standing.read(document), snapshots, resetting)
 
 
 @contextmanager
-def _trusted(what: str) -> Iterator[None]:
+def trusted(what: str) -> Iterator[None]:
     """What the store has written itself is not an archive of somebody's: when it is wrong, the store is damaged."""
     try:
         yield
@@ -197,6 +201,19 @@ class Records:
                 self.hold(area, layers, blobs)
             yield
 
+    @contextmanager
+    def relying_on_present(self, layers: Iterable[str]) -> Iterator[list[str]]:
+        """As `relying`, on those of some layers that are on record; which ones they are is said."""
+        if not self.layout.may_write():
+            with self.locks.shared():
+                yield [one for one in layers if self.has_layer(one)]
+            return
+        with self.area() as area:
+            with self.locks.shared():
+                present = [one for one in layers if self.has_layer(one)]
+                self.hold(area, present)
+            yield present
+
     def hold(self, area: Area, layers: Sequence[str], blobs: Iterable[str] = ()) -> None:
         """Note that an area relies on layers that are on record, and on blobs.  The caller holds the store."""
         self._present(layers)
@@ -222,7 +239,7 @@ class Records:
             It is not, or its record is no good.
         """
         what = f"layers/{hex_of(chain_id)}/meta.json"
-        with _trusted(what):
+        with trusted(what):
             document = Document.read(self.layout.read(what), what)
             diff_id, parent = document.text("diff_id"), document.value.get("parent")
             if not is_digest(diff_id) or not (parent is None or is_digest(parent)):
@@ -248,7 +265,7 @@ class Records:
             It is not.
         """
         what = f"images/{hex_of(digest)}"
-        with _trusted(what):
+        with trusted(what):
             try:
                 data = self.layout.read(what)
             except FileNotFoundError:
@@ -271,7 +288,7 @@ class Records:
             It is missing, or is not what its digest says.
         """
         what = f"blobs/{hex_of(digest)}"
-        with _trusted(what):
+        with trusted(what):
             data = self.layout.read(what)
         if sha256(data) != digest:
             raise StoreDamaged("its digest is another", what)
@@ -281,7 +298,7 @@ class Records:
         """Return what the config of an image says."""
         what = f"blobs/{hex_of(digest)}"
         data = self.blob(digest)
-        with _trusted(what):
+        with trusted(what):
             return read_config(data, what)
 
     def add_image(self, area: Area, config: bytes, manifest: bytes | None, names: Iterable[Reference]) -> ImageRecord:
@@ -325,7 +342,7 @@ class Records:
 
     def name_record(self, data: bytes, what: str) -> tuple[Reference, str]:
         """Return what a file of a name says."""
-        with _trusted(what):
+        with trusted(what):
             document = Document.read(data, what)
             image = document.text("image")
             try:
@@ -371,7 +388,7 @@ class Records:
             It is not.
         """
         what = f"trees/{name}/meta.json"
-        with _trusted(what):
+        with trusted(what):
             data = self.layout.read(what)
             return TreeRecord.read(data, what)
 

@@ -172,12 +172,18 @@ def _pread(fd: int, size: int, offset: int) -> bytes:
 
 
 def _index(read_at: Callable[[int, int], bytes]) -> dict[str, Member] | None:
-    """Return where the files are; None as soon as it is clear that it is a root file system."""
+    """Return where the files are; None as soon as it is clear that it is a root file system.
+
+    So it is where something is wrong: who reads that one will say what.
+    """
     index: dict[str, Member] = {}
-    for member in members(read_at):
-        if member.path.partition("/")[0] in _OF_A_ROOT or len(index) > _MOST:
-            return None
-        index[member.path] = member
+    try:
+        for member in members(read_at):
+            if member.path.partition("/")[0] in _OF_A_ROOT or len(index) > _MOST:
+                return None
+            index[member.path] = member
+    except ArchiveError:
+        return None
     return index
 
 

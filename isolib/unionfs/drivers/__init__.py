@@ -1,1 +1,85 @@
-"""The storage drivers of a store, behind one contract."""
+"""The storage drivers of a store, behind one contract.
+
+Each is a module with one class, a `isolib.unionfs.drivers.base.Driver`, and is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+from isolib._kernel.handle import Fd
+from isolib._kernel.hints import typed
+from isolib.errors import PlanError, Unsupported
+from isolib.types import Feature
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from isolib.unionfs.drivers.base import Driver
+
+__all__ = ["NAMES", "best", "driver_class", "features"]
+
+#: Where each is, in the order in which they are tried: the cheapest first, and last the one that always works.
+_MODULES: Final = {
+    "overlay": ("isolib.unionfs.drivers.overlay", "OverlayDriver"),
+    "btrfs": ("isolib.unionfs.drivers.btrfs", "BtrfsDriver"),
+    "fuse-overlayfs": ("isolib.unionfs.drivers.fuse_overlayfs", "FuseOverlayfsDriver"),
+    "vfs": ("isolib.unionfs.drivers.vfs", "VfsDriver"),
+}
+NAMES: Final = (*_MODULES,)
+
+
+def driver_class(name: str) -> type[Driver]:
+    """Return a driver.
+
+    Raises
+    ------
+    PlanError
+        There is none of this name.
+    """
+    if name not in _MODULES:
+        raise PlanError(f"driver: {name!r} is none; there are {', '.join(NAMES)}")
+    module, member = _MODULES[name]
+    found: type[Driver] = getattr(import_module(module), member)
+    return found
+
+
+def best(home: int, path: str) -> type[Driver]:
+    """Return the first driver that works in a directory.
+
+    Raises
+    ------
+    Unsupported
+        None does: what refuses the last one.
+    """
+    refusals = []
+    for name in NAMES:
+        found = driver_class(name)
+        try:
+            found.examine(home, path)
+        except Unsupported as refusal:
+            refusals.append(refusal)
+        else:
+            return found
+    error = refusals.pop()
+    for refusal in refusals:
+        error.add_note(str(refusal))
+    raise error
+
+
+def features(path: str) -> Mapping[str, Feature]:
+    """Return which drivers work in a directory, by their names, in the order in which they are tried."""
+    with typed(path):
+        home = Fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    with home:
+        return {name: _feature(name, home.fileno(), path) for name in NAMES}
+
+
+def _feature(name: str, home: int, path: str) -> Feature:
+    try:
+        driver_class(name).examine(home, path)
+    except Unsupported as error:
+        return Feature(name, available=False, reason=str(error), refused_by=error.refused_by, remedy=error.remedy)
+    return Feature(name, available=True, reason=f"tried in {path}")
