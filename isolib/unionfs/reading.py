@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolib.errors import ArchiveError
 from isolib.unionfs import pax, sparse
+from isolib.unionfs.aufs import PseudoLinks
 from isolib.unionfs.decoding import chosen, make
 from isolib.unionfs.entry import Entry, Kind
 from isolib.unionfs.headers import BLOCK, SIZE, ZEROS, decode
@@ -99,9 +100,16 @@ class Reader:
         self._long: dict[bytes, bytes] = {}
         #: The content that comes next in the stream.
         self._open: Plain | None = None
+        self._aufs = PseudoLinks()
 
     def pieces(self) -> Iterator[Piece]:
         """Yield what the archive has."""
+        try:
+            yield from self._pieces()
+        finally:
+            self._aufs.close()
+
+    def _pieces(self) -> Iterator[Piece]:
         held: Entry | None = None  # a directory, until it is known whether its opaque mark comes next
         while (header := self._next()) is not None:
             piece = self._piece(header)
@@ -230,13 +238,20 @@ class Reader:
         path = relative(name)
         self._admit(path)
         content, size = self._content(header, records, kind, path, stored)
-        if WHITEOUT in path and (mark := marked(path)) is not None:
+        mark = marked(path) if WHITEOUT in path else None
+        if mark is not None and mark[0] is not Mark.AUFS_LINK:
             return self._marked(*mark)
         if not path and kind is not Kind.DIRECTORY:
             raise ArchiveError(f"makes the root a {kind.value}", name)
+        if kind is Kind.HARDLINK and WHITEOUT in link and (piece := self._aufs.resolve(path, relative(link))) is not None:
+            return self._passing(piece)
         check = _LINKS.get(kind)
         target = check(path, link) if check is not None else b""
         entry = make(header, values, kind, path, target=target, size=size)
+        if mark is not None:
+            if entry.kind is Kind.FILE and content is not None:
+                self._aufs.keep(entry, content)
+            return None
         if self._record is not None:
             self._record.passing(entry)
             if isinstance(content, Plain) and entry.kind is Kind.FILE and size:
@@ -247,10 +262,13 @@ class Reader:
         """Return what a name that begins with ``.wh.`` stands for, whatever lies there."""
         if mark is Mark.AUFS:
             return None
-        entry = Entry(path, Kind.WHITEOUT if mark is Mark.WHITEOUT else Kind.OPAQUE)
+        return self._passing((Entry(path, Kind.WHITEOUT if mark is Mark.WHITEOUT else Kind.OPAQUE), None))
+
+    def _passing(self, piece: Piece) -> Piece:
+        """Tell of an entry whose content, if it has one, is not to be found later."""
         if self._record is not None:
-            self._record.passing(entry)
-        return entry, None
+            self._record.passing(replace(piece[0], size=0))
+        return piece
 
     def _admit(self, path: bytes) -> None:
         """Count an entry, and refuse a path that is too long."""
@@ -291,7 +309,7 @@ class Reader:
         else:
             size = sparse.real_size(values)
             extents = sparse.in_records(values, records.extents)
-        sparse.check(extents, size=size, stored=stored)
+        extents.check(size=size, stored=stored)
         self._use(size, path)
         self._open = plain = Plain(source, path, stored)
         return Sparse(plain, extents, size), size
