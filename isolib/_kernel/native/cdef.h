@@ -461,6 +461,7 @@ int isolib_pidfd_namespace(int pidfd, int kind);
 int isolib_link_up(const char *name);
 int64_t isolib_fs_magic(int fd);
 int isolib_openat2(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
+int isolib_renameat2(int old_dir, const char *old, int new_dir, const char *new, unsigned int flags);
 int isolib_open_tree(int dir, const char *path, unsigned int flags);
 int isolib_move_mount(int from_dir, const char *from, int to_dir, const char *to, unsigned int flags);
 int isolib_fsopen(const char *type, unsigned int flags);
