@@ -383,6 +383,34 @@ void isolib_batch_take(struct isolib_batch *batch);
 void isolib_batch_close(struct isolib_batch *batch);
 void isolib_errand_close(struct isolib_errand *errand);
 
+/* ---- copytree.c, cleartree.c: whole trees ------------------------------------------------------------------------------- */
+
+enum isolib_tree_limits { ISOLIB_TREE_PATH = 4096 };
+/* All zero but the first three.  Where `error` is not 0 at the end, `call` has failed at `path`, and not all is there. */
+struct isolib_copy {
+    int32_t source; /* a directory */
+    int32_t target; /* an empty one */
+    int32_t threads;
+    int32_t error;
+    const char *call;
+    char path[ISOLIB_TREE_PATH]; /* relative to both */
+    struct isolib_copy_state *state;
+};
+/* Copies for a while; 1: to be called again, until 0. */
+int isolib_copy_run(struct isolib_copy *copy);
+/* leaves off, where it is under way, and waits for the threads */
+void isolib_copy_end(struct isolib_copy *copy);
+
+struct isolib_removal {
+    int32_t base;
+    int32_t error;
+    const char *name; /* what is in that directory */
+    const char *call;
+    char path[ISOLIB_TREE_PATH]; /* of what cannot be removed, below the name */
+};
+/* Removes for a while; 1: to be called again, until 0.  What is not there is removed. */
+int isolib_remove_run(struct isolib_removal *removal);
+
 /* how far a thread came that went to another namespace, did something there and came back */
 enum isolib_away {
     ISOLIB_AWAY_OPEN = 1,
