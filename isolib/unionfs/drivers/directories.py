@@ -163,6 +163,17 @@ class Home:
             return False
         return True
 
+    def put(self, old: str, new: str) -> None:
+        """Move a directory to its place, in one step.
+
+        Raises
+        ------
+        SyscallError
+            EEXIST: something is there already.
+        """
+        if not self.move(old, new):
+            raise from_errno("renameat2", self.show(new), EEXIST)
+
     def exchange(self, one: str, other: str) -> None:
         """Exchange two directories, in one step."""
         here = self.fd.fileno()
