@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from isolib.unionfs.areas import owner, relied_on
 from isolib.unionfs.locks import try_lock
-from isolib.unionfs.recovery import recover_all
 from isolib.unionfs.records import chain, hex_of
+from isolib.unionfs.recovery import recover_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

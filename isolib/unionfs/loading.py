@@ -15,7 +15,7 @@ from isolib.unionfs.entry import Layer
 from isolib.unionfs.layers import RecipeFile, drafted, put_on_record
 from isolib.unionfs.recipe import Recorder
 from isolib.unionfs.records import LayerRecord, chain, hex_of
-from isolib.unionfs.streams import DigestReader, chain_id
+from isolib.unionfs.streams import DigestReader
 from isolib.unionfs.unpack import unpack
 
 if TYPE_CHECKING:

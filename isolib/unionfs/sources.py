@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Source", "SourceKind", "opened_source"]
 
 _OF_A_ROOT: Final = frozenset(
-    "bin boot dev etc home lib lib32 lib64 libx32 media mnt opt proc root run sbin srv sys tmp usr var".split()
+    ["bin", "boot", "dev", "etc", "home", "lib", "lib32", "lib64", "libx32", "media", "mnt", "opt", "proc", "root", "run", "sbin", "srv", "sys", "tmp", "usr", "var"]
 )
 #: More than any archive of images has.
 _MOST: Final = 100_000

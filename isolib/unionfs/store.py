@@ -147,7 +147,7 @@ def open_store(path: AnyPath | None = None, *, driver: str | None = None) -> Sto
             for part in PARTS:
                 layout.make(part)
         found = driver_class(name)(undo.adopt(layout.open("driver", os.O_DIRECTORY)), f"{where}/driver")
-        store = Store._make(Records(layout, Locks(layout), found), root)  # noqa: SLF001 - this is its constructor
+        store = Store._make(Records(layout, Locks(layout), found), root)
         undo.dismiss()
     return store
 

@@ -379,7 +379,7 @@ def _made(records: Records, standing: Standing, name: str | None, source: str | 
             records.driver.remove_tree(record.tree)
             raise
     try:
-        return Tree._make(records, name or area.name, record, lock)  # noqa: SLF001 - this is its constructor
+        return Tree._make(records, name or area.name, record, lock)
     except BaseException:
         records.layout.unlink(f"trees/{name or area.name}/meta.json")
         records.driver.remove_tree(record.tree)
@@ -403,6 +403,6 @@ def open_tree(records: Records, name: str) -> Tree:
         if not records.layout.holds(f"{path}/meta.json") or not records.tree(name).kept:
             raise ImageNotFound(f"the store has no tree {name!r}")
         recover(records, name)
-        tree = Tree._make(records, name, records.tree(name), directory)  # noqa: SLF001 - this is its constructor
+        tree = Tree._make(records, name, records.tree(name), directory)
         undo.dismiss()
         return tree

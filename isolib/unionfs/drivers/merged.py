@@ -112,10 +112,10 @@ class MergedDriver(DirectoryDriver):
         with self.mount(tree) as new:
             if below:
                 with self.open_layer(below[-1]) as old:
-                    yield from difference(old, new)
+                    yield from difference(old.fileno(), new.fileno())
             else:
                 with self._place.making() as empty, self._place.open(empty) as old:
-                    yield from difference(old, new)
+                    yield from difference(old.fileno(), new.fileno())
 
     def commit(self, tree: str, layer: str) -> None:
         check_name(layer)
