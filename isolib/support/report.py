@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
-from isolib.types import Feature
+from isolib.types import Feature as Feature
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

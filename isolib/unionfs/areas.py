@@ -1,7 +1,7 @@
 """Areas: where a process makes things for a store, and notes what it relies on.
 
-An area is a directory that its maker has locked.  When the lock is gone so is the process, and the collector removes the area and what
-belongs to it: drafts and trees of the driver whose names begin with the area's.
+An area is a directory that its maker has locked.  When the lock is gone so is the process, and the collector removes the area
+and what belongs to it: drafts and trees of the driver whose names begin with the area's.
 """
 
 from __future__ import annotations

@@ -52,9 +52,7 @@ def _changes(pieces: Pieces, lower: Below) -> Iterator[tuple[bytes, ChangeKind]]
         elif not _is_same_directory(entry, old.entry):
             yield path, ChangeKind.MODIFIED
     for path in opaque:
-        yield from (
-            (one, ChangeKind.DELETED) for name in lower.names(path) if (one := joined(path, name)) not in below_opaque
-        )
+        yield from ((one, ChangeKind.DELETED) for name in lower.names(path) if (one := joined(path, name)) not in below_opaque)
 
 
 def _is_same_directory(new: Entry, old: Entry) -> bool:

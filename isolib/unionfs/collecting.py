@@ -1,7 +1,7 @@
 """What nothing refers to any more is taken away.
 
-Roots are the images, the trees that are kept or whose owners live, and what living processes rely on.  What hangs on none of them
-goes: first its record, while nobody can come to rely on it, then the driver's files, while others work on.
+Roots are the images, the trees that are kept or whose owners live, and what living processes rely on.  What hangs on none of
+them goes: first its record, while nobody can come to rely on it, then the driver's files, while others work on.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, timezone
 from types import MappingProxyType
@@ -19,7 +18,7 @@ from isolib.unionfs.documents import Document, dump
 from isolib.unionfs.references import is_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["History", "ImageConfig", "Platform", "Recorded", "derive", "new_config", "read_config"]
 
@@ -205,7 +204,10 @@ def parse_time(text: str, what: str) -> datetime | None:
     try:
         # A leap second is the one before it, as for the kernel.
         moment = datetime(
-            *(year, month, day, hour, minute), min(second, 59), int((fraction or "0").ljust(6, "0")[:6]), tzinfo=timezone(offset)
+            *(year, month, day, hour, minute),
+            min(second, 59),
+            int((fraction or "0").ljust(6, "0")[:6]),
+            tzinfo=timezone(offset),
         )
         return moment.astimezone(UTC)
     except (ValueError, OverflowError) as error:
@@ -309,9 +311,7 @@ def _step(step: History) -> dict[str, Any]:
     return {key: value for key, value in told.items() if value}
 
 
-def _written(
-    base: dict[str, Any], config: ImageConfig, history: Sequence[Mapping[str, Any]], diff_ids: Sequence[str]
-) -> bytes:
+def _written(base: dict[str, Any], config: ImageConfig, history: Sequence[Mapping[str, Any]], diff_ids: Sequence[str]) -> bytes:
     run: dict[str, Any] = {
         **(base.get("config") or {}),
         "User": config.user,

@@ -71,6 +71,4 @@ def _path(text: str, document: Document) -> str:
 
 def write_archive(images: Iterable[Listed]) -> bytes:
     """Return the manifest of an archive."""
-    return dump(
-        [{"Config": image.config, "RepoTags": [*image.names] or None, "Layers": [*image.layers]} for image in images]
-    )
+    return dump([{"Config": image.config, "RepoTags": [*image.names] or None, "Layers": [*image.layers]} for image in images])

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Final
 
 from isolib.errors import ImageNotFound, PlanError
 from isolib.types import check_path
-from isolib.unionfs.config import History, ImageConfig
 from isolib.unionfs.records import chain
 from isolib.unionfs.references import Reference, is_digest
-from isolib.unionfs.saving import check_compression, check_format, save
+from isolib.unionfs.saving import check_compression, is_docker_archive, save
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
+    from isolib.unionfs.config import History, ImageConfig
     from isolib.unionfs.entry import Layer
     from isolib.unionfs.records import ImageRecord, Records
 
@@ -30,14 +30,14 @@ _SHOWN: Final = 12
 class Image:
     """An image in a store.
 
-    It is a value: it does not change, and it is equal to another of the same digest.  What can change is what the store calls it, and
-    whether it is there any more.
+    It is a value: it does not change, and it is equal to another of the same digest.  What can change is what the store calls
+    it, and whether it is there any more.
 
     Attributes
     ----------
     digest
-        Of its config, which names all its layers: what the image is, whatever format it came in.  Docker and Podman call it the image's
-        id.
+        Of its config, which names all its layers: what the image is, whatever format it came in.  Docker and Podman call it the
+        image's id.
     config
         How it wants to be run, and what it is for.
     history
@@ -77,14 +77,14 @@ class Image:
     ) -> str | None:
         """Write it to a file for others.
 
-        The same image makes the same bytes each time, and loading them gives an image of the same digest: the tars of its layers
-        are, to the byte, those that it came with.
+        The same image makes the same bytes each time, and loading them gives an image of the same digest: the tars of its
+        layers are, to the byte, those that it came with.
 
         Parameters
         ----------
         path
-            The file, which is replaced in one step when all is written.  Where it is a directory, an OCI layout is written into it, or
-            the image is added to the one that is there.
+            The file, which is replaced in one step when all is written.  Where it is a directory, an OCI layout is written into
+            it, or the image is added to the one that is there.
         format
             ``"oci"``: an OCI layout in a tar, or in a directory.  ``"docker"``: what ``docker save`` writes.
         compression
@@ -93,8 +93,9 @@ class Image:
         Returns
         -------
         str or None
-            The digest of the manifest that was written.  It names the layers as they are compressed, so it is that of the image's
-            manifest as it came only where they are the same to the byte: uncompressed ones always are.  None for ``"docker"``.
+            The digest of the manifest that was written.  It names the layers as they are compressed, so it is that of the
+            image's manifest as it came only where they are the same to the byte: uncompressed ones always are.  None for
+            ``"docker"``.
 
         Raises
         ------
@@ -106,7 +107,9 @@ class Image:
             The file cannot be written.
         """
         where, way = check_path(path, "path"), check_compression(compression)
-        return save(self._records, self._records.image(self.digest), self._references(), where, check_format(format), way)
+        docker = is_docker_archive(format)
+        record = self._records.image(self.digest)
+        return save(self._records, record, self._references(), where, docker_archive=docker, compression=way)
 
     def tag(self, name: str) -> None:
         """Call it by a name; where another image has it, that one loses it.
@@ -149,7 +152,9 @@ class Image:
 
     def __repr__(self) -> str:
         count = len(self.layers)
-        return f"<Image {self.digest[: len('sha256:') + _SHOWN]} of {count} layer{'s' * (count != 1)} for {self.config.platform}>"
+        return (
+            f"<Image {self.digest[: len('sha256:') + _SHOWN]} of {count} layer{'s' * (count != 1)} for {self.config.platform}>"
+        )
 
 
 def _plain(name: str) -> Reference:

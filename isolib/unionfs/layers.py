@@ -10,20 +10,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from isolib._kernel import calls
-from isolib._kernel.handle import Fd
 from isolib.errors import ArchiveError, StoreDamaged, SyscallError
-from isolib.unionfs.entry import Layer
 from isolib.unionfs.recipe import replay
-from isolib.unionfs.records import LayerRecord, hex_of
+from isolib.unionfs.records import hex_of
 from isolib.unionfs.streams import DigestWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from isolib._kernel.handle import Fd
     from isolib.unionfs.areas import Area
     from isolib.unionfs.drivers.base import Draft
-    from isolib.unionfs.entry import Content
-    from isolib.unionfs.records import Records
+    from isolib.unionfs.entry import Content, Layer
+    from isolib.unionfs.records import LayerRecord, Records
     from isolib.unionfs.streams import Writable
 
 __all__ = ["RecipeFile", "drafted", "put_on_record", "replayed"]

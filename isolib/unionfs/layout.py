@@ -13,8 +13,8 @@
     staging/ID/     what is being made, and what a process relies on meanwhile; the flock on the directory is its owner's
     driver/         the storage driver's: the files of layers and trees
 
-Every file is written whole in ``staging``, synced, and renamed to its place; every directory likewise.  So nothing in another place
-is ever half there.
+Every file is written whole in ``staging``, synced, and renamed to its place; every directory likewise.  So nothing in another
+place is ever half there.
 """
 
 from __future__ import annotations

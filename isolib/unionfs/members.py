@@ -1,7 +1,7 @@
 """Where the files of a tar lie in it, for archives that hold blobs.
 
-Such an archive has a few large files, and which of them are needed, and in what order, stands in one of them, perhaps the last.  So
-the headers alone are read, and the files later, where they lie.
+Such an archive has a few large files, and which of them are needed, and in what order, stands in one of them, perhaps the last.
+ So the headers alone are read, and the files later, where they lie.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from isolib.unionfs.names import relative
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from isolib.unionfs.headers import Header
+
 __all__ = ["Member", "Section", "members"]
 
 _FILES: Final = (b"0", b"\0", b"7")
 _HARD, _SYMBOLIC = b"1", b"2"
 _EXTENDED: Final = (b"x", b"X")
-_GLOBAL: Final = b"g"
-_LONG_NAME, _LONG_LINK = b"L", b"K"
+_LONG: Final = {b"L": b"path", b"K": b"linkpath"}
+_EXTENDING: Final = frozenset({*_EXTENDED, *_LONG, b"g"})
 _LONGEST: Final = 1 << 20
 _LARGEST: Final = 1 << 50
 
@@ -91,8 +93,7 @@ def members(read: Callable[[int, int], bytes]) -> Iterator[Member]:
     ArchiveError
         It is no tar, or is cut short.
     """
-    at = 0
-    name = link = size = None
+    at, said = 0, _Said()
     while True:
         block = read(BLOCK, at)
         if block == ZEROS or (not block and at):
@@ -100,29 +101,42 @@ def members(read: Callable[[int, int], bytes]) -> Iterator[Member]:
         if len(block) < BLOCK:
             raise ArchiveError("the archive is cut short")
         header = decode(block)
-        kind, length = header.kind, header.number(SIZE)
+        length = header.number(SIZE)
         at += BLOCK
-        if kind in {*_EXTENDED, _GLOBAL, _LONG_NAME, _LONG_LINK}:
+        if header.kind in _EXTENDING:
             if not 0 <= length <= _LONGEST:
                 raise ArchiveError(f"an extended header of {length} bytes", header.name)
-            data = read(length, at)
-            if kind in _EXTENDED:
-                values = pax.parse(data).values
-                name, link, size = values.get(b"path", name), values.get(b"linkpath", link), values.get(b"size")
-            elif kind == _LONG_NAME:
-                name = data.partition(b"\0")[0]
-            elif kind == _LONG_LINK:
-                link = data.partition(b"\0")[0]
+            said.take(header.kind, read(length, at))
         else:
-            if size is not None:
-                length = pax.decimal(size, b"size")
-            if kind not in _FILES:
-                length = 0
-            if not 0 <= length <= _LARGEST:
-                raise ArchiveError(f"has a size of {length} bytes", header.name)
-            yield _member(kind, name or header.name, link or header.link, at, length)
-            name = link = size = None
+            member = said.member(header, at, length)
+            yield member
+            length, said = member.size, _Said()
         at += length + -length % BLOCK
+
+
+class _Said:
+    """What the headers before an entry's own say of it."""
+
+    def __init__(self) -> None:
+        self._values: dict[bytes, bytes] = {}
+
+    def take(self, kind: bytes, data: bytes) -> None:
+        """Take the content of such a header."""
+        if kind in _EXTENDED:
+            self._values |= pax.parse(data).values
+        elif kind in _LONG:
+            self._values[_LONG[kind]] = data.partition(b"\0")[0]
+
+    def member(self, header: Header, at: int, size: int) -> Member:
+        """Return the member whose header this is."""
+        if b"size" in self._values:
+            size = pax.decimal(self._values[b"size"], b"size")
+        if header.kind not in _FILES:
+            size = 0
+        if not 0 <= size <= _LARGEST:
+            raise ArchiveError(f"has a size of {size} bytes", header.name)
+        name = self._values.get(b"path") or header.name
+        return _member(header.kind, name, self._values.get(b"linkpath") or header.link, at, size)
 
 
 def _member(kind: bytes, name: bytes, link: bytes, at: int, size: int) -> Member:

@@ -1,7 +1,7 @@
 """Documents of the OCI image specification: what refers to what.
 
-An *index* lists manifests, one for each platform; a *manifest* names a config and the blobs of the layers.  Each names others by
-*descriptors*: type, digest and size.  Docker's own formats of the same (schema 2) differ in the types alone.
+An *index* lists manifests, one for each platform; a *manifest* names a config and the blobs of the layers.  Each names others
+by *descriptors*: type, digest and size.  Docker's own formats of the same (schema 2) differ in the types alone.
 """
 
 from __future__ import annotations
@@ -173,7 +173,9 @@ def read_manifest(data: bytes, what: str) -> Manifest:
     for layer in layers:
         of_media_type(layer.media_type)
         if any(word in layer.media_type for word in _ELSEWHERE):
-            raise ArchiveError(f"a layer of the type {layer.media_type!r}: it is to be had elsewhere, and not part of the image", what)
+            raise ArchiveError(
+                f"a layer of the type {layer.media_type!r}: it is to be had elsewhere, and not part of the image", what
+            )
     return Manifest(config, layers)
 
 

@@ -1,7 +1,8 @@
 """What a store has on record, and the few ways in which that changes.
 
-A layer is on record when ``layers/HEX`` is there, an image when ``images/HEX`` is; nothing else decides.  They are written after what
-they stand for, and removed before it.  So a crash leaves at most things that nobody has on record, and the collector takes those.
+A layer is on record when ``layers/HEX`` is there, an image when ``images/HEX`` is; nothing else decides.  They are written
+after what they stand for, and removed before it.  So a crash leaves at most things that nobody has on record, and the collector
+takes those.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from isolib.errors import ArchiveError, ImageNotFound, StoreDamaged
-from isolib.unionfs.areas import Area, new_area
+from isolib.unionfs.areas import new_area
 from isolib.unionfs.config import read_config
 from isolib.unionfs.documents import Document, dump, sha256
 from isolib.unionfs.entry import Layer
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
+    from isolib.unionfs.areas import Area
     from isolib.unionfs.config import Recorded
     from isolib.unionfs.drivers.base import Driver
     from isolib.unionfs.layout import Layout
@@ -158,7 +160,7 @@ class TreeRecord:
 
 @contextmanager
 def trusted(what: str) -> Iterator[None]:
-    """What the store has written itself is not an archive of somebody's: when it is wrong, the store is damaged."""
+    """Take what the store has written itself for no archive of somebody's: when it is wrong, the store is damaged."""
     try:
         yield
     except ArchiveError as error:

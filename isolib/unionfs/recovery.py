@@ -1,13 +1,14 @@
 """Commits and resets of trees, in steps that can be finished when whoever began them was killed.
 
-What a commit is about to do lies in the tree's directory, as ``commit/``, from before the driver does it until all is on record::
+What a commit is about to do lies in the tree's directory, as ``commit/``, from before the driver does it until all is on
+record::
 
     commit/commit.json     {"layer": its chain id, "name": what the image is to be called}
     commit/config          the config of the image
     commit/layer/          what ``layers/HEX`` is to be
 
-So the driver's one step, `Driver.commit`, decides: before it the tree is what it was, and after it `finish` can be run by anybody
-who has the tree, and as often as he likes.
+So the driver's one step, `Driver.commit`, decides: before it the tree is what it was, and after it `finish` can be run by
+anybody who has the tree, and as often as he likes.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def recover(records: Records, name: str) -> None:
     with records.area() as area:
         with records.locks.layer(hex_of(top)):
             # Somebody else may have made the same layer since; but a tree that has not become one has changes still.
-            done = top in record.standing.below or (hex_of(top) in records.driver.layers() and not _has_changes(records, record))
+            done = top in record.standing.below or (
+                hex_of(top) in records.driver.layers() and not _has_changes(records, record)
+            )
             if done:
                 with records.locks.shared():
                     area.rely_on([f"layer:{top}"])

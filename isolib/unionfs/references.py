@@ -92,7 +92,9 @@ class Reference:
         if not colon or "/" in tag:
             head, colon, tag = name, "", ""
         if colon and not _TAG.fullmatch(tag):
-            raise PlanError(f"{what}: {text!r}: a tag is 1 to 128 letters, digits, '_', '.' and '-', and begins with none of the last two")
+            raise PlanError(
+                f"{what}: {text!r}: a tag is 1 to 128 letters, digits, '_', '.' and '-', and begins with none of the last two"
+            )
         domain, path = _split(head)
         if not _DOMAIN.fullmatch(domain):
             raise PlanError(f"{what}: {text!r}: {domain!r} is not the name of a registry")

@@ -35,8 +35,8 @@ _MADE_BY: Final = {SourceKind.DIRECTORY: "isolib: load a directory", SourceKind.
 class RootLoader(Loader):
     """Brings root file systems into a store.
 
-    What a layer is called is its digest, which is known only when it has been read; so it is made first, and dropped where the store has it.
-    The image says nothing of when it was made: the same root file system makes the same image.
+    What a layer is called is its digest, which is known only when it has been read; so it is made first, and dropped where the
+    store has it. The image says nothing of when it was made: the same root file system makes the same image.
     """
 
     def load_root(self, source: Source, names: Iterable[Reference], platform: Platform) -> ImageRecord:

@@ -72,8 +72,8 @@ class _Blob:
         return cls(sha256(data), len(data), partial(io.BytesIO, data))
 
 
-def check_format(format: str) -> str:  # noqa: A002 - as users name it
-    """Return a format that there is.
+def is_docker_archive(format: str) -> bool:  # noqa: A002 - as users name it
+    """Return whether a format is that of Docker, and not OCI's.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def check_format(format: str) -> str:  # noqa: A002 - as users name it
     """
     if format not in _FORMATS:
         raise PlanError(f"format: {format!r} is none; there are 'oci' and 'docker'")
-    return format
+    return format == "docker"
 
 
 def check_compression(compression: str | None) -> Compression:
@@ -100,7 +100,13 @@ def check_compression(compression: str | None) -> Compression:
 
 
 def save(
-    records: Records, record: ImageRecord, names: Sequence[Reference], path: str, format: str, compression: Compression  # noqa: A002
+    records: Records,
+    record: ImageRecord,
+    names: Sequence[Reference],
+    path: str,
+    *,
+    docker_archive: bool,
+    compression: Compression,
 ) -> str | None:
     """Write an image to a file, or into a directory.
 
@@ -113,11 +119,11 @@ def save(
     layers = chain(saver.recorded.diff_ids)
     with records.relying(layers, [record.digest, *filter(None, (record.manifest,))]):
         if os.path.isdir(path):
-            if format != "oci":
+            if docker_archive:
                 raise PlanError(f"path: {path!r} is a directory, which is for the format 'oci'")
             return saver.into(path)
         directory = os.path.dirname(path) or "."
-        if format == "docker":
+        if docker_archive:
             with _written(path) as sink, new_compressor(sink, compression) as packed:
                 tar.write(saver.docker(), packed)
             return None

@@ -1,7 +1,8 @@
 """What a path holds that is to be loaded: told by its content, whatever it is called.
 
 Archives of images are known by a file at their top, an OCI layout by ``oci-layout`` and what ``docker save`` writes by
-``manifest.json``.  A tar that has ``usr`` or the like at its top is a root file system, and so is any that is none of the others.
+``manifest.json``.  A tar that has ``usr`` or the like at its top is a root file system, and so is any that is none of the
+others.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import enum
 import os
 import stat
-from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from isolib.unionfs.offers import LAYOUT
 from isolib.unionfs.streams import CHUNK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from isolib.unionfs.blobs import Files
     from isolib.unionfs.members import Member
@@ -35,7 +35,29 @@ if TYPE_CHECKING:
 __all__ = ["Source", "SourceKind", "opened_source"]
 
 _OF_A_ROOT: Final = frozenset(
-    ["bin", "boot", "dev", "etc", "home", "lib", "lib32", "lib64", "libx32", "media", "mnt", "opt", "proc", "root", "run", "sbin", "srv", "sys", "tmp", "usr", "var"]
+    [
+        "bin",
+        "boot",
+        "dev",
+        "etc",
+        "home",
+        "lib",
+        "lib32",
+        "lib64",
+        "libx32",
+        "media",
+        "mnt",
+        "opt",
+        "proc",
+        "root",
+        "run",
+        "sbin",
+        "srv",
+        "sys",
+        "tmp",
+        "usr",
+        "var",
+    ]
 )
 #: More than any archive of images has.
 _MOST: Final = 100_000
@@ -80,7 +102,7 @@ class _Whole:
         return not path
 
     @contextmanager
-    def open(self, path: str) -> Iterator[tuple[Section, int]]:
+    def open(self, path: str) -> Iterator[tuple[Section, int]]:  # noqa: ARG002 - there is one
         yield Section(self._file.fileno(), 0, self._size), self._size
 
 

@@ -15,11 +15,11 @@ from isolib._kernel.hints import typed
 from isolib.errors import ArchiveError, PlanError, StoreDamaged, Unsupported, from_errno
 from isolib.types import check_path, parse_size
 from isolib.unionfs import tar
-from isolib.unionfs.collecting import Collected, collect
+from isolib.unionfs.collecting import collect
 from isolib.unionfs.config import Platform
 from isolib.unionfs.documents import Document, dump
 from isolib.unionfs.drivers import best, driver_class, features
-from isolib.unionfs.images import Image, find, opened_image
+from isolib.unionfs.images import find, opened_image
 from isolib.unionfs.layout import PARTS, Layout
 from isolib.unionfs.loading import Loader
 from isolib.unionfs.locks import Locks, lock
@@ -27,17 +27,22 @@ from isolib.unionfs.offers import docker_offers, oci_offers
 from isolib.unionfs.records import Records, Standing
 from isolib.unionfs.references import Reference
 from isolib.unionfs.roots import RootLoader
-from isolib.unionfs.sources import Source, SourceKind, opened_source
-from isolib.unionfs.tree import Tree, new_tree, open_tree
-from isolib.unionfs.verifying import Finding, verify
+from isolib.unionfs.sources import SourceKind, opened_source
+from isolib.unionfs.tree import new_tree, open_tree
+from isolib.unionfs.verifying import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from isolib.types import AnyPath, Feature
     from isolib.unionfs.areas import Area
+    from isolib.unionfs.collecting import Collected
+    from isolib.unionfs.images import Image
     from isolib.unionfs.loading import Progress
     from isolib.unionfs.offers import Offer
+    from isolib.unionfs.sources import Source
+    from isolib.unionfs.tree import Tree
+    from isolib.unionfs.verifying import Finding
 
 __all__ = ["Store", "drivers", "open_store"]
 
@@ -87,7 +92,7 @@ def drivers(path: AnyPath | None = None) -> Mapping[str, Feature]:
 
 
 def open_store(path: AnyPath | None = None, *, driver: str | None = None) -> Store:
-    """Open a store, or make one.
+    r"""Open a store, or make one.
 
     Parameters
     ----------
@@ -116,8 +121,8 @@ def open_store(path: AnyPath | None = None, *, driver: str | None = None) -> Sto
     -----
     Privileges: those of the driver.  What is in a store is only for its owner: it has set-user-id programs.
 
-    A store that can only be read, by its mount or its mode, is opened like any other: images can be looked at and saved, and what
-    would change it raises `SyscallError` (EROFS) or `PermissionDenied`.
+    A store that can only be read, by its mount or its mode, is opened like any other: images can be looked at and saved, and
+    what would change it raises `SyscallError` (EROFS) or `PermissionDenied`.
 
     What is on record is on disk: files are synced before they get their names.  The contents of layers are written back by
     the kernel in its own time, as with every other program; after a power failure, `Store.verify` tells whether all arrived.
@@ -164,7 +169,8 @@ def _driver_of(layout: Layout) -> str | None:
         version = document.number("version")
         if version > VERSION:
             raise Unsupported(
-                f"the store {layout.path}", f"this isolib, which knows stores of version {VERSION}; it is of version {version}",
+                f"the store {layout.path}",
+                f"this isolib, which knows stores of version {VERSION}; it is of version {version}",
                 "a newer isolib",
             )
         name = document.text("driver")
@@ -180,9 +186,11 @@ def _founded(layout: Layout, driver: str | None) -> str:
         if (there := _driver_of(layout)) is not None:
             return there
         if others := {*layout.names(".")} - {_NEW}:
-            raise PlanError(f"path: the directory {layout.path} is no store, and has {sorted(others)[0]!r} in it")
+            raise PlanError(f"path: the directory {layout.path} is no store, and has {min(others)!r} in it")
         if not layout.may_write():
-            raise from_errno("openat", f"{layout.path}/{_FILE}", EROFS, "this process cannot write there, and there is no store yet")
+            raise from_errno(
+                "openat", f"{layout.path}/{_FILE}", EROFS, "this process cannot write there, and there is no store yet"
+            )
         home = layout.root.fileno()
         if driver is None:
             found = best(home, layout.path)
@@ -227,9 +235,9 @@ class Store(Handle, made_by="open_store()"):
     ) -> Image:
         """Bring in images from outside.
 
-        What the source is, is told by its content: an OCI image layout, as a directory or in a tar; an archive of ``docker save``;
-        a directory or a tar of a root file system, which becomes an image of one layer.  Each may be compressed.  Layers that the store
-        has already are not read.
+        What the source is, is told by its content: an OCI image layout, as a directory or in a tar; an archive of ``docker
+        save``; a directory or a tar of a root file system, which becomes an image of one layer.  Each may be compressed.
+        Layers that the store has already are not read.
 
         Parameters
         ----------
@@ -315,8 +323,8 @@ class Store(Handle, made_by="open_store()"):
         image
             An image of this store, or its name.  None: an empty tree.
         name
-            What to call the tree, which then stays in the store until it is removed: see `tree`.  Without one it goes when it is closed,
-            or is collected when this process has ended.
+            What to call the tree, which then stays in the store until it is removed: see `tree`.  Without one it goes when it
+            is closed, or is collected when this process has ended.
         quota
             How much may be written, in bytes or as ``"1G"``, where the driver can see to that.
 
@@ -356,14 +364,16 @@ class Store(Handle, made_by="open_store()"):
         """Return the names of the trees that are kept."""
         self._check_open()
         records = self._records
-        return tuple(name for name in records.trees() if records.layout.holds(f"trees/{name}/meta.json") and records.tree(name).kept)
+        return tuple(
+            name for name in records.trees() if records.layout.holds(f"trees/{name}/meta.json") and records.tree(name).kept
+        )
 
     def _kept(self, tree: Tree) -> Tree:
         self._trees.add(tree)
         return tree
 
     def gc(self, *, unnamed: bool = False) -> Collected:
-        """Take away what nothing refers to: layers that no image and no tree needs, and what processes that were killed have left.
+        """Take away what nothing refers to: layers that no image and no tree needs, and what dead processes have left.
 
         It can be called at any time, whatever others do with the store.
 
@@ -425,7 +435,7 @@ def _selected(found: Source, platform: Platform | None, select: str | None, *, o
 
 
 def _is_meant(offer: Offer, select: str) -> bool:
-    if select == offer.tag or offer.digest == select or select in map(str, offer.names):
+    if select in {offer.tag, offer.digest, *map(str, offer.names)}:
         return True
     try:
         return Reference.parse(select) in offer.names

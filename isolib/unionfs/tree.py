@@ -18,7 +18,7 @@ from isolib.unionfs.changes import changes
 from isolib.unionfs.config import History, ImageConfig, Platform, derive, new_config
 from isolib.unionfs.documents import dump
 from isolib.unionfs.entry import Kind, Layer
-from isolib.unionfs.images import Image, opened_image
+from isolib.unionfs.images import opened_image
 from isolib.unionfs.layers import RecipeFile
 from isolib.unionfs.locks import try_lock
 from isolib.unionfs.recipe import Recorder
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from isolib.unionfs.areas import Area
     from isolib.unionfs.drivers.base import TreeUsage
     from isolib.unionfs.entry import Change, Piece, Pieces
+    from isolib.unionfs.images import Image
     from isolib.unionfs.records import Records
     from isolib.unionfs.streams import Writable
 
@@ -58,8 +59,8 @@ def check_tree_name(name: str, what: str) -> str:
 class Tree(Handle, made_by="Store.checkout() or Store.tree()"):
     """A tree that can be written to, above an image that is not changed by it.
 
-    One process has it; its threads may use it together.  What is in it is reached by `path`, or by the descriptor, which stay the
-    same as long as it is open.
+    One process has it; its threads may use it together.  What is in it is reached by `path`, or by the descriptor, which stay
+    the same as long as it is open.
 
     Attributes
     ----------
@@ -150,8 +151,8 @@ class Tree(Handle, made_by="Store.checkout() or Store.tree()"):
     ) -> Image:
         """Make an image of it as it is now: that which it stands on, with what was changed as one layer more.
 
-        Nothing is copied: the changes become the layer, and the tree goes on above it, without changes.  Where nothing has changed,
-        the image gets no layer.  Nothing may write to the tree meanwhile: end or freeze what runs in it.
+        Nothing is copied: the changes become the layer, and the tree goes on above it, without changes.  Where nothing has
+        changed, the image gets no layer.  Nothing may write to the tree meanwhile: end or freeze what runs in it.
 
         Parameters
         ----------
@@ -278,8 +279,8 @@ class Tree(Handle, made_by="Store.checkout() or Store.tree()"):
     def reset(self, snapshot: str | None = None) -> None:
         """Take it back to what it was.
 
-        What was written is removed behind: it takes no longer for more of it.  Descriptors of files in it that are open still go to what
-        was.
+        What was written is removed behind: it takes no longer for more of it.  Descriptors of files in it that are open still
+        go to what was.
 
         Parameters
         ----------
@@ -398,7 +399,9 @@ def open_tree(records: Records, name: str) -> Tree:
     with Rollback() as undo:
         undo.adopt(directory)
         if not try_lock(directory.fileno()):
-            raise SyscallError("flock", f"{records.layout.path}/{path}", EBUSY, "another handle, perhaps another process's, has this tree")
+            raise SyscallError(
+                "flock", f"{records.layout.path}/{path}", EBUSY, "another handle, perhaps another process's, has this tree"
+            )
         # Whoever had it may have removed it before he let it go.
         if not records.layout.holds(f"{path}/meta.json") or not records.tree(name).kept:
             raise ImageNotFound(f"the store has no tree {name!r}")

@@ -67,7 +67,9 @@ class _Findings:
             self.add(subject, name, str(error))
 
 
-def verify(records: Records, *, contents: bool = True, progress: Callable[[int, int], object] | None = None) -> tuple[Finding, ...]:
+def verify(
+    records: Records, *, contents: bool = True, progress: Callable[[int, int], object] | None = None
+) -> tuple[Finding, ...]:
     """Look at everything on record.
 
     Parameters
