@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
-from isolib.types import Feature as Feature
+from isolib.types import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+__all__ = ["WIDTH", "Feature", "Report"]
 
 WIDTH: Final = 100
 _MARK: Final = {True: "yes", False: "no"}

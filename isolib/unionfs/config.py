@@ -79,7 +79,7 @@ class Platform:
         PlanError
             It is none.
         """
-        parts = text.split("/") if isinstance(text, str) else []
+        parts = str(text).split("/")
         if not 2 <= len(parts) <= 3 or not all(parts):  # noqa: PLR2004 - as the docstring says
             raise PlanError(f"{what}: a platform is written 'linux/arm64' or 'linux/arm/v7', not {text!r}")
         return cls(*parts)

@@ -188,8 +188,8 @@ def find(records: Records, text: str) -> Image:
     ImageNotFound
         There is none, or several whose digests begin so.
     """
-    if isinstance(text, str) and not is_digest(text):
-        match = _PREFIX.fullmatch(text)
+    if not is_digest(text):
+        match = _PREFIX.fullmatch(str(text))
         try:
             reference = Reference.parse(text)
         except PlanError:
@@ -204,8 +204,6 @@ def find(records: Records, text: str) -> Image:
         if match is None:
             raise ImageNotFound(f"no image is called {text}")
         return _by_prefix(records, text, f"sha256:{match[1]}")
-    if not isinstance(text, str):
-        raise PlanError(f"name: an image is meant by its name or digest, a str, not {text!r}")
     return _by_prefix(records, text, text)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from errno import EROFS
 from functools import partial
+from operator import itemgetter
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, BinaryIO, Final
 from weakref import WeakSet
@@ -293,9 +294,9 @@ class Store(Handle, made_by="open_store()"):
         """Return the images, the newest first; those that do not say when they were made last."""
         self._check_open()
         found = [opened_image(self._records, digest) for digest in self._records.images()]
-        dated = [image for image in found if image.config.created is not None]
-        dated.sort(key=lambda image: image.config.created or 0, reverse=True)  # type: ignore[arg-type,return-value]
-        return (*dated, *(image for image in found if image.config.created is None))
+        dated = [(image.config.created, image) for image in found if image.config.created is not None]
+        dated.sort(key=itemgetter(0), reverse=True)
+        return (*(image for _, image in dated), *(image for image in found if image.config.created is None))
 
     def image(self, name: str) -> Image:
         """Return an image.

@@ -51,7 +51,7 @@ def check_tree_name(name: str, what: str) -> str:
     PlanError
         It is none.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(str(name)):
         raise PlanError(f"{what}: 1 to 128 letters, digits, '_', '.' and '-', the first a letter or digit, not {name!r}")
     return name
 

@@ -64,8 +64,8 @@ def best(home: int, path: str) -> type[Driver]:
         else:
             return found
     error = refusals.pop()
-    for refusal in refusals:
-        error.add_note(str(refusal))
+    for other in refusals:
+        error.add_note(str(other))
     raise error
 
 
