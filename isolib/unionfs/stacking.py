@@ -34,9 +34,10 @@ from isolib._kernel import assembly, calls
 from isolib._kernel.guest import inodes_for
 from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
+from isolib.errors import SyscallError
 from isolib.types import IdMap
 from isolib.unionfs.enclosure import enclosed
-from isolib.unionfs.stack_checks import explained
+from isolib.unionfs.refused import explained
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,6 +141,27 @@ class _Here:
 def user_xattrs() -> bool:
     """Return whether overlayfs must keep its books in user.* attributes here: trusted.* belong to the first user namespace."""
     return not assembly.in_first_userns()
+
+
+def needs_deputy() -> bool:
+    """Return whether an ordinary user, who may mount nothing, could do so in a user namespace of his own."""
+    return not assembly.may_administer() or _is_foreign()
+
+
+def _is_foreign() -> bool:
+    """Return whether the mount namespace belongs to another user namespace than that of the calling thread."""
+    with Fd(os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)) as mounts:
+        try:
+            owner = calls.namespace_owner(mounts.fileno())
+        except SyscallError:  # EPERM: it is one that this process may not see
+            return True
+    with owner:
+        return not os.path.samestat(os.fstat(owner.fileno()), os.stat("/proc/thread-self/ns/user"))
+
+
+def set_readonly(mount: Fd, what: str, readonly: bool) -> None:  # noqa: FBT001 - pickled by position
+    """Make a whole overlay read-only, or writable again."""
+    calls.reconfigure(mount.fileno(), "ro" if readonly else "rw", f"overlay {what}")
 
 
 def open_directory(path: str, *, dir_fd: int | None = None, flags: int = os.O_PATH) -> Fd:
