@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from isolib.cgroups import hierarchy as hierarchy
     from isolib.cgroups import new_cgroup as new_cgroup
     from isolib.cgroups import open_cgroup as open_cgroup
+    from isolib.errors import ArchiveError as ArchiveError
     from isolib.errors import ClosedError as ClosedError
     from isolib.errors import CommandFailed as CommandFailed
     from isolib.errors import GoneError as GoneError
@@ -85,6 +86,7 @@ _KINDS = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 _HOMES = {
     "cgroups": ("Cgroup", "IoLimit", "hierarchy", "new_cgroup", "open_cgroup"),
     "errors": (
+        "ArchiveError",
         "ClosedError",
         "CommandFailed",
         "GoneError",

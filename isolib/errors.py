@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Command: TypeAlias = Sequence[str | bytes | os.PathLike[str] | os.PathLike[bytes]]
 
 __all__ = [
+    "ArchiveError",
     "ClosedError",
     "CommandFailed",
     "GoneError",
@@ -67,6 +68,29 @@ class ThreadStranded(IsolibError):
 
     It must not run anything else: let it end. The rest of the process is not affected.
     """
+
+
+class ArchiveError(IsolibError, ValueError):
+    """An archive, an image or a part of one is damaged, breaks its format, or asks for what must not be.
+
+    Parameters
+    ----------
+    reason
+        What is wrong with it.
+    entry
+        The part that it is wrong with: the path of an archive's entry, the digest of a blob.  None: the whole.
+    """
+
+    def __init__(self, reason: str, entry: bytes | str | None = None) -> None:
+        super().__init__(reason, entry)
+        self.reason = reason
+        self.entry = None if entry is None else os.fsdecode(entry)
+
+    def __str__(self) -> str:
+        if self.entry is None:
+            return self.reason
+        # Names in archives are anybody's: they may hold line feeds and escape sequences.
+        return f"{self.entry if self.entry.isprintable() else repr(self.entry)}: {self.reason}"
 
 
 class Unsupported(IsolibError):

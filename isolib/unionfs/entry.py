@@ -33,6 +33,7 @@ class Kind(enum.Enum):
     CHARACTER = "character device"
     BLOCK = "block device"
     WHITEOUT = "whiteout"
+    OPAQUE = "opaque mark"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ class Entry:
     path
         Relative to the root of the tree, without "." and "..", without a slash at either end; empty for the root itself.
     kind
-        What lies there from now on.  A WHITEOUT: nothing does.
+        What lies there from now on.  A WHITEOUT: nothing does.  An OPAQUE mark says of a directory what ``opaque`` says, and
+        nothing else: what it is otherwise, another entry tells, before it or after it, or the directory stays as it is.
     mode
         Permission bits, with set-user-id, set-group-id and sticky.
     uid, gid

@@ -12,6 +12,7 @@ import pytest
 import isolib
 from isolib import errors
 from isolib.errors import (
+    ArchiveError,
     ClosedError,
     CommandFailed,
     GoneError,
@@ -36,6 +37,9 @@ KILLED = Exit(code=None, signal=SIGKILL, reason=Reason.OOM)
 EVERY_KIND: list[tuple[IsolibError, str]] = [
     (IsolibError("what happened"), "what happened"),
     (PlanError("memory: negative"), "memory: negative"),
+    (ArchiveError("is cut short"), "is cut short"),
+    (ArchiveError("leads out of the tree", b"../etc"), "../etc: leads out of the tree"),
+    (ArchiveError("is odd", b"\x1b[2J\xff"), "'\\x1b[2J\\udcff': is odd"),
     (ClosedError("<NetNS closed>"), "<NetNS closed>"),
     (ThreadStranded("in net:[7]"), "in net:[7]"),
     (

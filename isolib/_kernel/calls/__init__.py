@@ -12,6 +12,7 @@ from isolib._kernel.calls.away import *  # noqa: F403
 from isolib._kernel.calls.batching import *  # noqa: F403
 from isolib._kernel.calls.bpf import *  # noqa: F403
 from isolib._kernel.calls.conversing import *  # noqa: F403
+from isolib._kernel.calls.files import *  # noqa: F403
 from isolib._kernel.calls.launching import *  # noqa: F403
 from isolib._kernel.calls.reaping import *  # noqa: F403
 from isolib._kernel.calls.relaying import *  # noqa: F403

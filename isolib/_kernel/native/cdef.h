@@ -546,6 +546,48 @@ int isolib_bpf_attached(int group, uint32_t flags, uint32_t *ids, uint32_t *coun
 int isolib_bpf_program_by_id(uint32_t id);
 int isolib_bpf_program_info(int fd, struct isolib_bpf_program *program);
 
+/* ---- files.c: names below a directory's descriptor; no symbolic link is followed ------------------------------------------ */
+
+/* As listxattr(2) and its like, for whatever is of this name, a symbolic link too. */
+int64_t isolib_xattr_list(int dir, const char *name, char *names, uint64_t room);
+int64_t isolib_xattr_get(int dir, const char *name, const char *attribute, void *value, uint64_t room);
+int isolib_xattr_set(int dir, const char *name, const char *attribute, const void *value, uint64_t size);
+int isolib_xattr_remove(int dir, const char *name, const char *attribute);
+int isolib_chmod_at(int dir, const char *name, uint32_t mode);
+int isolib_open_to_read(int dir, const char *name);
+
+enum { ISOLIB_XATTRS_ROOM = 65536 }; /* XATTR_LIST_MAX */
+/* what a name stands for */
+struct isolib_found {
+    uint64_t device, inode, size;
+    int64_t modified_s, changed_s;
+    uint32_t modified_ns, changed_ns;
+    uint32_t mode, uid, gid, links;
+    uint32_t major, minor;
+    uint32_t xattrs;  /* how many of the data's bytes are the names of its attributes, a NUL after each */
+    uint32_t content; /* how many after those are a link's text, or all of a small file */
+    int32_t is_whole; /* that is there */
+    int32_t error;    /* what kept from looking at it */
+};
+/* Looks at names, one NUL after each, in their order; returns how many: up to the first directory, or while there is room. */
+uint32_t isolib_look(int dir, const char *names, uint32_t count, struct isolib_found *found, char *data, uint64_t room,
+                     uint32_t small);
+
+struct isolib_dress {
+    uint32_t mode, uid, gid;
+    int32_t is_owned; /* uid and gid are to be set */
+    int64_t modified_s;
+    uint32_t modified_ns;
+};
+enum isolib_make { ISOLIB_MAKE_OPEN = 1, ISOLIB_MAKE_WRITE, ISOLIB_MAKE_OWNER, ISOLIB_MAKE_MODE, ISOLIB_MAKE_TIME };
+/* 0: a file that was not there is, complete; otherwise it is not, and this is what failed */
+int isolib_make_file(int dir, const char *name, const char *data, uint64_t size, const struct isolib_dress *dress);
+/* Removes what is in a directory but directories, and returns how many bytes their names have, a NUL after each: of some, where
+ * there is no room for all.  -1: it cannot be read; -2: what `left` names cannot be removed. */
+int64_t isolib_clear(int dir, char *left, uint64_t room);
+/* whether two files are made of the same blocks; 0: that cannot be told */
+int isolib_same_extents(int one, int other);
+
 /* ---- relay.c: bad weather in user space --------------------------------------------------------------------------------- */
 
 /* Probabilities are in parts of 2^32. */
