@@ -15,7 +15,7 @@ import os
 import sys
 from _socket import AF_UNIX, SOCK_STREAM, socketpair  # the interpreter's own, not gevent's
 from threading import RLock
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Generic, ParamSpec, TypeVar, cast
 
 from isolib._kernel import idmap, seam
 from isolib._kernel.handle import home
@@ -25,9 +25,10 @@ from isolib.errors import GoneError, PlanError, Unsupported
 from isolib.unionfs import courier
 
 if TYPE_CHECKING:
+    from _socket import socket as Socket  # noqa: N812 - the interpreter's own
     from collections.abc import Callable
-
-    from _socket import socket as Socket  # noqa: N812
+    from types import TracebackType
+    from typing import Self
 
     from isolib.process import Process
 
@@ -39,6 +40,34 @@ R = TypeVar("R")
 _HELPERS: Final = ("/usr/bin/newuidmap", "/usr/bin/newgidmap")
 _START: Final = "import sys; sys.path.insert(0, sys.argv[1]); from isolib.unionfs._deputy import serve; serve(int(sys.argv[2]))"
 _PACKAGE: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+class Call(Generic[R]):
+    """A function that runs there."""
+
+    def __init__(self, socket: Socket, function: Callable[..., R]) -> None:
+        self._socket = socket
+        self._function = function
+
+    def result(self) -> R:
+        """Wait for its end, and return what it returns, or raise what it raises."""
+        try:
+            result, error = cast("tuple[R, BaseException | None]", courier.receive(self._socket))
+        except (EOFError, ConnectionError):
+            raise _gone(self._function) from None
+        if error is not None:
+            raise error
+        return result
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._socket.close()
+
+
+def _gone(function: Callable[..., object]) -> GoneError:
+    return GoneError("recvmsg", f"deputy for {getattr(function, '__name__', function)}")
 
 
 class Deputy:
@@ -78,21 +107,25 @@ class Deputy:
         GoneError
             It was killed meanwhile.
         """
+        with self.begin(function, *args, **kwargs) as begun:
+            return begun.result()
+
+    def begin(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+        """Have a function run there, and wait for it later; otherwise as `call`."""
         ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
         try:
             with self._lock:
                 self._begin(theirs.fileno())
             theirs.close()
             courier.send(ours, (function, args, kwargs))
-            result, error = cast("tuple[R, BaseException | None]", courier.receive(ours))
-        except (EOFError, ConnectionError):
-            raise GoneError("recvmsg", f"deputy for {getattr(function, '__name__', function)}") from None
-        finally:
+        except BaseException as error:
             ours.close()
+            if isinstance(error, ConnectionError):
+                raise _gone(function) from None
+            raise
+        finally:
             theirs.close()
-        if error is not None:
-            raise error
-        return result
+        return Call(ours, function)
 
     def _begin(self, conversation: int) -> None:
         """Hand over the other end of a conversation; who was killed is replaced."""
