@@ -11,6 +11,7 @@ next call.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from _socket import AF_UNIX, SOCK_STREAM, socketpair  # the interpreter's own, not gevent's
@@ -137,6 +138,7 @@ class Deputy:
             else:
                 return
         self._running = self._start()
+        atexit.register(self.end)
         courier.send_descriptor(self._running[1], conversation)
 
     @typed("a deputy")
@@ -169,6 +171,7 @@ class Deputy:
         """End it; the next call starts another one, which sees the host's mounts as they are then."""
         if self._home != home():
             return
+        atexit.unregister(self.end)
         with self._lock:
             running, self._running = self._running, None
         if running is not None:

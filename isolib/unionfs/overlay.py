@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from dataclasses import dataclass
-from errno import EINVAL, EPERM
+from errno import EBUSY, EINVAL, EPERM
 from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from isolib._kernel import calls, reaper
 from isolib._kernel.handle import Handle
 from isolib._kernel.mountapi import attach
-from isolib.errors import PlanError, SyscallError, Unsupported
+from isolib.errors import PlanError, SyscallError, Unsupported, from_errno
 from isolib.types import check_id_map, check_path, parse_size
 from isolib.unionfs import overlay_diff, stacking
 from isolib.unionfs.deputy import Deputy, deputy
@@ -232,8 +233,11 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         self._ticket: Ticket | None = None
         self._below: Fd | None = None
         self._deputy: Deputy | None = None
+        lock = None if wish.stack.upper is None else _locked(wish.stack.upper)
         made = self._stacked(wish)
         super().__init__(made.mount)
+        if lock is not None:
+            self._adopt(lock)
         self._upper = None if made.upper is None else self._adopt(made.upper)
         if made.space is not None:
             self._adopt(made.space)
@@ -405,6 +409,17 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         if self._upper is None:
             raise PlanError(f"{self!r} has no upper directory")
         self._do(stacking.set_readonly, self._fds[0], self._describe(), False)  # noqa: FBT003
+
+
+def _locked(upper: str) -> Fd:
+    """Keep another one from having the same upper directory: overlayfs lets that happen, and says that anything may come of it."""
+    lock = stacking.open_directory(upper, flags=os.O_RDONLY)
+    try:
+        fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        hint = "another overlay has this upper directory: close that one, or use another directory"
+        raise from_errno("flock", upper, EBUSY, hint) from None
+    return lock
 
 
 def stack_by_deputy(wanted: Stack) -> tuple[Stacked, Deputy]:

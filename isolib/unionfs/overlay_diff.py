@@ -7,6 +7,7 @@ no change.  Times of directories, which tell of what is in them, are none either
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass, replace
 from errno import EEXIST
@@ -20,7 +21,8 @@ from isolib.unionfs import stacking, tar
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Change, ChangeKind, Entry, Kind
 from isolib.unionfs.files import attempt, joined, names_in, open_beneath, remove_tree, shown
-from isolib.unionfs.scan import describe, scan
+from isolib.unionfs.scan import FileContent, describe
+from isolib.unionfs.uppers import Uppers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,9 +67,9 @@ class OverlayStats:
 class _Side:
     """What lies below the names of one directory."""
 
-    __slots__ = ("_below", "_looker", "_upper", "deleted", "found", "path", "under_opaque")
+    __slots__ = ("_below", "deleted", "found", "path", "under_opaque")
 
-    def __init__(self, looker: calls.Looker, upper: int, below: Fd | None, path: bytes, *, under_opaque: bool) -> None:
+    def __init__(self, looker: calls.Looker, uppers: Uppers, below: Fd | None, path: bytes, *, under_opaque: bool) -> None:
         self.path = path
         #: Whether it hides what lies below it.
         self.under_opaque = under_opaque
@@ -78,8 +80,7 @@ class _Side:
         self._below = below
         if below is None:
             return
-        with open_beneath(upper, path) as directory:
-            above = set(names_in(directory.fileno(), path))
+        above = uppers.names(path)
         lower = names_in(below.fileno(), path)
         both = [name for name in lower if name in above]
         if under_opaque:
@@ -130,16 +131,16 @@ class _Pair:
     side: _Side | None
 
 
-def _pairs(upper: int, below: int, form: Form) -> Iterator[_Pair]:
+def _pairs(uppers: Uppers, below: int) -> Iterator[_Pair]:
     """Go through an upper directory and, beside it, through what lies below."""
     looker = calls.Looker()
     sides: list[_Side] = []
     try:
-        for entry, content in scan(upper, form):
+        for entry, content in uppers:
             path = entry.path
             if not path:
                 (row,) = looker.look(below, [b"."], 0, 0)
-                sides.append(_Side(looker, upper, open_beneath(below, b""), b"", under_opaque=False))
+                sides.append(_Side(looker, uppers, open_beneath(below, b""), b"", under_opaque=False))
                 yield _Pair(entry, None, describe(below, row, b""), False, sides[-1])
                 continue
             parent, _, name = path.rpartition(b"/")
@@ -153,7 +154,7 @@ def _pairs(upper: int, below: int, form: Form) -> Iterator[_Pair]:
                 if old is not None and old.kind is Kind.DIRECTORY:
                     lower = open_beneath(below, path)
                 hides = here.under_opaque or entry.opaque
-                new = _Side(looker, upper, lower, path, under_opaque=hides)
+                new = _Side(looker, uppers, lower, path, under_opaque=hides)
             yield _Pair(entry, content, old, here.under_opaque, new)
             if new is not None:
                 sides.append(new)
@@ -175,8 +176,8 @@ def _same_node(new: Entry, old: Entry) -> bool:
 class _Same:
     """Says whether an entry is as what lies below it."""
 
-    def __init__(self, upper: int, below: int, *, keep_linked: bool) -> None:
-        self._upper = upper
+    def __init__(self, uppers: Uppers, below: int, *, keep_linked: bool) -> None:
+        self._uppers = uppers
         self._below = below
         self._keep_linked = keep_linked
 
@@ -188,35 +189,39 @@ class _Same:
             return True
         if new.mtime != old.mtime:
             return False
-        return new.kind is not Kind.FILE or self._same_content(new.path)
+        if self._keep_linked and self._uppers.links(new.path) > 1:
+            return False  # other names in this layer would have nothing to be linked to
+        return pair.content is None or self._same_content(new, pair.content)
 
-    def _same_content(self, path: bytes) -> bool:
-        flags = os.O_RDONLY | os.O_NONBLOCK
-        with open_beneath(self._upper, path, flags) as one, open_beneath(self._below, path, flags) as other:
-            if self._keep_linked and os.fstat(one.fileno()).st_nlink > 1:
-                return False  # other names in this layer would have nothing to be linked to
-            at = 0
-            while data := attempt("read", path, os.pread, one.fileno(), _CHUNK, at):
-                if data != attempt("read", path, os.pread, other.fileno(), len(data), at):
+    def _same_content(self, entry: Entry, content: Content) -> bool:
+        """Compare with what lies below; the content can still be read."""
+        with open_beneath(self._below, entry.path, os.O_RDONLY | os.O_NONBLOCK) as other:
+            for at in range(0, entry.size, _CHUNK):
+                size = min(_CHUNK, entry.size - at)
+                if _part(content, entry.path, at, size) != attempt("read", entry.path, os.pread, other.fileno(), size, at):
                     return False
-                at += len(data)
-            return not os.pread(other.fileno(), 1, at)
+        return True
 
 
-def changed(upper: Fd, below: Fd, form: Form) -> Iterator[Piece]:
-    """Yield what an upper directory changes, parents before children, names in the order of their bytes.
+def _part(content: Content, path: bytes, at: int, size: int) -> bytes:
+    if isinstance(content, io.BytesIO):
+        return bytes(content.getbuffer()[at : at + size])
+    assert isinstance(content, FileContent)  # noqa: S101 - a scan has no others
+    return attempt("read", path, os.pread, content.fileno(), size, at)
+
+
+def changed(uppers: Uppers, below: Fd) -> Iterator[Piece]:
+    """Yield what upper directories change, parents before children, names in the order of their bytes.
 
     Parameters
     ----------
-    upper
-        The directory; it stays open until the last piece has been taken.
+    uppers
+        The directories.
     below
-        What lies below it, merged.
-    form
-        How the upper one lies on disk.
+        What lies below them, merged; it stays open until the last piece has been taken.
     """
-    same = _Same(upper.fileno(), below.fileno(), keep_linked=True)
-    for pair in _pairs(upper.fileno(), below.fileno(), form):
+    same = _Same(uppers, below.fileno(), keep_linked=True)
+    for pair in _pairs(uppers, below.fileno()):
         entry = pair.entry
         if entry.kind is Kind.WHITEOUT:
             if pair.below is not None and not pair.hidden:
@@ -233,9 +238,10 @@ def changed(upper: Fd, below: Fd, form: Form) -> Iterator[Piece]:
 
 def changes(upper: Fd, below: Fd, form: Form) -> list[Change]:
     """Return the paths at which an upper directory differs from what lies below it, sorted."""
-    same = _Same(upper.fileno(), below.fileno(), keep_linked=False)
+    uppers = Uppers([upper], form)
+    same = _Same(uppers, below.fileno(), keep_linked=False)
     found: list[Change] = []
-    for pair in _pairs(upper.fileno(), below.fileno(), form):
+    for pair in _pairs(uppers, below.fileno()):
         path, old = pair.entry.path, pair.below
         if pair.entry.kind is Kind.WHITEOUT:
             if old is not None:
@@ -252,7 +258,7 @@ def changes(upper: Fd, below: Fd, form: Form) -> list[Change]:
 def count(upper: Fd, below: Fd, form: Form) -> OverlayStats:
     """Return how much was written."""
     numbers = dict.fromkeys(OverlayStats.__slots__, 0)
-    for pair in _pairs(upper.fileno(), below.fileno(), form):
+    for pair in _pairs(Uppers([upper], form), below.fileno()):
         entry, old = pair.entry, pair.below
         if entry.kind is Kind.WHITEOUT:
             numbers["whiteouts"] += 1
@@ -271,7 +277,7 @@ def count(upper: Fd, below: Fd, form: Form) -> OverlayStats:
 
 def write_tar(file: Writable, upper: Fd, below: Fd, form: Form) -> int:
     """Write the changes as a layer tar; returns how many bytes."""
-    return tar.write(changed(upper, below, form), file)
+    return tar.write(changed(Uppers([upper], form), below), file)
 
 
 class _Pipe:
@@ -318,7 +324,7 @@ def commit(upper: Fd, below: Fd, form: Form, path: str) -> None:
         os.mkdir(draft, 0o700, dir_fd=place.fileno())
         try:
             with open_beneath(place.fileno(), draft) as root:
-                unpack(changed(upper, below, form), root.fileno(), form, lowers=[below.fileno()], limits=NO_LIMITS)
+                unpack(changed(Uppers([upper], form), below), root.fileno(), form, lowers=[below.fileno()], limits=NO_LIMITS)
                 stacking.copy_attributes(upper.fileno(), root.fileno())
             # What has come meanwhile keeps its name: rename(2) replaces nothing but an empty directory, which is as good as none.
             os.rename(draft, name, src_dir_fd=place.fileno(), dst_dir_fd=place.fileno())
