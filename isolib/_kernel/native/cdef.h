@@ -388,6 +388,61 @@ void isolib_batch_take(struct isolib_batch *batch);
 void isolib_batch_close(struct isolib_batch *batch);
 void isolib_errand_close(struct isolib_errand *errand);
 
+/* ---- copytree.c, cleartree.c: whole trees ------------------------------------------------------------------------------- */
+
+enum isolib_tree_limits { ISOLIB_TREE_PATH = 4096 };
+/* All zero but the first three.  Where `error` is not 0 at the end, `call` has failed at `path`, and not all is there. */
+struct isolib_copy {
+    int32_t source; /* a directory */
+    int32_t target; /* an empty one */
+    int32_t threads;
+    int32_t error;
+    const char *call;
+    char path[ISOLIB_TREE_PATH]; /* relative to both */
+    struct isolib_copy_state *state;
+};
+/* Copies for a while; 1: to be called again, until 0. */
+int isolib_copy_run(struct isolib_copy *copy);
+/* leaves off, where it is under way, and waits for the threads */
+void isolib_copy_end(struct isolib_copy *copy);
+
+struct isolib_removal {
+    int32_t base;
+    int32_t error;
+    const char *name; /* what is in that directory */
+    const char *call;
+    char path[ISOLIB_TREE_PATH]; /* of what cannot be removed, below the name */
+};
+/* Removes for a while; 1: to be called again, until 0.  What is not there is removed. */
+int isolib_remove_run(struct isolib_removal *removal);
+
+/* ---- btrfs.c ------------------------------------------------------------------------------------------------------------ */
+
+int isolib_btrfs_create(int directory, const char *name);
+int isolib_btrfs_snapshot(int source, int directory, const char *name, int is_readonly);
+int isolib_btrfs_destroy(int directory, const char *name);
+int isolib_btrfs_set_readonly(int subvolume, int is_readonly);
+struct isolib_btrfs_subvolume {
+    uint64_t id;
+    uint64_t generation;
+    uint64_t origin_generation; /* at which it was made */
+    uint64_t flags;
+};
+int isolib_btrfs_subvolume(int subvolume, struct isolib_btrfs_subvolume *found);
+struct isolib_btrfs_nested {
+    uint64_t id;
+    uint64_t directory; /* in which it lies, an inode of the subvolume above */
+};
+enum isolib_btrfs_limits { ISOLIB_BTRFS_NESTED = 255 };
+/* Those right below a subvolume, from `after` on, which is 0 when these are all: their number, with room for so many. */
+int isolib_btrfs_nested(int subvolume, uint64_t *after, struct isolib_btrfs_nested *nested, uint32_t room);
+/* where one of them lies, relative to the subvolume above */
+int isolib_btrfs_path(int subvolume, const struct isolib_btrfs_nested *nested, char *path, uint32_t room);
+int isolib_btrfs_quota_enable(int fd);
+int isolib_btrfs_limit(int subvolume, uint64_t exclusive);
+int isolib_btrfs_drop_qgroup(int fd, uint64_t id);
+int isolib_btrfs_usage(int fd, uint64_t id, uint64_t *exclusive);
+
 /* how far a thread came that went to another namespace, did something there and came back */
 enum isolib_away {
     ISOLIB_AWAY_OPEN = 1,
@@ -466,6 +521,7 @@ int isolib_pidfd_namespace(int pidfd, int kind);
 int isolib_link_up(const char *name);
 int64_t isolib_fs_magic(int fd);
 int isolib_openat2(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
+int isolib_renameat2(int old_dir, const char *old, int new_dir, const char *new, unsigned int flags);
 int isolib_open_tree(int dir, const char *path, unsigned int flags);
 int isolib_move_mount(int from_dir, const char *from, int to_dir, const char *to, unsigned int flags);
 int isolib_fsopen(const char *type, unsigned int flags);
