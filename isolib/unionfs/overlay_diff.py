@@ -22,6 +22,7 @@ from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Change, ChangeKind, Entry, Kind
 from isolib.unionfs.files import attempt, joined, names_in, open_beneath, remove_tree, shown
 from isolib.unionfs.scan import FileContent, describe
+from isolib.unionfs.unpack import Limits, unpack
 from isolib.unionfs.uppers import Uppers
 
 if TYPE_CHECKING:
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
     from isolib.unionfs.entry import Content, Piece
     from isolib.unionfs.streams import Writable
 
-__all__ = ["OverlayStats", "changed", "changes", "commit", "count", "write_tar", "write_tar_by"]
+__all__ = ["NO_LIMITS", "OverlayStats", "changed", "changes", "commit", "count", "write_tar", "write_tar_by"]
 
 _CHUNK: Final = 1 << 20
+#: For what lies on this host already.
+NO_LIMITS: Final = Limits(size=1 << 62, entries=1 << 62)
 
 
 @dataclass(frozen=True, slots=True)
