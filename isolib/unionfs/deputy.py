@@ -178,16 +178,6 @@ class Deputy:
             running[1].close()
             running[0].close()
 
-    @property
-    def pids(self) -> set[int]:
-        """The processes that it consists of."""
-        return set() if self._running is None else {self._running[0].pid}
-
-    @property
-    def descriptors(self) -> set[int]:
-        """What stays open for it."""
-        return set() if self._running is None else {self._running[1].fileno(), self._running[0].fileno()}
-
 
 _deputies: Final[dict[tuple[object, str], Deputy]] = {}
 

@@ -26,7 +26,7 @@ import os
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
-from errno import EINVAL
+from errno import EINVAL, EROFS
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -34,7 +34,7 @@ from isolib._kernel import assembly, calls
 from isolib._kernel.guest import inodes_for
 from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
-from isolib.errors import SyscallError
+from isolib.errors import SyscallError, from_errno
 from isolib.types import IdMap
 from isolib.unionfs.enclosure import enclosed
 from isolib.unionfs.refused import explained
@@ -53,6 +53,11 @@ ROOM: Final = 256 << 20
 """What a place in memory has room for if nobody says otherwise, in bytes."""
 
 _OPTIONS: Final = (("metacopy", "off"), ("redirect_dir", "nofollow"), ("index", "off"), ("xino", "auto"))
+#: What overlayfs makes of it when it cannot use the work directory; it says so in the kernel's log alone.
+_READ_ONLY: Final = (
+    "overlayfs could not make its directories in it, and the mount would be read-only (dmesg tells more): it must be writable "
+    "for who mounts, whose ids must be in the id map"
+)
 _SAFE: Final = calls.MOUNT_ATTR_NOSUID | calls.MOUNT_ATTR_NODEV
 
 #: Whether this kernel takes layers as descriptors, of mounts that are attached nowhere: unknown, until one has been made.
@@ -180,16 +185,17 @@ def stack(wanted: Stack) -> Stacked:
     SyscallError
         The kernel refused; the hint says which option or layer it was, as far as that can be told.
     """
+    userns = _userns(wanted.id_map)
     try:
         if _direct.get("works") is False:
-            return enclosed(partial(_build, wanted))
+            return enclosed(partial(_build, wanted, userns))
         try:
-            made = _build(wanted, _Here())
+            made = _build(wanted, userns, _Here())
         except calls.StackRefused as refused:
             if refused.error.errno != EINVAL or "works" in _direct:
                 raise
             with suppress(calls.StackRefused):
-                made = enclosed(partial(_build, wanted))
+                made = enclosed(partial(_build, wanted, userns))
                 _direct["works"] = False
                 return made
             raise
@@ -199,20 +205,19 @@ def stack(wanted: Stack) -> Stacked:
     return made
 
 
-def _build(wanted: Stack, place: Place) -> Stacked:
+def _build(wanted: Stack, userns: int | None, place: Place) -> Stacked:
     lowers = wanted.lowers
-    userns = _userns(wanted.id_map)
     mapped = len(lowers) if userns is not None else 0
     merged: Fd | None = None
     if len(lowers) > MAX_LAYERS:
         # Only the oldest can be one: what they delete has nothing below it, for a merged directory shows no whiteouts.
-        oldest = Stack(lowers[MAX_LAYERS - 1 :], readonly=True, id_map=wanted.id_map)
-        merged = place.admit(_build(oldest, place).mount)
+        oldest = Stack(lowers[MAX_LAYERS - 1 :], readonly=True)
+        merged = place.admit(_build(oldest, userns, place).mount)
         lowers = (*lowers[: MAX_LAYERS - 1], _path_of(merged))
         mapped = min(mapped, MAX_LAYERS - 1)
-    space = upper = work = None
+    space = upper = work = around = None
     if wanted.upper is not None and wanted.work is not None:
-        upper, work = _upper_on_disk(wanted.upper, wanted.work, userns, place)
+        upper, work, around = _upper_on_disk(wanted.upper, wanted.work, userns, place)
     elif not wanted.readonly or len(lowers) == 1:
         space = _new_space(wanted.room)
         inside = place.admit(space)
@@ -230,8 +235,12 @@ def _build(wanted: Stack, place: Place) -> Stacked:
             options.append(("volatile", ""))
         numbers = (-1, -1) if upper is None or work is None else (upper.fileno(), work.fileno())
         mount = place.mount(options, layers, *numbers, wanted.attributes)
+        if upper is not None and os.fstatvfs(mount.fileno()).f_flag & os.ST_RDONLY:
+            raise from_errno("fsconfig", f"overlay workdir {wanted.work or 'in memory'}", EROFS, _READ_ONLY)
     finally:
         layers.close()
+        if around is not None:  # now the overlay has it
+            around.close()
     return Stacked(mount, upper, space)
 
 
@@ -258,17 +267,19 @@ def _upper_in_memory(space: Fd) -> tuple[Fd, Fd]:
     return open_directory("upper", dir_fd=space.fileno()), open_directory("work", dir_fd=space.fileno())
 
 
-def _upper_on_disk(upper: str, work: str, userns: int | None, place: Place) -> tuple[Fd, Fd]:
+def _upper_on_disk(upper: str, work: str, userns: int | None, place: Place) -> tuple[Fd, Fd, calls.Layers | None]:
+    """Return the two directories, and the mount that they are in, where that is one of ours."""
     if userns is None:
-        return open_directory(upper), open_directory(work)
+        return open_directory(upper), open_directory(work), None
     # For the kernel both must be below one mount, so what is mapped is a clone of what both lie in.
     upper, work = os.path.realpath(upper), os.path.realpath(work)
     above = os.path.commonpath([upper, work])
-    with place.layers([above], 1, userns) as both:
-        return (
-            open_directory(os.path.relpath(upper, above), dir_fd=both.fd(0)),
-            open_directory(os.path.relpath(work, above), dir_fd=both.fd(0)),
-        )
+    both = place.layers([above], 1, userns)
+    return (
+        open_directory(os.path.relpath(upper, above), dir_fd=both.fd(0)),
+        open_directory(os.path.relpath(work, above), dir_fd=both.fd(0)),
+        both,
+    )
 
 
 def copy_attributes(source: int, target: int) -> None:
