@@ -8,7 +8,7 @@ The layers, lowest first; a module imports from lower layers only, and modules o
 
     L0  errors, types
     L1  _kernel: the only code that makes system calls
-    L2  cgroups, namespaces, mounts, net, process, support
+    L2  cgroups, namespaces, mounts, net, process, support, unionfs
     L3  spec, outlet, setting, oneshot, sandbox
     L4  this module
 
@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from isolib.types import IdMap as IdMap
     from isolib.types import Reason as Reason
     from isolib.types import Usage as Usage
+    from isolib.unionfs import new_overlay as new_overlay
 
 __version__ = "0.1.0"
 
@@ -123,6 +124,7 @@ _HOMES = {
     "spec": ("Completed", "Limits", "SandboxSpec"),
     "support": ("doctor",),
     "types": ("Exit", "IdMap", "Reason", "Usage"),
+    "unionfs": ("new_overlay",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

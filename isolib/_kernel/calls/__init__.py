@@ -18,4 +18,5 @@ from isolib._kernel.calls.files import *  # noqa: F403
 from isolib._kernel.calls.launching import *  # noqa: F403
 from isolib._kernel.calls.reaping import *  # noqa: F403
 from isolib._kernel.calls.relaying import *  # noqa: F403
+from isolib._kernel.calls.stacking import *  # noqa: F403
 from isolib._kernel.calls.system import *  # noqa: F403

@@ -188,17 +188,27 @@ class Home:
     def remove(self, path: str) -> None:
         """Remove something, in one step: what that takes goes on behind.  Nothing there is nothing."""
         lock = self._lock(path)
-        if lock is None:
+        if lock is not None:
+            with lock:
+                self._put_aside(path, lock)
+
+    def remove_unless(self, path: str, is_used: Callable[[], bool]) -> None:
+        """Remove something, as `remove`, that nobody uses and that nobody is making at this moment."""
+        lock = self._lock(path, fcntl.LOCK_EX)
+        if lock is not None:
+            with lock:
+                if not is_used():
+                    self._put_aside(path, lock)
+
+    def _put_aside(self, path: str, lock: Fd) -> None:
+        here, new = self.fd.fileno(), self._new_name()
+        try:
+            calls.rename(here, path, here, new, calls.RENAME_NOREPLACE, self.show(path))
+        except OSError as error:
+            if error.errno != ENOENT:
+                raise
             return
-        with lock:
-            here, new = self.fd.fileno(), self._new_name()
-            try:
-                calls.rename(here, path, here, new, calls.RENAME_NOREPLACE, self.show(path))
-            except OSError as error:
-                if error.errno != ENOENT:
-                    raise
-                return
-            self._remover.add(new, lock)
+        self._remover.add(new, lock)
 
     def settle(self) -> None:
         """Wait until what is removed behind is gone."""
