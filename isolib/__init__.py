@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from isolib.types import Reason as Reason
     from isolib.types import Usage as Usage
     from isolib.unionfs import new_overlay as new_overlay
+    from isolib.unionfs import open_store as open_store
 
 __version__ = "0.1.0"
 
@@ -124,7 +125,7 @@ _HOMES = {
     "spec": ("Completed", "Limits", "SandboxSpec"),
     "support": ("doctor",),
     "types": ("Exit", "IdMap", "Reason", "Usage"),
-    "unionfs": ("new_overlay",),
+    "unionfs": ("new_overlay", "open_store"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

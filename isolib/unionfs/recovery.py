@@ -82,10 +82,9 @@ def recover(records: Records, name: str) -> None:
         top = Document.read(records.layout.read(f"{pending}/commit.json"), pending).text("layer")
     with records.area() as area:
         with records.locks.layer(hex_of(top)):
-            # Somebody else may have made the same layer since; but a tree that has not become one has changes still.
-            done = top in record.standing.below or (
-                hex_of(top) in records.driver.layers() and not _has_changes(records, record)
-            )
+            # Somebody else may have made the same layer since; but a tree that has not become one has changes still.  To look
+            # for them comes first: it lets the driver finish what it had begun.
+            done = top in record.standing.below or (not _has_changes(records, record) and hex_of(top) in records.driver.layers())
             if done:
                 with records.locks.shared():
                     area.rely_on([f"layer:{top}"])

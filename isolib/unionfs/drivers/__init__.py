@@ -25,7 +25,6 @@ __all__ = ["NAMES", "best", "driver_class", "features"]
 _MODULES: Final = {
     "overlay": ("isolib.unionfs.drivers.overlay", "OverlayDriver"),
     "btrfs": ("isolib.unionfs.drivers.btrfs", "BtrfsDriver"),
-    "fuse-overlayfs": ("isolib.unionfs.drivers.fuse_overlayfs", "FuseOverlayfsDriver"),
     "vfs": ("isolib.unionfs.drivers.vfs", "VfsDriver"),
 }
 NAMES: Final = (*_MODULES,)
