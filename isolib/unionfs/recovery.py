@@ -84,7 +84,7 @@ def recover(records: Records, name: str) -> None:
         with records.locks.layer(hex_of(top)):
             # Somebody else may have made the same layer since; but a tree that has not become one has changes still.  To look
             # for them comes first: it lets the driver finish what it had begun.
-            done = top in record.standing.below or (not _has_changes(records, record) and hex_of(top) in records.driver.layers())
+            done = top in record.standing.below or (not _has_changes(records, record) and _is_made(records, top))
             if done:
                 with records.locks.shared():
                     area.rely_on([f"layer:{top}"])
@@ -103,6 +103,10 @@ def reset(record: TreeRecord) -> TreeRecord:
 
 def _has_changes(records: Records, record: TreeRecord) -> bool:
     return any(entry.kind is not Kind.DIRECTORY for entry, _ in records.driver.changed(record.tree))
+
+
+def _is_made(records: Records, top: str) -> bool:
+    return hex_of(top) in records.driver.layers()
 
 
 def recover_all(records: Records) -> None:

@@ -19,7 +19,7 @@ from isolib.unionfs import tar
 from isolib.unionfs.collecting import collect
 from isolib.unionfs.config import Platform
 from isolib.unionfs.documents import Document, dump
-from isolib.unionfs.drivers import best, driver_class, features
+from isolib.unionfs.drivers import best, driver_class, examine, features
 from isolib.unionfs.images import find, opened_image
 from isolib.unionfs.layout import PARTS, Layout
 from isolib.unionfs.loading import Loader
@@ -197,7 +197,7 @@ def _founded(layout: Layout, driver: str | None) -> str:
             found = best(home, layout.path)
         else:
             found = driver_class(driver)
-            found.examine(home, layout.path)
+            examine(found, home, layout.path)
         layout.write(_NEW, dump({"version": VERSION, "driver": found.name}))
         layout.move(_NEW, _FILE)
         return found.name

@@ -6,7 +6,9 @@ Each is a module with one class, a `isolib.unionfs.drivers.base.Driver`, and is 
 from __future__ import annotations
 
 import os
+import shutil
 from importlib import import_module
+from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Fd
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from isolib.unionfs.drivers.base import Driver
 
-__all__ = ["NAMES", "best", "driver_class", "features"]
+__all__ = ["NAMES", "best", "driver_class", "examine", "features"]
 
 #: Where each is, in the order in which they are tried: the cheapest first, and last the one that always works.
 _MODULES: Final = {
@@ -45,19 +47,41 @@ def driver_class(name: str) -> type[Driver]:
     return found
 
 
+def examine(found: type[Driver], home: int, path: str) -> None:
+    """Find out by trying whether a driver works in a directory, in one of its own that is gone then.
+
+    Raises
+    ------
+    Unsupported
+        It does not.
+    """
+    name = f".isolib-{token_hex(8)}"
+    with typed(path):
+        try:
+            os.mkdir(name, 0o700, dir_fd=home)
+        except OSError as error:
+            what = f"{path}: {error.strerror}"
+            raise Unsupported(f"the {found.name} driver", what, "a directory in which this process can make others") from error
+        try:
+            with Fd(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=home)) as own:
+                found.examine(own.fileno(), f"{path}/{name}")
+        finally:
+            shutil.rmtree(name, dir_fd=home)
+
+
 def best(home: int, path: str) -> type[Driver]:
     """Return the first driver that works in a directory.
 
     Raises
     ------
     Unsupported
-        None does: what refuses the last one.
+        None does: what refuses the last one, and in notes what refuses the others.
     """
     refusals = []
     for name in NAMES:
         found = driver_class(name)
         try:
-            found.examine(home, path)
+            examine(found, home, path)
         except Unsupported as refusal:
             refusals.append(refusal)
         else:
@@ -78,7 +102,7 @@ def features(path: str) -> Mapping[str, Feature]:
 
 def _feature(name: str, home: int, path: str) -> Feature:
     try:
-        driver_class(name).examine(home, path)
+        examine(driver_class(name), home, path)
     except Unsupported as error:
         return Feature(name, available=False, reason=str(error), refused_by=error.refused_by, remedy=error.remedy)
     return Feature(name, available=True, reason=f"tried in {path}")
