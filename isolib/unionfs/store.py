@@ -29,7 +29,7 @@ from isolib.unionfs.records import Records, Standing
 from isolib.unionfs.references import Reference
 from isolib.unionfs.roots import RootLoader
 from isolib.unionfs.sources import SourceKind, opened_source
-from isolib.unionfs.tree import new_tree, open_tree
+from isolib.unionfs.tree import Keeper, new_tree, open_tree
 from isolib.unionfs.verifying import verify
 
 if TYPE_CHECKING:
@@ -346,7 +346,7 @@ class Store(Handle, made_by="open_store()"):
         if found is not None:
             self._records.image(found.digest)
         standing = Standing(None, ()) if found is None else Standing(found.digest, tuple(one.chain_id for one in found.layers))
-        return self._kept(new_tree(self._records, standing, name, quota=room))
+        return new_tree(Keeper(self._records, self._keep), standing, name, quota=room)
 
     def tree(self, name: str) -> Tree:
         """Take a tree that was kept.
@@ -359,7 +359,7 @@ class Store(Handle, made_by="open_store()"):
             EBUSY: another handle has it, in this process or another.
         """
         self._check_open()
-        return self._kept(open_tree(self._records, name))
+        return open_tree(Keeper(self._records, self._keep), name)
 
     def trees(self) -> tuple[str, ...]:
         """Return the names of the trees that are kept."""
@@ -369,7 +369,7 @@ class Store(Handle, made_by="open_store()"):
             name for name in records.trees() if records.layout.holds(f"trees/{name}/meta.json") and records.tree(name).kept
         )
 
-    def _kept(self, tree: Tree) -> Tree:
+    def _keep(self, tree: Tree) -> Tree:
         self._trees.add(tree)
         return tree
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from errno import EBUSY
 from threading import RLock
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from isolib._kernel.handle import Handle, Rollback
 from isolib.errors import ImageNotFound, PlanError, SyscallError
@@ -28,7 +28,7 @@ from isolib.unionfs.references import Reference
 from isolib.unionfs.streams import DigestWriter, chain_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from isolib._kernel.handle import Fd
     from isolib.unionfs.areas import Area
@@ -56,6 +56,21 @@ def check_tree_name(name: str, what: str) -> str:
     return name
 
 
+class Keeper(NamedTuple):
+    """The store of a tree, as the tree knows it: it is not closed for being forgotten as long as it has trees.
+
+    Attributes
+    ----------
+    records
+        What the store has on record.
+    keep
+        Has a tree closed when the store is, and returns it.
+    """
+
+    records: Records
+    keep: Callable[[Tree], Tree]
+
+
 class Tree(Handle, made_by="Store.checkout() or Store.tree()"):
     """A tree that can be written to, above an image that is not changed by it.
 
@@ -70,8 +85,9 @@ class Tree(Handle, made_by="Store.checkout() or Store.tree()"):
         Whether it stays in the store when it is closed, or when the process ends: the trees that were given a name.
     """
 
-    def __init__(self, records: Records, name: str, record: TreeRecord, lock: Fd) -> None:
-        self._records = records
+    def __init__(self, keeper: Keeper, name: str, record: TreeRecord, lock: Fd) -> None:
+        self._keeper = keeper
+        self._records = records = keeper.records
         self._record = record
         self._using = RLock()
         self.name = name
@@ -313,7 +329,7 @@ class Tree(Handle, made_by="Store.checkout() or Store.tree()"):
         """
         with self._using:
             self._check_open()
-            return _made(self._records, self._record.standing, name, self._record.tree)
+            return _made(self._keeper, self._record.standing, name, self._record.tree)
 
     def usage(self) -> TreeUsage:
         """Return what it takes up beyond what it stands on."""
@@ -354,12 +370,13 @@ class _Seen:
             yield entry, content
 
 
-def new_tree(records: Records, standing: Standing, name: str | None, *, quota: int | None = None) -> Tree:
+def new_tree(keeper: Keeper, standing: Standing, name: str | None, *, quota: int | None = None) -> Tree:
     """Make a tree above layers; see `Store.checkout`."""
-    return _made(records, standing, name, None, quota=quota)
+    return _made(keeper, standing, name, None, quota=quota)
 
 
-def _made(records: Records, standing: Standing, name: str | None, source: str | None, *, quota: int | None = None) -> Tree:
+def _made(keeper: Keeper, standing: Standing, name: str | None, source: str | None, *, quota: int | None = None) -> Tree:
+    records = keeper.records
     if name is not None:
         check_tree_name(name, "name")
     with records.area() as area:
@@ -380,7 +397,7 @@ def _made(records: Records, standing: Standing, name: str | None, source: str | 
             records.driver.remove_tree(record.tree)
             raise
     try:
-        return Tree._make(records, name or area.name, record, lock)
+        return keeper.keep(Tree._make(keeper, name or area.name, record, lock))
     except BaseException:
         records.layout.unlink(f"trees/{name or area.name}/meta.json")
         records.driver.remove_tree(record.tree)
@@ -388,8 +405,9 @@ def _made(records: Records, standing: Standing, name: str | None, source: str | 
         raise
 
 
-def open_tree(records: Records, name: str) -> Tree:
+def open_tree(keeper: Keeper, name: str) -> Tree:
     """Take a tree that was kept; see `Store.tree`."""
+    records = keeper.records
     check_tree_name(name, "name")
     path = f"trees/{name}"
     try:
@@ -406,6 +424,6 @@ def open_tree(records: Records, name: str) -> Tree:
         if not records.layout.holds(f"{path}/meta.json") or not records.tree(name).kept:
             raise ImageNotFound(f"the store has no tree {name!r}")
         recover(records, name)
-        tree = Tree._make(records, name, records.tree(name), directory)
+        tree = Tree._make(keeper, name, records.tree(name), directory)
         undo.dismiss()
-        return tree
+        return keeper.keep(tree)
