@@ -6,7 +6,6 @@ Each is a module with one class, a `isolib.unionfs.drivers.base.Driver`, and is 
 from __future__ import annotations
 
 import os
-import shutil
 from importlib import import_module
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
@@ -15,6 +14,7 @@ from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
 from isolib.errors import PlanError, Unsupported
 from isolib.types import Feature
+from isolib.unionfs.files import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +67,7 @@ def examine(found: type[Driver], home: int, path: str) -> None:
             with Fd(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=home)) as own:
                 found.examine(own.fileno(), f"{path}/{name}")
         finally:
-            shutil.rmtree(name, dir_fd=home)
+            remove_tree(home, name.encode(), name.encode())
 
 
 def best(home: int, path: str) -> type[Driver]:
