@@ -78,7 +78,10 @@ class Enclosure:
         farthest: calls.StackRefused | None = None
         for way in _WAYS if known is None else (known,):
             try:
-                made = self._by(way, options, lowers, upper, work, attributes)
+                # Relative to the thread's directory: names are short then.
+                made = calls.new_stack(
+                    "overlay", options, lowers=lowers, upper=upper, work=work, attributes=attributes, way=way, prefix=""
+                )
             except calls.StackRefused as refused:
                 if refused.error.errno not in {EINVAL, E2BIG}:
                     raise
@@ -92,12 +95,6 @@ class Enclosure:
             return self._by_mount(options, lowers, upper, work, attributes)
         except calls.StackRefused as refused:
             raise (farthest or refused) from None
-
-    def _by(self, way: int, options: Options, lowers: calls.Layers, upper: int, work: int, attributes: int) -> Fd:
-        # Relative to the thread's directory: names are short then.
-        return calls.new_stack(
-            "overlay", options, lowers=lowers, upper=upper, work=work, attributes=attributes, way=way, prefix=""
-        )
 
     def _by_mount(self, options: Options, lowers: calls.Layers, upper: int, work: int, attributes: int) -> Fd:
         words = [f"{key}={value}" if value else key for key, value in options]

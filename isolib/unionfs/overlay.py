@@ -17,7 +17,7 @@ from isolib.types import check_id_map, check_path, parse_size
 from isolib.unionfs import overlay_diff, proxy, stacking
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.stack_checks import check_stack, check_unmarked
-from isolib.unionfs.stacking import Stack, Stacked
+from isolib.unionfs.stacking import Stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from isolib.unionfs.deputy import Deputy
     from isolib.unionfs.entry import Change
     from isolib.unionfs.overlay_diff import OverlayStats
+    from isolib.unionfs.stacking import Stacked
     from isolib.unionfs.streams import Writable
 
 __all__ = ["Branch", "OverlayMount", "new_overlay"]
@@ -109,7 +110,8 @@ def new_overlay(
     ----------
     *lowers
         Directories, or `Branch`, the topmost first; any number.  The kernel takes 500: of more, the oldest are merged into one
-        first, by an overlay of their own, so that 999 are possible.
+        first, by an overlay of their own.  Of overlays, two can lie on one another: of more than 999, the oldest are copied
+        into memory, with room for ``size``.
     upper
         An existing directory that takes what is written.
     work
@@ -164,7 +166,7 @@ def new_overlay(
     wish = _checked(
         lowers, upper, work, target, size, readonly=readonly, id_map=id_map, nosuid=nosuid, nodev=nodev, noexec=noexec
     )
-    return OverlayMount._make(wish)  # noqa: SLF001 - this is its constructor
+    return OverlayMount._make(wish)
 
 
 def _checked(
@@ -305,7 +307,7 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         ticket = self._ticket
         if ticket is None:
             return
-        # By its descriptor, so it is this mount wherever it was moved.  What lies on top of it would go with it, and goes before.
+        # By its descriptor, so it is this mount wherever it was moved.  What lies on top of it would go too, and goes before.
         try:
             while True:
                 calls.umount(f"/proc/self/fd/{self.fileno()}", calls.MNT_DETACH)
@@ -400,14 +402,14 @@ class OverlayMount(Handle, made_by="new_overlay()"):
             EBUSY: a file in it is open for writing.
         """
         self._check_open()
-        self._do(stacking.set_readonly, self._fds[0], self._describe(), True)  # noqa: FBT003
+        self._do(stacking.remount, self._fds[0], self._describe(), "ro")
 
     def thaw(self) -> None:
         """Undo `freeze`."""
         self._check_open()
         if self._upper is None:
             raise PlanError(f"{self!r} has no upper directory")
-        self._do(stacking.set_readonly, self._fds[0], self._describe(), False)  # noqa: FBT003
+        self._do(stacking.remount, self._fds[0], self._describe(), "rw")
 
 
 def _check_rights(wish: _Wish) -> None:
@@ -422,7 +424,7 @@ def _check_rights(wish: _Wish) -> None:
 
 
 def _locked(upper: str) -> Fd:
-    """Keep another one from having the same upper directory: overlayfs lets that happen, and says that anything may come of it."""
+    """Keep another one from having the same upper directory: overlayfs lets that happen, whatever comes of it."""
     lock = stacking.open_directory(upper, flags=os.O_RDONLY)
     try:
         fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

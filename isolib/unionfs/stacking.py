@@ -36,6 +36,7 @@ from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
 from isolib.errors import SyscallError, from_errno
 from isolib.types import IdMap
+from isolib.unionfs.copying import copy_tree
 from isolib.unionfs.enclosure import enclosed
 from isolib.unionfs.refused import explained
 
@@ -164,9 +165,9 @@ def _is_foreign() -> bool:
         return not os.path.samestat(os.fstat(owner.fileno()), os.stat("/proc/thread-self/ns/user"))
 
 
-def set_readonly(mount: Fd, what: str, readonly: bool) -> None:  # noqa: FBT001 - pickled by position
-    """Make a whole overlay read-only, or writable again."""
-    calls.reconfigure(mount.fileno(), "ro" if readonly else "rw", f"overlay {what}")
+def remount(mount: Fd, what: str, flag: str) -> None:
+    """Make a whole overlay read-only ("ro"), or writable again ("rw")."""
+    calls.reconfigure(mount.fileno(), flag, f"overlay {what}")
 
 
 def open_directory(path: str, *, dir_fd: int | None = None, flags: int = os.O_PATH) -> Fd:
@@ -205,22 +206,25 @@ def stack(wanted: Stack) -> Stacked:
     return made
 
 
-def _build(wanted: Stack, userns: int | None, place: Place) -> Stacked:
+def _build(wanted: Stack, userns: int | None, place: Place, *, own: int = 0) -> Stacked:
+    """Make a mount; the last ``own`` layers were made here, and have their ids mapped already."""
     lowers = wanted.lowers
-    mapped = len(lowers) if userns is not None else 0
-    merged: Fd | None = None
-    if len(lowers) > MAX_LAYERS:
-        # Only the oldest can be one: what they delete has nothing below it, for a merged directory shows no whiteouts.
-        oldest = Stack(lowers[MAX_LAYERS - 1 :], readonly=True)
-        merged = place.admit(_build(oldest, userns, place).mount)
-        lowers = (*lowers[: MAX_LAYERS - 1], _path_of(merged))
-        mapped = min(mapped, MAX_LAYERS - 1)
+    kept: list[Fd] = []  # until the overlay has them
+    for most, make in ((2 * MAX_LAYERS - 1, _copied), (MAX_LAYERS, _merged)):
+        if len(lowers) > most:
+            # Only the oldest can be one: what they delete has nothing below it, for a merged directory shows no whiteouts.
+            oldest = Stack(lowers[most - 1 :], readonly=True, room=wanted.room)
+            path, fd = make(oldest, userns, place, own)
+            lowers, own = (*lowers[: most - 1], path), 1
+            kept.append(fd)
+    mapped = len(lowers) - own
     space = upper = work = around = None
     if wanted.upper is not None and wanted.work is not None:
         upper, work, around = _upper_on_disk(wanted.upper, wanted.work, userns, place)
     elif not wanted.readonly or len(lowers) == 1:
         space = _new_space(wanted.room)
         inside = place.admit(space)
+        kept.append(inside)
         if wanted.readonly:  # the kernel wants two layers, or an upper one
             os.mkdir("empty", 0o755, dir_fd=inside.fileno())
             lowers = (*lowers, f"{_path_of(inside)}/empty")
@@ -239,9 +243,28 @@ def _build(wanted: Stack, userns: int | None, place: Place) -> Stacked:
             raise from_errno("fsconfig", f"overlay workdir {wanted.work or 'in memory'}", EROFS, _READ_ONLY)
     finally:
         layers.close()
-        if around is not None:  # now the overlay has it
+        if around is not None:
             around.close()
     return Stacked(mount, upper, space)
+
+
+def _merged(oldest: Stack, userns: int | None, place: Place, own: int) -> tuple[str, Fd]:
+    """Return the path of what layers look like, which is an overlay of its own, and what it hangs on."""
+    fd = place.admit(_build(oldest, userns, place, own=own).mount)
+    return _path_of(fd), fd
+
+
+def _copied(oldest: Stack, userns: int | None, place: Place, own: int) -> tuple[str, Fd]:
+    """Return the same, as a copy in memory: of overlays, no more than two lie on one another."""
+    fd = place.admit(_new_space(oldest.room))
+    os.mkdir("all", 0o755, dir_fd=fd.fileno())
+    with (
+        _build(oldest, userns, place, own=own).mount as merged,
+        open_directory(".", dir_fd=merged.fileno(), flags=os.O_RDONLY) as source,
+        open_directory("all", dir_fd=fd.fileno(), flags=os.O_RDONLY) as target,
+    ):
+        copy_tree(source, target, "the oldest layers, merged in memory")
+    return f"{_path_of(fd)}/all", fd
 
 
 def _path_of(fd: Fd) -> str:
