@@ -12,13 +12,14 @@ import pytest
 
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd
-from tests.kernel.unionfs.places import Place, layer, leftovers, mounted, place, write
+from tests.kernel.unionfs.places import layer, leftovers, mounted, place, write
 from tests.trees import facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from isolib.unionfs.drivers.base import Driver
+    from tests.kernel.unionfs.places import Place
 
 pytestmark = pytest.mark.root
 
@@ -97,9 +98,14 @@ def test_layers_cannot_be_written_to(driver: Driver) -> None:
         os.open("file", os.O_WRONLY, dir_fd=root.fileno())
 
 
+def fill_large(top: str) -> None:
+    """Make a file of 8 MiB."""
+    Path(top, "large").write_bytes(os.urandom(8 << 20))
+
+
 def test_a_quota_counts_what_is_its_own(driver: Driver) -> None:
     """A tree above a layer that is larger than its quota can be made and written to."""
-    layer(driver, "large", [], lambda top: Path(top, "large").write_bytes(os.urandom(8 << 20)))
+    layer(driver, "large", [], fill_large)
     driver.new_tree("tree", ["large"], quota=4 << 20)
     with mounted(driver, "tree") as top:
         write(f"{top}/file", "x" * 1_000_000)

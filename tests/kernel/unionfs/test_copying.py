@@ -222,17 +222,20 @@ def test_an_interrupt_ends_it(tmp_path: Path) -> None:
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.02)
         with pytest.raises(KeyboardInterrupt):
-            for number in range(1000):
-                (tmp_path / f"new/{number}").mkdir()
-                with (
-                    Fd(os.open(tmp_path / "old", os.O_RDONLY)) as old,
-                    Fd(os.open(tmp_path / f"new/{number}", os.O_RDONLY)) as new,
-                ):
-                    copy_tree(old, new, "new")
+            copy_again_and_again(tmp_path)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     assert threading.active_count() == before
+
+
+def copy_again_and_again(top: Path) -> None:
+    """Make more and more copies."""
+    for number in range(1000):
+        new = top / f"new/{number}"
+        new.mkdir()
+        with Fd(os.open(top / "old", os.O_RDONLY)) as old, Fd(os.open(new, os.O_RDONLY)) as made:
+            copy_tree(old, made, "new")
 
 
 def room(path: Path) -> int:

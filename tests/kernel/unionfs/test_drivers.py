@@ -17,13 +17,14 @@ from isolib import PlanError, SyscallError, Unsupported
 from isolib._kernel.handle import Fd
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Kind
-from tests.kernel.unionfs.places import PLACES, Place, layer, leftovers, mounted, place, write
+from tests.kernel.unionfs.places import PLACES, layer, leftovers, mounted, place, write
 from tests.trees import facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from isolib.unionfs.drivers.base import Driver
+    from tests.kernel.unionfs.places import Place
 
 ALL = pytest.mark.parametrize("where", PLACES, indirect=True, ids="-on-".join)
 OVERLAYS = {Form.OVERLAY, Form.USER_OVERLAY}
@@ -292,7 +293,7 @@ def test_a_quota_holds_or_is_refused(driver: Driver) -> None:
 
 def has_quotas(driver: Driver) -> bool:
     """Return whether a driver knows quotas."""
-    return driver.name in {"btrfs"}
+    return driver.name == "btrfs"
 
 
 def fill_up(path: str, size: int) -> None:
@@ -426,6 +427,15 @@ def test_a_full_disk_loses_nothing(kind: str, file_system: str, tmp_path: Path) 
         driver.sweep()
         assert leftovers(where.path) == []
         driver.home.close()
+
+
+def fill_up_with_trees(driver: Driver) -> None:
+    """Make trees, and write to each, until there is no room."""
+    for number in range(100_000):
+        driver.new_tree(f"new{number}", ["base"])
+        with mounted(driver, f"new{number}") as top:
+            write(f"{top}/file", "x" * 100_000)
+        driver.release(f"new{number}")
 
 
 @ALL
