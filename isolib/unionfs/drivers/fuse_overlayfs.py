@@ -9,6 +9,7 @@ and with this process.
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from errno import EACCES, ENODEV, ENOENT, ENOTCONN, ENXIO, EPERM
 from subprocess import DEVNULL
@@ -18,7 +19,7 @@ from isolib._kernel import calls, seam
 from isolib._kernel.handle import Fd, Rollback, home
 from isolib._kernel.mountapi import new_mount
 from isolib._kernel.programs import find_program
-from isolib.errors import SyscallError, Unsupported, from_errno
+from isolib.errors import Unsupported, from_errno
 from isolib.unionfs.drivers.overlay import OverlayDriver
 from isolib.unionfs.stacking import open_directory
 
@@ -34,7 +35,7 @@ __all__ = ["FuseOverlayDriver"]
 _PROGRAM: Final = "fuse-overlayfs"
 _DEVICE: Final = "/dev/fuse"
 #: What the program may see its layers below, in its own mount namespace, where nothing of these is needed.
-_COVERED: Final = ("/mnt", "/media", "/srv", "/tmp", "/run")  # noqa: S108
+_COVERED: Final = ("/mnt", "/media", "/srv", "/tmp", "/run")
 #: Beside the attribute that says that a directory is opaque, the program leaves files that say so to older ones of itself.
 _MARKS: Final = frozenset({".wh..opq", ".wh..wh..opq"})
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -96,7 +97,7 @@ class FuseOverlayDriver(OverlayDriver):
                 stdout=said,
                 stderr=said,
             )
-            undo.adopt(process)
+            undo.push(process.close)
             device.close()  # only the program has it now: if that ends, who waits for an answer is told
             _check_served(mount, said)
             said.close()
@@ -136,7 +137,7 @@ def _sync(mount: Fd) -> None:
 
 
 def _is_directory(directory: Fd, name: str) -> bool:
-    return (os.stat(name, dir_fd=directory.fileno(), follow_symlinks=False).st_mode & 0o170000) == 0o040000
+    return stat.S_ISDIR(os.stat(name, dir_fd=directory.fileno(), follow_symlinks=False).st_mode)
 
 
 def _arrange(wanted: Stack) -> tuple[str, list[MountValue], str]:
