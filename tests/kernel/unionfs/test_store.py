@@ -540,6 +540,7 @@ def test_an_interrupt_at_any_time_leaves_nothing(store: Store, image: Path) -> N
     action()
     driver = store._records.driver
     driver.settle()
+    gc.collect()
     before = descriptors()
     turn, step = 1, 301
     while interrupt(turn, action, lambda code: "isolib/unionfs" in code.co_filename) <= 0:
