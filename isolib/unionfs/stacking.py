@@ -26,7 +26,7 @@ import os
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
-from errno import EINVAL, EROFS
+from errno import EROFS
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -37,7 +37,7 @@ from isolib._kernel.hints import typed
 from isolib.errors import SyscallError, from_errno
 from isolib.types import IdMap
 from isolib.unionfs.copying import copy_tree
-from isolib.unionfs.enclosure import enclosed
+from isolib.unionfs.enclosure import UNKNOWN, enclosed
 from isolib.unionfs.refused import explained
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def stack(wanted: Stack) -> Stacked:
         try:
             made = _build(wanted, userns, _Here())
         except calls.StackRefused as refused:
-            if refused.error.errno != EINVAL or "works" in _direct:
+            if refused.error.errno not in UNKNOWN or "works" in _direct:
                 raise
             with suppress(calls.StackRefused):
                 made = enclosed(partial(_build, wanted, userns))
