@@ -86,6 +86,7 @@ class _Wish:
     stack: Stack
     target: str | None
     trees: tuple[str, ...]
+    layers: calls.Layers
 
 
 def new_overlay(
@@ -182,12 +183,15 @@ def _checked(
     nodev: bool,
     noexec: bool,
 ) -> _Wish:
-    branches = [one if isinstance(one, Branch) else Branch(one) for one in lowers]
-    if branches and branches[0].rights == "rw":
+    # Of hundreds, most are plain paths.
+    branches = [
+        (os.fsdecode(one.path), one.rights) if isinstance(one, Branch) else (_absolute(one, "lower"), "") for one in lowers
+    ]
+    if branches and branches[0][1] == "rw":
         if upper is not None:
             raise PlanError("new_overlay: a branch to write to and upper= are the same, and were both given")
-        upper = branches.pop(0).path
-    if any(branch.rights == "rw" for branch in branches):
+        upper = branches.pop(0)[0]
+    if any(rights == "rw" for _, rights in branches):
         raise PlanError("new_overlay: overlayfs writes to the topmost directory alone, which is the first")
     if not branches:
         raise PlanError("new_overlay: at least one lower directory is wanted")
@@ -200,7 +204,7 @@ def _checked(
         raise PlanError("new_overlay: size=0 would be, for the kernel, no limit")
     flags = (nosuid, calls.MOUNT_ATTR_NOSUID), (nodev, calls.MOUNT_ATTR_NODEV), (noexec, calls.MOUNT_ATTR_NOEXEC)
     stack = Stack(
-        tuple(os.fsdecode(branch.path) for branch in branches),
+        tuple(path for path, _ in branches),
         None if upper is None else _absolute(upper, "new_overlay: upper"),
         None if work is None else _absolute(work, "new_overlay: work"),
         room=room,
@@ -209,12 +213,8 @@ def _checked(
         attributes=sum(flag for wanted, flag in flags if wanted),
         id_map=None if id_map is None else check_id_map(id_map, "new_overlay: id_map"),
     )
-    check_stack(stack)
-    return _Wish(
-        stack,
-        None if target is None else _absolute(target, "new_overlay: target"),
-        tuple(os.fsdecode(branch.path) for branch in branches if branch.rights == "ro"),
-    )
+    where = None if target is None else _absolute(target, "new_overlay: target")
+    return _Wish(stack, where, tuple(path for path, rights in branches if rights == "ro"), check_stack(stack))
 
 
 class OverlayMount(Handle, made_by="new_overlay()"):
@@ -236,7 +236,8 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         self._below: Fd | None = None
         self._deputy: Deputy | None = None
         lock = None if wish.stack.upper is None else _locked(wish.stack.upper)
-        made = self._stacked(wish)
+        with wish.layers:
+            made = self._stacked(wish)
         super().__init__(made.mount)
         if lock is not None:
             self._adopt(lock)
@@ -252,7 +253,7 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         for path in wish.trees:
             self._do(check_unmarked, path)
         try:
-            return stacking.stack(wanted)
+            return stacking.stack(wanted, wish.layers)
         except SyscallError as error:
             # Whoever may not even begin to: it is no matter of one layer.
             if (error.op, error.errno) != ("fsopen", EPERM) or not stacking.needs_deputy():

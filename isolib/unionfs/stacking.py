@@ -131,11 +131,16 @@ class Place(Protocol):
 class _Here:
     """The calling thread, of a kernel that needs no detour."""
 
+    def __init__(self, opened: calls.Layers | None) -> None:
+        self._opened = opened
+
     def admit(self, mount: Fd) -> Fd:
         return mount
 
     def layers(self, paths: Sequence[str], mapped: int, userns: int | None) -> calls.Layers:
-        layers = calls.Layers(paths)
+        opened = self._opened
+        # What they were asked for is what they are, if nothing had to be merged.
+        layers = opened if opened is not None and opened.names == paths else calls.Layers(paths)
         if userns is not None:
             layers.map_ids(mapped, userns)
         return layers
@@ -178,8 +183,15 @@ def open_directory(path: str, *, dir_fd: int | None = None, flags: int = os.O_PA
     return made
 
 
-def stack(wanted: Stack) -> Stacked:
+def stack(wanted: Stack, opened: calls.Layers | None = None) -> Stacked:
     """Make the mount.
+
+    Parameters
+    ----------
+    wanted
+        What it is made of.
+    opened
+        The lower directories, if they are open already; whatever lies at their paths by then.
 
     Raises
     ------
@@ -191,7 +203,7 @@ def stack(wanted: Stack) -> Stacked:
         if _direct.get("works") is False:
             return enclosed(partial(_build, wanted, userns))
         try:
-            made = _build(wanted, userns, _Here())
+            made = _build(wanted, userns, _Here(opened))
         except calls.StackRefused as refused:
             if refused.error.errno not in UNKNOWN or "works" in _direct:
                 raise
@@ -313,11 +325,13 @@ def copy_attributes(source: int, target: int) -> None:
     source, target
         Descriptors, which may be open as places only.
     """
-    status = os.stat(f"/proc/self/fd/{source}")
+    status, old = os.fstat(source), os.fstat(target)
     path, there = f"/proc/self/fd/{source}", f"/proc/self/fd/{target}"
-    with suppress(OSError):  # an id that is not mapped here
-        os.chown(there, status.st_uid, status.st_gid)
-    os.chmod(there, stat.S_IMODE(status.st_mode))
+    if (old.st_uid, old.st_gid) != (status.st_uid, status.st_gid):
+        with suppress(OSError):  # an id that is not mapped here
+            os.chown(there, status.st_uid, status.st_gid)
+    if old.st_mode != status.st_mode:
+        os.chmod(there, stat.S_IMODE(status.st_mode))
     for name in os.listxattr(path):
         if not name.startswith(("trusted.overlay.", "user.overlay.")):
             with suppress(OSError):  # one of the kind that this process may not set, or the file system does not have
