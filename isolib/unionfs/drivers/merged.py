@@ -1,8 +1,8 @@
 """What drivers share whose layers and trees are whole copies, however a copy is made there.
 
-A tree ``trees/NAME`` holds its *state* as it is ``now``, its ``snapshots``, which are states too, and its ``quota``.  A state is a
-directory with a ``root`` and with the names of the layers ``below`` it.  One that is to come is made aside, and takes the place
-of the present one by an exchange: the tree is at no time without a state.
+A tree ``trees/NAME`` holds its *state* as it is ``now``, its ``snapshots``, which are states too, and its ``quota``.  A state
+is a directory with a ``root`` and with the names of the layers ``below`` it.  One that is to come is made aside, and takes the
+place of the present one by an exchange: the tree is at no time without a state.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from isolib.errors import PlanError
+from isolib.unionfs.compare import difference
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.drivers.directories import DirectoryDriver, check_name
 
@@ -107,15 +108,13 @@ class MergedDriver(DirectoryDriver):
         return self._changed(tree, self._below(f"{self._existing(tree)}/now"))
 
     def _changed(self, tree: str, below: list[str]) -> Pieces:
-        from isolib.unionfs.compare import difference
-
         with self.mount(tree) as new:
             if below:
                 with self.open_layer(below[-1]) as old:
-                    yield from difference(old, new)
+                    yield from difference(old.fileno(), new.fileno())
             else:
                 with self._place.making() as empty, self._place.open(empty) as old:
-                    yield from difference(old, new)
+                    yield from difference(old.fileno(), new.fileno())
 
     def commit(self, tree: str, layer: str) -> None:
         check_name(layer)
