@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from isolib._kernel import calls, reaper
-from isolib._kernel.handle import Handle
+from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.mountapi import attach
 from isolib.errors import PlanError, SyscallError, Unsupported, from_errno
 from isolib.types import check_id_map, check_path, parse_size
@@ -217,6 +217,36 @@ def _checked(
     return _Wish(stack, where, tuple(path for path, rights in branches if rights == "ro"), check_stack(stack))
 
 
+class _Attachment:
+    """That a mount is attached, of which the reaper knows."""
+
+    def __init__(self, mount: Fd) -> None:
+        self._mount = mount
+        self._ticket: Ticket | None = None
+
+    def attach(self, target: str) -> None:
+        if not os.path.samestat(os.stat("/proc/thread-self/ns/mnt"), os.stat("/proc/self/ns/mnt")):
+            raise PlanError("target=: this thread is in another mount namespace than its process, whose end would undo nothing")
+        with stacking.open_directory(target) as place:
+            reaper.entrust_mount(self._mount.fileno(), partial(setattr, self, "_ticket"))
+            attach(self._mount.fileno(), place.fileno(), target)
+
+    def detach(self) -> None:
+        """Detach it, wherever it was moved; again is nothing."""
+        ticket = self._ticket
+        if ticket is None:
+            return
+        # By its descriptor, so it is this mount.  What lies on top of it would go too, and goes before.
+        try:
+            while True:
+                calls.umount(f"/proc/self/fd/{self._mount.fileno()}", calls.MNT_DETACH)
+        except SyscallError as error:
+            if error.errno != EINVAL:  # else it is attached nowhere any more
+                raise
+        ticket.let_go()
+        self._ticket = None
+
+
 class OverlayMount(Handle, made_by="new_overlay()"):
     """A union of directories, mounted.
 
@@ -232,7 +262,7 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         self._stack = wish.stack
         self.lowers = wish.stack.lowers
         self.target = wish.target
-        self._ticket: Ticket | None = None
+        self._undo = Rollback()
         self._below: Fd | None = None
         self._deputy: Deputy | None = None
         lock = None if wish.stack.upper is None else _locked(wish.stack.upper)
@@ -245,7 +275,11 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         if made.space is not None:
             self._adopt(made.space)
         if wish.target is not None:
-            self._attach(wish.target)
+            with self._undo as undo:
+                attachment = _Attachment(made.mount)
+                undo.push(attachment.detach)
+                attachment.attach(wish.target)
+                undo.keep()
 
     def _stacked(self, wish: _Wish) -> Stacked:
         wanted = wish.stack
@@ -293,35 +327,8 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         """How the upper directory marks what is deleted."""
         return Form.USER_OVERLAY if self._deputy is not None or stacking.user_xattrs() else Form.OVERLAY
 
-    def _attach(self, target: str) -> None:
-        if not os.path.samestat(os.stat("/proc/thread-self/ns/mnt"), os.stat("/proc/self/ns/mnt")):
-            raise PlanError("target=: this thread is in another mount namespace than its process, whose end would undo nothing")
-        with stacking.open_directory(target) as place:
-            self._ticket = reaper.entrust_mount(self.fileno(), partial(setattr, self, "_ticket"))
-            try:
-                attach(self.fileno(), place.fileno(), target)
-            except BaseException:
-                self._detach()
-                raise
-
-    def _detach(self) -> None:
-        ticket = self._ticket
-        if ticket is None:
-            return
-        # By its descriptor, so it is this mount wherever it was moved.  What lies on top of it would go too, and goes before.
-        try:
-            while True:
-                calls.umount(f"/proc/self/fd/{self.fileno()}", calls.MNT_DETACH)
-        except SyscallError as error:
-            if error.errno != EINVAL:  # else it is attached nowhere any more
-                raise
-        ticket.let_go()
-        self._ticket = None
-
     def _release(self) -> None:
-        self._detach()
-        if self._below is not None:
-            self._below.close()
+        self._undo.unwind()
 
     def _describe(self) -> str:
         more = f" and {len(self.lowers) - 1} more" if len(self.lowers) > 1 else ""

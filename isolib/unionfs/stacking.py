@@ -161,7 +161,9 @@ def needs_deputy() -> bool:
 
 def _is_foreign() -> bool:
     """Return whether the mount namespace belongs to another user namespace than that of the calling thread."""
-    with Fd(os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)) as mounts:
+    own = Fd.take(os.open, "/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    assert own is not None  # noqa: S101 - os.open raises
+    with own as mounts:
         try:
             owner = calls.namespace_owner(mounts.fileno())
         except SyscallError:  # EPERM: it is one that this process may not see
