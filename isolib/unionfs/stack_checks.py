@@ -25,8 +25,8 @@ __all__ = ["check_stack", "check_unmarked"]
 _OF_WORK: Final = frozenset({"work", "index"})
 
 
-def check_stack(wanted: Stack) -> None:
-    """Refuse what cannot work, as far as that can be seen.
+def check_stack(wanted: Stack) -> calls.Layers:
+    """Refuse what cannot work, as far as that can be seen; returns the lower directories, open.
 
     Raises
     ------
@@ -35,14 +35,15 @@ def check_stack(wanted: Stack) -> None:
     SyscallError
         Something cannot be opened.
     """
-    with calls.Layers(wanted.lowers) as lowers:
-        seen: dict[tuple[int, int], str] = {}
-        for path, identity in zip(wanted.lowers, lowers.identities, strict=True):
-            before = seen.setdefault(identity, path)
-            if before is not path:
-                raise PlanError(f"one directory, two layers: {before}, {path}")
+    lowers = calls.Layers(wanted.lowers)
+    seen: dict[tuple[int, int], str] = {}
+    for path, identity in zip(wanted.lowers, lowers.identities, strict=True):
+        before = seen.setdefault(identity, path)
+        if before is not path:
+            raise PlanError(f"one directory, two layers: {before}, {path}")
     if wanted.upper is not None and wanted.work is not None:
         _check_upper(wanted.upper, wanted.work, seen)
+    return lowers
 
 
 def _check_upper(upper: str, work: str, lowers: dict[tuple[int, int], str]) -> None:

@@ -26,7 +26,7 @@ import os
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
-from errno import EINVAL, EROFS
+from errno import EROFS
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -37,7 +37,7 @@ from isolib._kernel.hints import typed
 from isolib.errors import SyscallError, from_errno
 from isolib.types import IdMap
 from isolib.unionfs.copying import copy_tree
-from isolib.unionfs.enclosure import enclosed
+from isolib.unionfs.enclosure import UNKNOWN, enclosed
 from isolib.unionfs.refused import explained
 
 if TYPE_CHECKING:
@@ -131,11 +131,16 @@ class Place(Protocol):
 class _Here:
     """The calling thread, of a kernel that needs no detour."""
 
+    def __init__(self, opened: calls.Layers | None) -> None:
+        self._opened = opened
+
     def admit(self, mount: Fd) -> Fd:
         return mount
 
     def layers(self, paths: Sequence[str], mapped: int, userns: int | None) -> calls.Layers:
-        layers = calls.Layers(paths)
+        opened = self._opened
+        # What they were asked for is what they are, if nothing had to be merged.
+        layers = opened if opened is not None and opened.names == paths else calls.Layers(paths)
         if userns is not None:
             layers.map_ids(mapped, userns)
         return layers
@@ -156,7 +161,9 @@ def needs_deputy() -> bool:
 
 def _is_foreign() -> bool:
     """Return whether the mount namespace belongs to another user namespace than that of the calling thread."""
-    with Fd(os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)) as mounts:
+    own = Fd.take(os.open, "/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    assert own is not None  # noqa: S101 - os.open raises
+    with own as mounts:
         try:
             owner = calls.namespace_owner(mounts.fileno())
         except SyscallError:  # EPERM: it is one that this process may not see
@@ -178,8 +185,15 @@ def open_directory(path: str, *, dir_fd: int | None = None, flags: int = os.O_PA
     return made
 
 
-def stack(wanted: Stack) -> Stacked:
+def stack(wanted: Stack, opened: calls.Layers | None = None) -> Stacked:
     """Make the mount.
+
+    Parameters
+    ----------
+    wanted
+        What it is made of.
+    opened
+        The lower directories, if they are open already; whatever lies at their paths by then.
 
     Raises
     ------
@@ -191,9 +205,9 @@ def stack(wanted: Stack) -> Stacked:
         if _direct.get("works") is False:
             return enclosed(partial(_build, wanted, userns))
         try:
-            made = _build(wanted, userns, _Here())
+            made = _build(wanted, userns, _Here(opened))
         except calls.StackRefused as refused:
-            if refused.error.errno != EINVAL or "works" in _direct:
+            if refused.error.errno not in UNKNOWN or "works" in _direct:
                 raise
             with suppress(calls.StackRefused):
                 made = enclosed(partial(_build, wanted, userns))
@@ -313,11 +327,13 @@ def copy_attributes(source: int, target: int) -> None:
     source, target
         Descriptors, which may be open as places only.
     """
-    status = os.stat(f"/proc/self/fd/{source}")
+    status, old = os.fstat(source), os.fstat(target)
     path, there = f"/proc/self/fd/{source}", f"/proc/self/fd/{target}"
-    with suppress(OSError):  # an id that is not mapped here
-        os.chown(there, status.st_uid, status.st_gid)
-    os.chmod(there, stat.S_IMODE(status.st_mode))
+    if (old.st_uid, old.st_gid) != (status.st_uid, status.st_gid):
+        with suppress(OSError):  # an id that is not mapped here
+            os.chown(there, status.st_uid, status.st_gid)
+    if old.st_mode != status.st_mode:
+        os.chmod(there, stat.S_IMODE(status.st_mode))
     for name in os.listxattr(path):
         if not name.startswith(("trusted.overlay.", "user.overlay.")):
             with suppress(OSError):  # one of the kind that this process may not set, or the file system does not have

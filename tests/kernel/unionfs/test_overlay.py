@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import io
 import os
 import select
@@ -24,9 +25,11 @@ from isolib._kernel import calls
 from isolib._kernel.procfs import parse_mountinfo
 from isolib.unionfs import Branch, ChangeKind, enclosure, new_overlay, stacking
 from isolib.unionfs.drivers.base import Form
+from tests.interrupts import interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import CodeType
 
     from isolib.unionfs import OverlayMount
 
@@ -721,3 +724,31 @@ def test_old_ways(layers: tuple[str, str], disk: Disk, tmp_path: Path, way: str,
     for count in (70, 300, 500, 520):
         with new_overlay(*many[:count]) as mount:
             assert len(names(mount)) == count
+
+
+# ---- bad moments ----
+
+
+@pytest.mark.parametrize("attached", [False, pytest.param(True, marks=pytest.mark.root)])
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # which closes itself all the same
+@pytest.mark.filterwarnings("ignore:never closed:ResourceWarning")  # its close was interrupted at its entry, and comes anyway
+def test_interrupts(layers: tuple[str, str], tmp_path: Path, attached: bool) -> None:  # noqa: FBT001
+    """Wherever an interrupt comes, no mount and no descriptor is left."""
+    (tmp_path / "target").mkdir()
+    target = tmp_path / "target" if attached else None
+    new_overlay(*layers, target=target).close()  # what stays for the life of the process is there
+
+    def make() -> None:
+        with new_overlay(*layers, target=target) as mount:
+            write(f"{mount.path}/new", "new")
+            assert mount.changes()
+
+    def counts(code: CodeType) -> bool:
+        return "/unionfs/over" in code.co_filename or "/unionfs/stacking" in code.co_filename or "reaper" in code.co_filename
+
+    turn = 1
+    while not interrupt(turn, make, counts):
+        turn += 1
+    assert turn > 50
+    gc.collect()
+    assert mine() == []
