@@ -8,7 +8,7 @@ The layers, lowest first; a module imports from lower layers only, and modules o
 
     L0  errors, types
     L1  _kernel: the only code that makes system calls
-    L2  cgroups, namespaces, mounts, net, process, support
+    L2  cgroups, namespaces, mounts, net, process, support, unionfs
     L3  spec, outlet, setting, oneshot, sandbox
     L4  this module
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from isolib.errors import ClosedError as ClosedError
     from isolib.errors import CommandFailed as CommandFailed
     from isolib.errors import GoneError as GoneError
+    from isolib.errors import ImageNotFound as ImageNotFound
     from isolib.errors import IsolibError as IsolibError
     from isolib.errors import LimitExceeded as LimitExceeded
     from isolib.errors import OutOfMemory as OutOfMemory
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from isolib.errors import PlanError as PlanError
     from isolib.errors import SandboxTimeout as SandboxTimeout
     from isolib.errors import SetupFailed as SetupFailed
+    from isolib.errors import StoreDamaged as StoreDamaged
     from isolib.errors import SyscallError as SyscallError
     from isolib.errors import ThreadStranded as ThreadStranded
     from isolib.errors import Unsupported as Unsupported
@@ -80,6 +82,8 @@ if TYPE_CHECKING:
     from isolib.types import IdMap as IdMap
     from isolib.types import Reason as Reason
     from isolib.types import Usage as Usage
+    from isolib.unionfs import new_overlay as new_overlay
+    from isolib.unionfs import open_store as open_store
 
 __version__ = "0.1.0"
 
@@ -91,6 +95,7 @@ _HOMES = {
         "ClosedError",
         "CommandFailed",
         "GoneError",
+        "ImageNotFound",
         "IsolibError",
         "LimitExceeded",
         "OutOfMemory",
@@ -98,6 +103,7 @@ _HOMES = {
         "PlanError",
         "SandboxTimeout",
         "SetupFailed",
+        "StoreDamaged",
         "SyscallError",
         "ThreadStranded",
         "Unsupported",
@@ -121,6 +127,7 @@ _HOMES = {
     "spec": ("Completed", "Limits", "SandboxSpec"),
     "support": ("doctor",),
     "types": ("Exit", "IdMap", "Reason", "Usage"),
+    "unionfs": ("new_overlay", "open_store"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -27,6 +27,7 @@ __all__ = [
     "ClosedError",
     "CommandFailed",
     "GoneError",
+    "ImageNotFound",
     "IsolibError",
     "LimitExceeded",
     "OutOfMemory",
@@ -34,6 +35,7 @@ __all__ = [
     "PlanError",
     "SandboxTimeout",
     "SetupFailed",
+    "StoreDamaged",
     "SyscallError",
     "ThreadStranded",
     "Unsupported",
@@ -95,6 +97,30 @@ class ArchiveError(IsolibError, ValueError):
         # Names in archives are anybody's: they may be long, and hold line feeds and escape sequences.
         entry = self.entry if len(self.entry) <= _LONGEST_SHOWN else self.entry[:_LONGEST_SHOWN] + "..."
         return f"{entry if entry.isprintable() else repr(entry)}: {self.reason}"
+
+
+class ImageNotFound(IsolibError, LookupError):
+    """A store has no such image, or tree, or several that are meant by what was given."""
+
+
+class StoreDamaged(IsolibError):
+    """Something that a store has on record is missing or is not what it was: `Store.verify` lists all such things.
+
+    Parameters
+    ----------
+    reason
+        What is wrong.
+    what
+        With what: the path in the store.
+    """
+
+    def __init__(self, reason: str, what: str) -> None:
+        super().__init__(reason, what)
+        self.reason = reason
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.reason}"
 
 
 class Unsupported(IsolibError):

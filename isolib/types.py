@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Exit",
+    "Feature",
     "HasFileno",
     "IdMap",
     "Reason",
@@ -165,6 +166,44 @@ class Exit:
         if self.code is None:
             raise ValueError("neither a code nor a signal")
         return self.code
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One thing that a host may or may not let its user do; true when it does.
+
+    Attributes
+    ----------
+    name
+        What it is: ``"overlay"``, ``"net namespace"``.
+    available
+        Whether this process can use it, as found by using it.
+    reason
+        What was found: details when it is available, the failed system call and its error when it is not.
+    refused_by
+        What refuses it: the kernel, a sysctl and its value, a security module, a missing capability.  Empty when available.
+    remedy
+        What would allow it, in one line.  Empty when available.
+
+    Examples
+    --------
+    >>> bool(Feature("veth", available=True, reason=""))
+    True
+    """
+
+    name: str
+    available: bool
+    reason: str
+    refused_by: str = ""
+    remedy: str = ""
+
+    def __bool__(self) -> bool:
+        return self.available
+
+    def __str__(self) -> str:
+        if self.available:
+            return f"{self.name}: yes" + (f" ({self.reason})" if self.reason else "")
+        return f"{self.name}: no: {self.reason}; refused by {self.refused_by}; remedy: {self.remedy}"
 
 
 def parse_size(value: SupportsIndex | str, what: str) -> int:

@@ -33,7 +33,9 @@ from tests.groups import needs
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
+    from isolib._kernel.launch import Launched
     from isolib._kernel.reaper import _Reaper
+    from isolib.unionfs.deputy import Deputy
 
 # Administrators' tools are oracles here, and not on everybody's PATH.
 os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
@@ -173,6 +175,7 @@ def kept() -> set[int]:
         *(fd for ground in grounds.values() for fd in (ground.host, ground.proc, ground.image)),
         *(fd.fileno() for fd in namespaces.values()),
         *(fd for reaper in reapers() for fd in reaper.descriptors),
+        *(fd for deputy, socket in deputies() for fd in (socket, deputy.status, deputy.pidfd, deputy.command)),
         *group_place(),
     }
 
@@ -187,6 +190,13 @@ def reapers() -> Iterable[_Reaper]:
     """Return what this process has of its reaper; one at the most, unless something is wrong."""
     found: dict[object, _Reaper] = getattr(sys.modules.get("isolib._kernel.reaper"), "_reapers", {})
     return found.values()
+
+
+def deputies() -> list[tuple[Launched, int]]:
+    """Return those who mount for an ordinary user, and the socket of each; they stay as long as this process."""
+    found: dict[object, Deputy] = getattr(sys.modules.get("isolib.unionfs.deputy"), "_deputies", {})
+    running = [deputy._running for deputy in found.values() if deputy._running is not None]
+    return [(process._launched, socket.fileno()) for process, socket in running]
 
 
 def mounts() -> Things:
@@ -263,6 +273,7 @@ def launchers() -> Things:
         return {}
     pids = (pid for pid in os.listdir("/proc") if pid.isdigit() and read(f"/proc/{pid}/cmdline").startswith(b"isolib"))
     ours = {str(reaper.launched.supervisor_pid) for reaper in reapers() if reaper.launched}
+    ours |= {str(deputy.supervisor_pid) for deputy, _ in deputies()}
     return {pid: describe_process(pid) for pid in pids if pid not in ours and is_watching_us(pid)}
 
 

@@ -67,6 +67,10 @@ MS_PRIVATE: Final = 1 << 18
 MS_SLAVE: Final = 1 << 19
 MNT_DETACH: Final = 2
 
+# linux/fs.h
+RENAME_NOREPLACE: Final = 0x1
+RENAME_EXCHANGE: Final = 0x2
+
 # linux/openat2.h
 RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_MAGICLINKS: Final = 0x02

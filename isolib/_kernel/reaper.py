@@ -53,12 +53,14 @@ _WANTED: Final = {
     calls.ENTRY_LINK: "a netlink socket",
     calls.ENTRY_SETTING: "an open file of /proc/sys",
     calls.ENTRY_BESIDE: "an open file of /proc/sys",
+    calls.ENTRY_MOUNT: "the root of a mount, a directory",
 }
 _FITS: Final = {
     calls.ENTRY_CGROUP: stat.S_ISDIR,
     calls.ENTRY_LINK: stat.S_ISSOCK,
     calls.ENTRY_SETTING: stat.S_ISREG,
     calls.ENTRY_BESIDE: stat.S_ISREG,
+    calls.ENTRY_MOUNT: stat.S_ISDIR,
 }
 _MAGICS: Final = {
     calls.ENTRY_CGROUP: calls.CGROUP_MAGICS,
@@ -72,6 +74,8 @@ _KEPT: Final = 32
 #: Descriptors that the reaper needs beside those of directories, most of them to walk down a tree.
 _OTHERS: Final = 160
 _LOWEST: Final = 3
+#: Milliseconds for the reaper to answer; it does so at once, if nobody has stopped it.
+_ANSWERS_WITHIN: Final = 1000
 
 
 class _Base:
@@ -109,6 +113,13 @@ class Ticket:
                 # Interrupted from here on, it is an entry less; the first line bears being run again.
                 del reaper.live[self._index]
                 reaper.free.append(self._index)
+
+    def let_go(self) -> None:
+        """Strike it, and return when the reaper has closed its own descriptors for it, which kept something busy."""
+        self.strike()
+        if self._reaper.home == home():
+            for base in self._bases:
+                self._reaper.let_go_now(base)
 
 
 def _encoded(name: str | bytes) -> bytes:
@@ -159,6 +170,7 @@ class _Reaper:
         self.live: dict[int, Ticket] = {}
         self.free: list[int] = []
         self._high = count()
+        self._answers = count(1)
         self.launched: Launched | None = None
         # One setting may be known twice: the locks of who holds it are those of his own open file.
         self._known: WeakValueDictionary[tuple[int, int, bool], _Base] = WeakValueDictionary()
@@ -219,7 +231,7 @@ class _Reaper:
         table = builder.declare(self.table.fileno(), "table of the reaper")
         launched = launch(builder.build(REAP._replace(fd=table)), builder.fds)
         for base in self._known.values():
-            calls.send_base(launched.status, base.index, base.fd.fileno())
+            calls.send_base(launched.status, base.index, base.fd.fileno(), base.kind)
         # What is interrupted before this is forgotten with its socket, and the process that it has made sees that.
         self.launched = launched
         self.words[_GUARD] = launched.supervisor_pid
@@ -234,13 +246,15 @@ class _Reaper:
 
     def _base(self, fd: int, kind: int) -> _Base:
         status = os.fstat(fd)
+        if kind == calls.ENTRY_MOUNT:  # of which several have the same root
+            return self._new_base(fd, status, kind)
         found = self._known.get((status.st_dev, status.st_ino, kind == calls.ENTRY_BESIDE))
         if found is not None and found.kind != kind:
             raise PlanError(f"descriptor {fd} is not {_WANTED[kind]}")
         return self._new_base(fd, status, kind) if found is None else found
 
     def _new_base(self, fd: int, status: os.stat_result, kind: int) -> _Base:
-        if not _FITS[kind](status.st_mode) or calls.fs_magic(fd) not in _MAGICS[kind]:
+        if not _FITS[kind](status.st_mode) or (kind in _MAGICS and calls.fs_magic(fd) not in _MAGICS[kind]):
             raise PlanError(f"descriptor {fd} is not {_WANTED[kind]}")
         if kind == calls.ENTRY_LINK and not _speaks_netlink(fd):
             raise PlanError(f"descriptor {fd} is not {_WANTED[kind]}")
@@ -254,8 +268,10 @@ class _Reaper:
         assert own is not None  # noqa: S101 - fcntl raises
         base = _Base(own, number, kind)
         self._watched[number] = ref(base, partial(self._let_go, number))
-        calls.send_base(self.running().status, base.index, own.fileno())
-        self._known[status.st_dev, status.st_ino, kind == calls.ENTRY_BESIDE] = base  # now: it counts as told from here on
+        calls.send_base(self.running().status, base.index, own.fileno(), kind)
+        is_beside = kind == calls.ENTRY_BESIDE
+        key = (-1, number, False) if kind == calls.ENTRY_MOUNT else (status.st_dev, status.st_ino, is_beside)
+        self._known[key] = base  # now: it counts as told from here on
         if kind == calls.ENTRY_CGROUP:  # a socket would keep its namespace alive
             self._recent.append(base)
         return base
@@ -277,6 +293,19 @@ class _Reaper:
                 with suppress(OSError):  # it was killed: the next one will not be told of this
                     calls.send_base(self.launched.status, number, -1)
                 del self._watched[number]
+
+    def let_go_now(self, base: _Base) -> None:
+        """Have the reaper close what a ticket was for, and wait until it has: what it had open is busy no more."""
+        with self.lock:
+            watched = self._watched.get(base.index)
+            if self.launched is None or watched is None or watched() is not base:
+                return
+            answer = next(self._answers)
+            with suppress(OSError):  # it was killed: then it is closed
+                calls.send_base(self.launched.status, base.index, -1, answer=answer)
+                calls.await_answer(self.launched.status, answer, _ANSWERS_WITHIN)
+            del self._watched[base.index]
+            self._known.pop((-1, base.index), None)
 
     def forget(self) -> None:
         """Let go of everything, in a fork of the process."""
@@ -396,6 +425,22 @@ def entrust_setting(
     before = _encoded(f"{old}\n")  # an empty one would be no write at all
     kind = calls.ENTRY_BESIDE if beside else calls.ENTRY_SETTING
     return _entrust(kind, file, b"\0".join((before, _encoded(value))), keep)
+
+
+def entrust_mount(mount: int, keep: Callable[[Ticket], object] | None = None) -> Ticket:
+    """Have a mount detached when this process is gone; to be called before it is attached.
+
+    It is known by a descriptor: whatever else is mounted in its place by then stays.
+
+    Parameters
+    ----------
+    mount
+        A descriptor of its root, a directory, which stays the caller's.  The reaper keeps one too, and so the mount in use:
+        `Ticket.let_go` ends that.
+    keep
+        As in `entrust`.
+    """
+    return _entrust(calls.ENTRY_MOUNT, mount, b"mount", keep)
 
 
 def _entrust(kind: int, base: int, name: bytes, keep: Callable[[Ticket], object] | None) -> Ticket:

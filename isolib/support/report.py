@@ -5,12 +5,15 @@ from __future__ import annotations
 import html
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
+from isolib.types import Feature
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+__all__ = ["WIDTH", "Feature", "Report"]
 
 WIDTH: Final = 100
 _MARK: Final = {True: "yes", False: "no"}
@@ -19,44 +22,6 @@ _REFUSED: Final = 33
 _GAP: Final = "  "
 _LEFT: Final = _NAME + 3 + 2 * len(_GAP)
 _REMEDY: Final = WIDTH - _LEFT - _REFUSED - len(_GAP)
-
-
-@dataclass(frozen=True, slots=True)
-class Feature:
-    """One thing that a host may or may not let its user do; true when it does.
-
-    Attributes
-    ----------
-    name
-        What it is: ``"overlay"``, ``"net namespace"``.
-    available
-        Whether this process can use it, as found by using it.
-    reason
-        What was found: details when it is available, the failed system call and its error when it is not.
-    refused_by
-        What refuses it: the kernel, a sysctl and its value, a security module, a missing capability.  Empty when available.
-    remedy
-        What would allow it, in one line.  Empty when available.
-
-    Examples
-    --------
-    >>> bool(Feature("veth", available=True, reason=""))
-    True
-    """
-
-    name: str
-    available: bool
-    reason: str
-    refused_by: str = ""
-    remedy: str = ""
-
-    def __bool__(self) -> bool:
-        return self.available
-
-    def __str__(self) -> str:
-        if self.available:
-            return f"{self.name}: yes" + (f" ({self.reason})" if self.reason else "")
-        return f"{self.name}: no: {self.reason}; refused by {self.refused_by}; remedy: {self.remedy}"
 
 
 def _clean(text: str) -> str:

@@ -1,1 +1,57 @@
 """Union file systems: directories in layers merged into one tree, images, commits and volumes."""
+
+from __future__ import annotations
+
+from isolib.unionfs.collecting import Collected as Collected
+from isolib.unionfs.config import History as History
+from isolib.unionfs.config import ImageConfig as ImageConfig
+from isolib.unionfs.config import Platform as Platform
+from isolib.unionfs.drivers.base import TreeUsage as TreeUsage
+from isolib.unionfs.entry import Change as Change
+from isolib.unionfs.entry import ChangeKind as ChangeKind
+from isolib.unionfs.entry import Layer as Layer
+from isolib.unionfs.images import Image as Image
+from isolib.unionfs.loading import Progress as Progress
+from isolib.unionfs.overlay import Branch as Branch
+from isolib.unionfs.overlay import OverlayMount as OverlayMount
+from isolib.unionfs.overlay import new_overlay as new_overlay
+from isolib.unionfs.overlay_diff import OverlayStats as OverlayStats
+from isolib.unionfs.reading import Limits as Limits
+from isolib.unionfs.store import Store as Store
+from isolib.unionfs.store import drivers as drivers
+from isolib.unionfs.store import open_store as open_store
+from isolib.unionfs.tree import Tree as Tree
+from isolib.unionfs.verifying import Finding as Finding
+from isolib.unionfs.verifying import Subject as Subject
+
+__all__ = [
+    "Branch",
+    "Change",
+    "ChangeKind",
+    "Collected",
+    "Finding",
+    "History",
+    "Image",
+    "ImageConfig",
+    "Layer",
+    "Limits",
+    "OverlayMount",
+    "OverlayStats",
+    "Platform",
+    "Progress",
+    "Store",
+    "Subject",
+    "Tree",
+    "TreeUsage",
+    "drivers",
+    "new_overlay",
+    "open_store",
+]
+
+for _public in (
+    *(Branch, Change, ChangeKind, OverlayMount, OverlayStats, new_overlay),
+    *(Collected, Finding, History, Image, ImageConfig, Layer, Limits, Platform, Progress, Store, Subject, Tree, TreeUsage),
+    *(drivers, open_store),
+):
+    # Tracebacks and pickles name the place that users import from.
+    _public.__module__ = "isolib.unionfs"

@@ -89,7 +89,7 @@ static long table_size(void) {
 /* What the host says to the reaper: a directory, or that the number of one is free, or that all is over; or nothing more. */
 static long answer_receive(struct iso_msghdr *header) {
     struct iso_fd_control *control = header->control;
-    struct isolib_base base = {(uint32_t)(below(8) ? below(4) : number())};
+    struct isolib_base base = {(uint32_t)(below(8) ? below(4) : number()), (uint32_t)below(6), (uint32_t)below(2)};
     touch(header, sizeof(*header));
     if (below(2))
         return below(4) ? -EAGAIN : (long)below(2);

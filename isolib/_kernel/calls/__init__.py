@@ -11,9 +11,12 @@ from isolib._kernel.abi import *  # noqa: F403 - they are this module's constant
 from isolib._kernel.calls.away import *  # noqa: F403
 from isolib._kernel.calls.batching import *  # noqa: F403
 from isolib._kernel.calls.bpf import *  # noqa: F403
+from isolib._kernel.calls.btrfs import *  # noqa: F403
 from isolib._kernel.calls.conversing import *  # noqa: F403
+from isolib._kernel.calls.copying import *  # noqa: F403
 from isolib._kernel.calls.files import *  # noqa: F403
 from isolib._kernel.calls.launching import *  # noqa: F403
 from isolib._kernel.calls.reaping import *  # noqa: F403
 from isolib._kernel.calls.relaying import *  # noqa: F403
+from isolib._kernel.calls.stacking import *  # noqa: F403
 from isolib._kernel.calls.system import *  # noqa: F403

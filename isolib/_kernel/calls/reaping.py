@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import ENOMEM
+from errno import EINTR, ENOMEM
 from typing import Final
 
 from isolib._kernel._ext import ffi, lib
@@ -22,11 +22,13 @@ ENTRY_CGROUP: Final[int] = lib.ISOLIB_ENTRY_CGROUP
 ENTRY_LINK: Final[int] = lib.ISOLIB_ENTRY_LINK
 ENTRY_SETTING: Final[int] = lib.ISOLIB_ENTRY_SETTING
 ENTRY_BESIDE: Final[int] = lib.ISOLIB_ENTRY_BESIDE
+ENTRY_MOUNT: Final[int] = lib.ISOLIB_ENTRY_MOUNT
 OWNER_DIED: Final[int] = lib.ISOLIB_OWNER_DIED
 SETTING_DOOR: Final[int] = lib.ISOLIB_SETTING_DOOR
 SETTING_MARKS_FROM: Final[int] = lib.ISOLIB_SETTING_MARKS_FROM
 
 _TABLE: Final = "the reaper's table"
+_BASE: Final = ffi.typeof("struct isolib_base *")
 
 
 def new_table() -> Fd:
@@ -43,6 +45,17 @@ def map_table(fd: int) -> memoryview:
     return memoryview(ffi.buffer(owned, TABLE_HEADER + TABLE_ENTRIES * ENTRY_SIZE))
 
 
-def send_base(status: int, index: int, fd: int) -> None:
-    """Send the reaper a directory, or -1: the number is free again; unix(7), SCM_RIGHTS."""
-    checked("sendmsg", "the reaper", lib.isolib_table_send_base(status, index, fd))
+def send_base(status: int, index: int, fd: int, kind: int = 0, *, answer: int = 0) -> None:
+    """Send the reaper a directory, or -1: the number is free again; unix(7), SCM_RIGHTS.
+
+    ``kind`` is ENTRY_MOUNT for a mount; with ``answer``, the reaper says when it is done.
+    """
+    checked("sendmsg", "the reaper", lib.isolib_table_send_base(status, ffi.new(_BASE, (index, kind, answer)), fd))
+
+
+def await_answer(status: int, answer: int, milliseconds: int) -> bool:
+    """Wait for the reaper's answer; returns whether it came: the reaper may have been ended, or stopped."""
+    while lib.isolib_table_await_answer(status, answer, milliseconds) < 0:
+        if ffi.errno != EINTR:  # between two calls Python runs its signal handlers
+            return False
+    return True

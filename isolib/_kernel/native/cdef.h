@@ -155,6 +155,7 @@ enum isolib_table_limits {
 enum isolib_entry_kind {
     ISOLIB_ENTRY_CGROUP = 1, /* a directory of cgroups with all that it holds */
     ISOLIB_ENTRY_LINK,       /* the link whose number the name is, in the namespace of a netlink socket */
+    ISOLIB_ENTRY_MOUNT,      /* a mount whose root a descriptor is open on; the name says nothing */
     ISOLIB_ENTRY_SETTING,    /* the name is what an open file of /proc/sys is given back, if it has the value that follows */
     ISOLIB_ENTRY_BESIDE      /* the same, of one that the kernel changes with another: when that has been given back */
 };
@@ -195,6 +196,8 @@ struct isolib_entry {
 /* What the host says to the reaper, with the descriptor of the directory; without one, that number is free again. */
 struct isolib_base {
     uint32_t index;
+    uint32_t kind;   /* ISOLIB_ENTRY_MOUNT for a mount; what anything else is, the reaper sees */
+    uint32_t answer; /* not 0: when it is done, the reaper says ISOLIB_HOLDING with this value */
 };
 
 enum isolib_stage { ISOLIB_STAGE_HOST = 0, ISOLIB_STAGE_FIRST = 1, ISOLIB_STAGE_INSIDE = 2, ISOLIB_STAGE_COMMAND = 3 };
@@ -333,7 +336,9 @@ int isolib_say(int status, int word);
 int isolib_table_new(void);
 void *isolib_table_map(int fd);
 void isolib_table_unmap(void *table);
-int isolib_table_send_base(int status, uint32_t index, int fd);
+int isolib_table_send_base(int status, const struct isolib_base *base, int fd);
+/* waits for an answer, of which those before it are forgotten; it may be interrupted */
+int isolib_table_await_answer(int status, uint32_t answer, int milliseconds);
 
 /* batch.c: files and directories.  What is opened gets O_CLOEXEC and O_NOFOLLOW. */
 
@@ -383,6 +388,61 @@ void isolib_batch_take(struct isolib_batch *batch);
 /* closes all that was opened, or one */
 void isolib_batch_close(struct isolib_batch *batch);
 void isolib_errand_close(struct isolib_errand *errand);
+
+/* ---- copytree.c, cleartree.c: whole trees ------------------------------------------------------------------------------- */
+
+enum isolib_tree_limits { ISOLIB_TREE_PATH = 4096 };
+/* All zero but the first three.  Where `error` is not 0 at the end, `call` has failed at `path`, and not all is there. */
+struct isolib_copy {
+    int32_t source; /* a directory */
+    int32_t target; /* an empty one */
+    int32_t threads;
+    int32_t error;
+    const char *call;
+    char path[ISOLIB_TREE_PATH]; /* relative to both */
+    struct isolib_copy_state *state;
+};
+/* Copies for a while; 1: to be called again, until 0. */
+int isolib_copy_run(struct isolib_copy *copy);
+/* leaves off, where it is under way, and waits for the threads */
+void isolib_copy_end(struct isolib_copy *copy);
+
+struct isolib_removal {
+    int32_t base;
+    int32_t error;
+    const char *name; /* what is in that directory */
+    const char *call;
+    char path[ISOLIB_TREE_PATH]; /* of what cannot be removed, below the name */
+};
+/* Removes for a while; 1: to be called again, until 0.  What is not there is removed. */
+int isolib_remove_run(struct isolib_removal *removal);
+
+/* ---- btrfs.c ------------------------------------------------------------------------------------------------------------ */
+
+int isolib_btrfs_create(int directory, const char *name);
+int isolib_btrfs_snapshot(int source, int directory, const char *name, int is_readonly);
+int isolib_btrfs_destroy(int directory, const char *name);
+int isolib_btrfs_set_readonly(int subvolume, int is_readonly);
+struct isolib_btrfs_subvolume {
+    uint64_t id;
+    uint64_t generation;
+    uint64_t origin_generation; /* at which it was made */
+    uint64_t flags;
+};
+int isolib_btrfs_subvolume(int subvolume, struct isolib_btrfs_subvolume *found);
+struct isolib_btrfs_nested {
+    uint64_t id;
+    uint64_t directory; /* in which it lies, an inode of the subvolume above */
+};
+enum isolib_btrfs_limits { ISOLIB_BTRFS_NESTED = 255 };
+/* Those right below a subvolume, from `after` on, which is 0 when these are all: their number, with room for so many. */
+int isolib_btrfs_nested(int subvolume, uint64_t *after, struct isolib_btrfs_nested *nested, uint32_t room);
+/* where one of them lies, relative to the subvolume above */
+int isolib_btrfs_path(int subvolume, const struct isolib_btrfs_nested *nested, char *path, uint32_t room);
+int isolib_btrfs_quota_enable(int fd);
+int isolib_btrfs_limit(int subvolume, uint64_t exclusive);
+int isolib_btrfs_drop_qgroup(int fd, uint64_t id);
+int isolib_btrfs_usage(int fd, uint64_t id, uint64_t *exclusive);
 
 /* how far a thread came that went to another namespace, did something there and came back */
 enum isolib_away {
@@ -462,6 +522,7 @@ int isolib_pidfd_namespace(int pidfd, int kind);
 int isolib_link_up(const char *name);
 int64_t isolib_fs_magic(int fd);
 int isolib_openat2(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
+int isolib_renameat2(int old_dir, const char *old, int new_dir, const char *new, unsigned int flags);
 int isolib_open_tree(int dir, const char *path, unsigned int flags);
 int isolib_move_mount(int from_dir, const char *from, int to_dir, const char *to, unsigned int flags);
 int isolib_fsopen(const char *type, unsigned int flags);
@@ -471,6 +532,56 @@ int isolib_mount_setattr(int dir, const char *path, unsigned int flags, uint64_t
                          int userns);
 int isolib_mount(const char *source, const char *target, const char *type, uint64_t flags, const char *data);
 int isolib_umount2(const char *target, int flags);
+/* stack.c: file systems and layers.  A layer is a descriptor, and what tells its directory from all others. */
+struct isolib_layer {
+    int32_t fd; /* -1: none */
+    int32_t padding;
+    uint64_t device, inode;
+};
+struct isolib_layers {
+    uint32_t count;
+    uint32_t at; /* which one was refused */
+    struct isolib_layer layers[];
+};
+/* opens directories, whose paths stand one after the other; flags: beside O_PATH */
+int isolib_layers_open(struct isolib_layers *layers, int base, const char *paths, int flags);
+/* makes of the first ones detached mounts with their ids mapped; -1: it cannot be cloned; -2: not mapped */
+int isolib_layers_map(struct isolib_layers *layers, uint32_t first, int userns);
+void isolib_layers_close(struct isolib_layers *layers);
+enum isolib_stack_way {
+    ISOLIB_STACK_BY_FD = 1, /* layers are descriptors: Linux 6.13 */
+    ISOLIB_STACK_BY_PATH,   /* each is a path, of which the number of its descriptor is the end: Linux 6.7 */
+    ISOLIB_STACK_TOGETHER   /* all lower ones are one value, which has room for few */
+};
+enum isolib_stack_stage {
+    ISOLIB_STACK_OPEN = 1,
+    ISOLIB_STACK_OPTION,
+    ISOLIB_STACK_LOWER,
+    ISOLIB_STACK_UPPER,
+    ISOLIB_STACK_WORK,
+    ISOLIB_STACK_CREATE,
+    ISOLIB_STACK_MOUNT
+};
+struct isolib_stack {
+    const char *type;    /* of file system */
+    const char *options; /* names and values, one after the other; an empty value: a flag; an empty name: the end */
+    int32_t way;
+    const char *prefix;                 /* of a layer's path */
+    const struct isolib_layers *lowers; /* the topmost first; NULL: none */
+    int32_t upper, work;                /* -1: none */
+    uint64_t attributes;                /* of the mount */
+    int32_t stage;                      /* out: how far it came */
+    uint32_t at;                        /* out: which option or layer */
+    char said[256];                     /* out: what the kernel said of a refusal, or nothing */
+};
+/* a detached mount of a new file system */
+int isolib_stack_new(struct isolib_stack *stack);
+/* changes a whole file system: "ro" or "rw"; -1: fspick, -2: fsconfig, -3: the change itself was refused */
+int isolib_reconfigure(int mount, const char *flag);
+int isolib_syncfs(int fd);
+/* Gives the calling thread, which has to end soon, a mount namespace and directories of its own; relative paths are numbers of
+ * descriptors from then on.  -1: unshare, -2: mount, -3: chdir was refused. */
+int isolib_enclose_thread(void);
 int isolib_pidfd_send_signal(int pidfd, int signal);
 int isolib_pty_size(int fd, int rows, int columns);
 int isolib_clone3_size(void);

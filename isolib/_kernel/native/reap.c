@@ -53,14 +53,23 @@ static int version_of(int fd) {
     }
 }
 
-static void take_base(struct reaping *r, uint32_t index, int32_t fd) {
-    struct directory *base = &r->bases[index];
-    int version = fd >= 0 ? version_of(fd) : 0;
+static void take_base(struct reaping *r, const struct isolib_base *said, int32_t fd) {
+    struct directory *base = &r->bases[said->index];
+    int version = fd < 0 ? 0 : said->kind == ISOLIB_ENTRY_MOUNT ? MOUNT : version_of(fd);
     if (base->fd >= 0)
         SYS1(close, base->fd);
     if (fd >= 0 && !version)
         SYS1(close, fd);
     *base = (struct directory){version ? fd : -1, version};
+}
+
+/* Who waits for it wants to know that a descriptor is closed.  Nobody who does not read it can keep this process. */
+static void answer(const struct reaping *r, uint32_t value) {
+    enum { DONT_WAIT = 0x40, NO_SIGNAL = 0x4000 };
+    struct isolib_message message = {.type = ISOLIB_HOLDING, .value = (int32_t)value};
+    struct iso_iovec part = {&message, sizeof(message)};
+    struct iso_msghdr header = {0, 0, &part, 1, 0, 0, 0};
+    SYS3(sendmsg, r->l->status, &header, DONT_WAIT | NO_SIGNAL);
 }
 
 enum hearing { NOTHING_MORE, TAKEN, CLOSED, SHALL_END };
@@ -79,9 +88,11 @@ static enum hearing hear_one(struct reaping *r) {
         control.type == ISO_SCM_RIGHTS)
         fd = control.fds[0];
     if (got == sizeof(said) && said.index < ISOLIB_TABLE_BASES)
-        take_base(r, said.index, fd);
+        take_base(r, &said, fd);
     else if (fd >= 0)
         SYS1(close, fd);
+    if (got == sizeof(said) && said.answer)
+        answer(r, said.answer);
     if (got == 0)
         return CLOSED;
     return got == 1 ? SHALL_END : TAKEN;
@@ -262,6 +273,20 @@ static int give_back(const struct reaping *r, int file, const char name[256]) {
     return 0;
 }
 
+/*
+ * Detaches the mount that a descriptor is open on, wherever it is by now; one that is nowhere any more cannot be detached, and
+ * nothing in its place is.  What was mounted on top of it is a child of it, and would go with it: the kernel finds that first.
+ */
+static void detach_mount(int fd) {
+    enum { MNT_DETACH = 2, ON_TOP = 64 };
+    if (SYS1(fchdir, fd) < 0)
+        return;
+    for (int i = 0; i < ON_TOP; i++)
+        if (SYS2(umount2, ".", MNT_DETACH) < 0)
+            break;
+    SYS1(chdir, "/");
+}
+
 /* Returns whether something is left that may go later. */
 static int remove_entry(struct reaping *r, uint32_t index) {
     const struct isolib_entry *entry = entry_at(r, index);
@@ -276,6 +301,8 @@ static int remove_entry(struct reaping *r, uint32_t index) {
             left |= give_back(r, base->fd, entry->name);
         if (entry->kind == ISOLIB_ENTRY_BESIDE && base->version == SETTING)
             write_back(base->fd, entry->name);
+        if (entry->kind == ISOLIB_ENTRY_MOUNT && base->version == MOUNT)
+            detach_mount(base->fd);
     }
     if (!left)
         r->done[index / 8] |= (uint8_t)(1 << index % 8);

@@ -3,8 +3,9 @@
 /* What the reaper's two parts know of each other: the table and the process in reap.c, one group in group.c. */
 #include "launcher.h"
 
-/* What a descriptor is that the host has sent: a directory of cgroups of either version, a netlink socket, an open setting. */
-enum { V1 = 1, V2 = 2, NETLINK = 3, SETTING = 4 };
+/* What a descriptor is that the host has sent: a directory of cgroups of either version, a netlink socket, an open setting, the
+ * root of a mount. */
+enum { V1 = 1, V2 = 2, NETLINK = 3, SETTING = 4, MOUNT = 5 };
 
 /* A directory in which groups are made, or whatever else names are looked up in. */
 struct directory {

@@ -52,9 +52,9 @@ static int send_within(int fd, const struct msghdr *message, int milliseconds) {
     return sent < 0 ? -1 : 0;
 }
 
-int isolib_table_send_base(int status, uint32_t index, int fd) {
-    struct isolib_base base = {index};
-    struct iovec part = {&base, sizeof(base)};
+int isolib_table_send_base(int status, const struct isolib_base *base, int fd) {
+    struct isolib_base said = *base;
+    struct iovec part = {&said, sizeof(said)};
     union {
         char bytes[CMSG_SPACE(sizeof(int))];
         struct cmsghdr aligned;
@@ -69,4 +69,21 @@ int isolib_table_send_base(int status, uint32_t index, int fd) {
         memcpy(CMSG_DATA(&control.aligned), &fd, sizeof(fd));
     }
     return send_within(status, &message, 1000);
+}
+
+int isolib_table_await_answer(int status, uint32_t answer, int milliseconds) {
+    struct pollfd heard = {status, POLLIN, 0};
+    struct isolib_message message;
+    ssize_t got;
+    for (;;) {
+        got = recv(status, &message, sizeof(message), MSG_DONTWAIT);
+        if (got == sizeof(message) && message.type == ISOLIB_HOLDING && (uint32_t)message.value == answer)
+            return 0;
+        if (got > 0)
+            continue;
+        if (got == 0 || errno != EAGAIN)
+            return -1;
+        if (poll(&heard, 1, milliseconds) <= 0)
+            return -1;
+    }
 }

@@ -136,6 +136,10 @@ int isolib_openat2(int dir, const char *path, uint64_t flags, uint64_t mode, uin
     return (int)syscall(__NR_openat2, dir, path, &how, sizeof(how));
 }
 
+int isolib_renameat2(int old_dir, const char *old, int new_dir, const char *new, unsigned int flags) {
+    return (int)syscall(__NR_renameat2, old_dir, old, new_dir, new, flags);
+}
+
 int isolib_open_tree(int dir, const char *path, unsigned int flags) {
     return (int)syscall(__NR_open_tree, dir, path, flags);
 }

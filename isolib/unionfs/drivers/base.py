@@ -196,3 +196,6 @@ class Driver(ABC):
     @abstractmethod
     def sweep(self) -> None:
         """Remove what calls that were interrupted have left: what is being removed, half made trees; not drafts."""
+
+    def settle(self) -> None:  # noqa: B027 -- a driver that removes nothing behind has nothing to wait for
+        """Wait until what is removed behind is gone."""

@@ -1,0 +1,201 @@
+"""The driver of btrfs: every layer and every tree is a subvolume, and a copy is a snapshot, which is made at once.
+
+What a guest makes inside is his: subvolumes too, which the kernel leaves out of a snapshot.  They are copied into it, as
+directories, and removed with what they are in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from errno import EACCES, EINVAL, ENOENT, ENOTCONN, ENOTTY, EPERM
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from isolib._kernel import calls
+from isolib._kernel.handle import Fd
+from isolib.errors import SyscallError, Unsupported, from_errno
+from isolib.unionfs.copying import copy_tree
+from isolib.unionfs.drivers.base import TreeUsage
+from isolib.unionfs.drivers.directories import Home
+from isolib.unionfs.drivers.merged import MergedDriver
+from isolib.unionfs.drivers.usage import usage_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["BtrfsDriver"]
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_BENEATH: Final = calls.RESOLVE_BENEATH | calls.RESOLVE_NO_SYMLINKS | calls.RESOLVE_NO_MAGICLINKS
+
+
+class BtrfsDriver(MergedDriver):
+    """Subvolumes and snapshots.
+
+    Notes
+    -----
+    Subvolumes take no privileges.  Quotas take CAP_SYS_ADMIN on the host: the first tree with one turns the counting on for the
+    whole file system, which stays so.  A quota bounds what a tree shares with no other.  Source: btrfs-ioctl(2).
+    """
+
+    name: ClassVar[str] = "btrfs"
+
+    @classmethod
+    def examine(cls, home: int, path: str) -> None:
+        """Find out whether subvolumes can be made there, and be removed.
+
+        Raises
+        ------
+        Unsupported
+            They cannot.
+        """
+        feature, remedy = "the btrfs driver", "a directory on btrfs, with Linux 4.18 or newer"
+        if calls.fs_magic(home) != calls.BTRFS_SUPER_MAGIC:
+            raise Unsupported(feature, f"{path}, which is not on btrfs", remedy)
+        place = Home(Fd(os.dup(home)), path, _remove)
+        try:
+            with place.making() as made, place.open(made) as directory:
+                calls.btrfs_create(directory.fileno(), "root", path)
+                calls.btrfs_nested(directory.fileno(), path)
+                _remove(directory.fileno(), "root")
+            place.settle()
+        except SyscallError as error:
+            raise Unsupported(feature, f"{path}: {error.op}: {error.strerror}", remedy) from error
+
+    # Roots
+
+    def _discard(self, directory: int, name: str) -> None:
+        _remove(directory, name)
+
+    @contextlib.contextmanager
+    def _parent(self, path: str) -> Iterator[tuple[int, str]]:
+        above, name = os.path.split(path)
+        with self._place.open(above) as directory:
+            yield directory.fileno(), name
+
+    def _new_root(self, path: str) -> None:
+        with self._parent(path) as (directory, name):
+            calls.btrfs_create(directory, name, self._place.show(path))
+        with self._place.open(path) as root:
+            os.fchmod(root.fileno(), 0o755)
+
+    def _copy_root(self, source: str, target: str, quota: int | None = None) -> None:
+        shown = self._place.show(target)
+        with self._place.open(source) as old, self._parent(target) as (directory, name):
+            calls.btrfs_snapshot(old.fileno(), directory, name, shown, readonly=False)
+            with self._place.open(target) as new:
+                for path in calls.btrfs_nested(old.fileno(), self._place.show(source)):
+                    _copy_nested(old, new, path, shown)
+        if quota is not None:
+            self._limit(target, quota)
+
+    def _freeze(self, root: str) -> None:
+        with self._place.open(root) as subvolume:
+            calls.btrfs_set_readonly(subvolume.fileno(), self._place.show(root), readonly=True)
+
+    # Quotas
+
+    def _check_quota(self, quota: int) -> None:
+        super()._check_quota(quota)
+        try:
+            calls.btrfs_quota_enable(self.home.fileno(), self.path)
+        except SyscallError as error:
+            if error.errno != EPERM:
+                raise
+            remedy = "root of the host, or a tree without a quota"
+            raise Unsupported("a quota for a tree", "the kernel, for want of CAP_SYS_ADMIN", remedy) from error
+
+    def _limit(self, root: str, quota: int) -> None:
+        with self._place.open(root) as subvolume:
+            calls.btrfs_limit(subvolume.fileno(), quota, self._place.show(root))
+
+    def usage(self, tree: str) -> TreeUsage:
+        """Return what a tree shares with no other: as the file system counts it, or added up, where that does not count."""
+        with self.mount(tree) as root:
+            shown = self._place.show(f"trees/{tree}")
+            try:
+                calls.syncfs(root.fileno(), shown)  # it counts what it commits
+                number = calls.btrfs_subvolume(root.fileno(), shown).id
+                return TreeUsage(calls.btrfs_exclusive(root.fileno(), number, shown))
+            except SyscallError as error:
+                if error.errno not in {ENOENT, EPERM, EACCES, ENOTTY, EINVAL, ENOTCONN}:
+                    raise
+            return TreeUsage(usage_of(root).size)
+
+
+def _copy_nested(old: Fd, new: Fd, path: str, shown: str) -> None:
+    """Put a copy where a snapshot has, instead of a subvolume, an empty directory that nothing can be put into."""
+    above, name = os.path.split(path)
+    target = os.path.join(shown, path)
+    with (
+        Fd(calls.openat2(old.fileno(), path, _DIRECTORY, resolve=_BENEATH)) as source,
+        Fd(calls.openat2(new.fileno(), above or ".", _DIRECTORY, resolve=_BENEATH)) as directory,
+    ):
+        before = os.fstat(directory.fileno())
+        try:
+            os.rmdir(name, dir_fd=directory.fileno())
+            os.mkdir(name, 0o700, dir_fd=directory.fileno())
+        except OSError as error:
+            raise from_errno("rmdir", target, error.errno or 0) from None
+        with Fd(calls.openat2(directory.fileno(), name, _DIRECTORY, resolve=_BENEATH)) as copy:
+            copy_tree(source, copy, target)
+        os.utime(directory.fileno(), ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+# ---- removal ----
+
+
+def _remove(base: int, name: str) -> None:
+    """Remove something of ours, with the subvolumes that it holds or that it is."""
+    try:
+        top = os.open(name, _DIRECTORY, dir_fd=base)
+    except OSError:
+        calls.remove_tree(base, name, name)  # no directory: it is a file, or nothing
+        return
+    with Fd(top) as directory:
+        if _is_subvolume(directory):
+            try:
+                _destroy(base, name, directory)
+            except SyscallError:  # something in it lies deeper than a path reaches; or who we are may not search there
+                calls.remove_tree(base, name, name)
+            return
+        for each in os.listdir(directory.fileno()):
+            if os.path.isdir(f"/proc/self/fd/{directory.fileno()}/{each}"):
+                _remove(directory.fileno(), each)
+    calls.remove_tree(base, name, name)
+
+
+def _is_subvolume(directory: Fd) -> bool:
+    found = os.fstat(directory.fileno())
+    return found.st_ino == calls.BTRFS_ROOT_INODE and calls.fs_magic(directory.fileno()) == calls.BTRFS_SUPER_MAGIC
+
+
+def _destroy(base: int, name: str, subvolume: Fd) -> None:
+    """Remove a subvolume, those in it first; how deep they lie is the guest's choice, so nothing recurses."""
+    paths, done = [""], 0
+    while done < len(paths):
+        path = paths[done]
+        done += 1
+        with _open_below(subvolume, path) as one:
+            calls.btrfs_set_readonly(one.fileno(), name, readonly=False)
+            paths += [os.path.join(path, below) for below in calls.btrfs_nested(one.fileno(), name)]
+    for path in reversed(paths[1:]):
+        above, last = os.path.split(path)
+        with _open_below(subvolume, above) as directory:
+            _destroy_one(directory.fileno(), last)
+    _destroy_one(base, name)
+
+
+def _open_below(subvolume: Fd, path: str) -> Fd:
+    return Fd(calls.openat2(subvolume.fileno(), path or ".", _DIRECTORY, resolve=_BENEATH))
+
+
+def _destroy_one(directory: int, name: str) -> None:
+    try:
+        calls.btrfs_destroy(directory, name, name)
+    except SyscallError as error:
+        if error.errno not in {EPERM, EACCES}:
+            raise
+        # Without privileges, and where the file system is mounted without user_subvol_rm_allowed, an empty one is removed by
+        # rmdir(2), since Linux 4.18.
+        calls.remove_tree(directory, name, name)
