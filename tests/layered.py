@@ -19,6 +19,7 @@ from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Entry, Kind
 from isolib.unionfs.files import clear_tree
 from isolib.unionfs.unpack import unpack
+from tests.storage import disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -253,6 +254,17 @@ def places(count: int) -> Iterator[list[Fd]]:
             # What is too deep for shutil, or closed to the caller.
             stack.callback(clear_tree, made[-1].fileno(), b"")
         yield made
+
+
+@contextmanager
+def anywhere() -> Iterator[Fd]:
+    """Make an empty directory; in memory, where that is possible: a disk takes long to remove deep trees."""
+    if os.geteuid() == 0:
+        with disk("tmpfs") as made:
+            yield made.root
+    else:
+        with places(1) as (root,):
+            yield root
 
 
 @contextmanager

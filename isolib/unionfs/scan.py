@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
-from isolib._kernel.handle import Fd
 from isolib.errors import SyscallError, Unsupported, from_errno
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Entry, Kind
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from isolib._kernel.calls import Found
+    from isolib._kernel.handle import Fd
     from isolib.unionfs.entry import Piece
 
     #: From the owner and group of one side to those of the other.
@@ -118,7 +118,7 @@ class FileContent:
         if self._fd is None:
             if self._dir_fd is None:
                 raise ValueError(f"{shown(self._path)}: the next piece has been asked for")
-            opened = Fd(calls.open_to_read(self._dir_fd, self._found.name, shown(self._path)))
+            opened = calls.open_to_read(self._dir_fd, self._found.name, shown(self._path))
             status = os.fstat(opened.fileno())
             was = self._found
             if (status.st_ino, status.st_dev, status.st_size) != (was.inode, was.device, was.size):

@@ -8,8 +8,10 @@ from errno import ERANGE
 from typing import Any, Final, NamedTuple
 
 from isolib._kernel._ext import ffi, lib
+from isolib._kernel.abi import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV
 from isolib._kernel.calls.batching import Refused
-from isolib._kernel.calls.checking import checked
+from isolib._kernel.calls.checking import checked, taken
+from isolib._kernel.handle import Fd
 from isolib.errors import from_errno
 
 _ROOM: Final = 1 << 18  # more would not stay in the processor's cache
@@ -52,9 +54,19 @@ def chmod_at(dir_fd: int, name: bytes, mode: int, target: str) -> None:
     checked("fchmodat", target, lib.isolib_chmod_at(dir_fd, name, mode))
 
 
-def open_to_read(dir_fd: int, name: bytes, target: str) -> int:
+def open_to_read(dir_fd: int, name: bytes, target: str) -> Fd:
     """Open a file of a directory, without changing when it was last read where that is allowed, and without waiting."""
-    return checked("openat", target, lib.isolib_open_to_read(dir_fd, name))
+    return taken("openat", target, Fd.take(lib.isolib_open_to_read, dir_fd, name))
+
+
+def take_beneath(dir_fd: int, path: bytes, flags: int, target: str) -> Fd:
+    """Open a path below a directory: no symbolic link, no mount is on the way, or at its end: openat2(2).
+
+    EAGAIN, which it answers when it cannot tell where ".." led, does not come of a path without that.
+    """
+    resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV
+    made = Fd.take(lib.isolib_openat2, dir_fd, path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0, resolve)
+    return taken("openat2", target, made)
 
 
 class Found(NamedTuple):
@@ -119,12 +131,12 @@ class Looker:
             middle = at + xattrs
             end = middle + content
             mtime = seconds * _NANOSECONDS + ns
-            names = bytes(view[at:middle]) if xattrs else b""
+            told = bytes(view[at:middle]) if xattrs else b""
             text = bytes(view[middle:end]) if is_whole else None
             at = end
             # The constructor of a named tuple costs three times as much.
             made.append(
-                new(Found, (name, device, inode, size, mtime, mode, uid, gid, links, (major, minor), names, text, error))
+                new(Found, (name, device, inode, size, mtime, mode, uid, gid, links, (major, minor), told, text, error))
             )
         return made
 

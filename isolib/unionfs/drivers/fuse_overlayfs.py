@@ -21,14 +21,12 @@ from isolib._kernel.mountapi import new_mount
 from isolib._kernel.programs import find_program
 from isolib.errors import Unsupported, from_errno
 from isolib.unionfs.drivers.overlay import OverlayDriver
-from isolib.unionfs.stacking import open_directory
+from isolib.unionfs.stacking import Stack, open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from isolib._kernel.request import MountValue
-    from isolib.process import Process
-    from isolib.unionfs.stacking import Stack
 
 __all__ = ["FuseOverlayDriver"]
 
@@ -44,7 +42,7 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class _Service:
     """A mount and the process that serves it, as `Fd` wants its owner."""
 
-    def __init__(self, mount: Fd, process: Process) -> None:
+    def __init__(self, mount: Fd, process: seam.Process) -> None:
         self._mount = mount
         self._process = process
 
@@ -77,6 +75,36 @@ class FuseOverlayDriver(OverlayDriver):
     """
 
     name: ClassVar[str] = "fuse-overlayfs"
+
+    @classmethod
+    def examine(cls, home: int, path: str) -> None:
+        """Find out whether the program is there, and serves a mount that can be written to.
+
+        Raises
+        ------
+        Unsupported
+            It does not.
+        """
+        driver = cls(Fd(os.dup(home)), path)
+        place = driver._place
+        try:
+            with place.making() as made:
+                for name in ("lower", "upper", "work"):
+                    place.make(f"{made}/{name}")
+                where = [place.show(f"{made}/{name}") for name in ("lower", "upper", "work")]
+                with driver._stack(Stack((where[0],), where[1], where[2])) as mount:
+                    os.mkdir("directory", dir_fd=mount.fileno())
+                if not place.has(f"{made}/upper/directory"):
+                    raise from_errno("mkdirat", where[1], ENOENT)
+            place.settle()
+        except OSError as error:
+            remedy = (
+                "a directory that is attached in this mount namespace, on a file system with extended attributes; and "
+                "CAP_SYS_ADMIN in this user namespace"
+            )
+            raise Unsupported("the fuse-overlayfs driver", f"{path}: {error}", remedy) from error
+        finally:
+            driver.home.close()
 
     def _stack(self, wanted: Stack) -> Fd:
         program = find_program(_PROGRAM)

@@ -6,7 +6,6 @@ import os
 import socket
 import stat
 import threading
-from contextlib import contextmanager
 from dataclasses import replace
 from errno import ESTALE
 from functools import partial
@@ -20,11 +19,9 @@ from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Kind
 from isolib.unionfs.files import clear_tree
 from isolib.unionfs.scan import SMALL, scan
-from tests.layered import OVERLAYS, Model, directory, file, kept, layers, link, make, places, tree, whiteout
-from tests.storage import disk
+from tests.layered import OVERLAYS, Model, anywhere, directory, file, kept, layers, link, make, places, tree, whiteout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.layered import Made
@@ -178,21 +175,10 @@ def test_given_up(tmp_path: Path) -> None:
             contents[0].read()
 
 
-@contextmanager
-def anywhere() -> Iterator[int]:
-    """Make a directory; in memory, where that is possible."""
-    if os.geteuid() == 0:
-        with disk("tmpfs") as made:
-            yield made.root.fileno()
-    else:
-        with places(1) as (root,):
-            yield root.fileno()
-            clear_tree(root.fileno(), b"")
-
-
 def test_deep() -> None:
     """A tree of 4,096 directories in one another is scanned and removed with few descriptors, and each has its path."""
-    with anywhere() as root:
+    with anywhere() as made:
+        root = made.fileno()
         at = os.dup(root)
         for number in range(4096):
             os.mkdir("d", dir_fd=at)

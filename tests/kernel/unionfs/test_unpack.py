@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import stat
@@ -11,6 +12,7 @@ import tempfile
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from errno import EPERM, EROFS, EXDEV
+from fcntl import ioctl
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,14 +24,17 @@ from isolib._kernel.handle import Fd
 from isolib._kernel.mountapi import attach, clone_tree, new_mount
 from isolib.errors import ArchiveError, PermissionDenied, PlanError, SyscallError
 from isolib.unionfs import tar
+from isolib.unionfs.compare import difference
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Entry, Kind
 from isolib.unionfs.files import clear_tree
 from isolib.unionfs.scan import scan
 from isolib.unionfs.unpack import Limits, unpack
 from tests import hostile
+from tests.interrupts import interrupt
 from tests.layered import (
     OVERLAYS,
+    anywhere,
     check_merged,
     check_union,
     directory,
@@ -52,6 +57,7 @@ from tests.threads import in_a_thread, restrict_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import CodeType
 
     from tests.layered import Made
 
@@ -250,6 +256,7 @@ def test_attributes_without_new_calls() -> None:
     code = f"""
 from errno import {{error}}
 from tests.layered import *
+from tests.interrupts import interrupt
 from tests.seccomp import Denied
 from tests.threads import restrict_thread
 restrict_thread(*(Denied(name, {{error}}) for name in ("getxattrat", "listxattrat", "setxattrat")))
@@ -531,12 +538,12 @@ def test_immutable() -> None:
     """A file that cannot be removed is named."""
     with disk("ext4", size=32 << 20) as made:
         make([file(b"d/f")], made.root)
-        subprocess.run(["chattr", "+i", f"{made.path}/d/f"], check=True, pass_fds=[made.root.fileno()])
+        with Fd(os.open(f"{made.path}/d/f", os.O_RDONLY)) as immutable:
+            ioctl(immutable.fileno(), 0x40086602, (0x10).to_bytes(8, sys.byteorder))  # FS_IOC_SETFLAGS, FS_IMMUTABLE_FL
         for layer in ([file(b"d/f", b"x")], [whiteout(b"d")], [file(b"d")]):
             with pytest.raises(PermissionDenied) as caught:
                 make(layer, made.root)
             assert caught.value.target == "/d/f"
-        subprocess.run(["chattr", "-i", f"{made.path}/d/f"], check=True, pass_fds=[made.root.fileno()])
 
 
 @pytest.mark.root
@@ -563,12 +570,38 @@ def test_mounts_are_not_crossed() -> None:
             assert set(tree(root.fileno())) == {b""}
 
 
+def test_interrupted() -> None:
+    """An interrupt at any point of unpacking, scanning or comparing leaves no descriptor open."""
+    layer = [file(b"a/b/f", b"x", xattrs={b"user.a": b""}), link(b"a/g", b"a/b/f"), directory(b"c"), file(b"c"), whiteout(b"d")]
+    layer += [file(b"big", b"x" * 70_000), file(b"a/b/c/d/e/f/g"), whiteout(b"o/x")]
+    base = [directory(b"d"), file(b"d/e"), file(b"o/x"), directory(b"o/y")]
+
+    def action() -> None:
+        with places(3) as (lower, upper, merged):
+            make(base, lower, Form.USER_OVERLAY)
+            make(layer, upper, Form.USER_OVERLAY, [lower])
+            make(base, merged)
+            kept(scan(upper.fileno(), Form.USER_OVERLAY))
+            kept(difference(lower.fileno(), merged.fileno()))
+
+    def is_ours(code: CodeType) -> bool:
+        return "isolib/unionfs" in code.co_filename or code.co_filename.endswith("calls/files.py")
+
+    before = sorted(os.listdir("/proc/self/fd"))
+    turn = 1
+    while interrupt(turn, action, is_ours) == 0:
+        gc.collect()
+        assert sorted(os.listdir("/proc/self/fd")) == before, turn
+        turn += 1 + turn // 8
+    assert turn > 1000
+
+
 def test_longest_path() -> None:
     """A path as long as Linux has them, of 2,048 names, is made; and removed."""
     path = b"/".join([b"d"] * 2047 + [b"f"])
     assert len(path) == 4095
-    with places(1) as (root,):
+    with anywhere() as root:
         make([file(path, b"x")], root)
         assert sum(1 for _ in scan(root.fileno(), Form.MERGED)) == 2049
         make([whiteout(b"d")], root)
-        assert os.listdir(root.fileno()) == []
+        assert os.listdir(f"/proc/self/fd/{root.fileno()}") == []
