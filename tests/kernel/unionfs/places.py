@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +14,7 @@ import pytest
 from isolib._kernel.handle import Fd
 from isolib.errors import Unsupported
 from isolib.unionfs.drivers.btrfs import BtrfsDriver
+from isolib.unionfs.drivers.devicemapper import DeviceMapperDriver
 from isolib.unionfs.drivers.fuse_overlayfs import FuseOverlayDriver
 from isolib.unionfs.drivers.overlay import OverlayDriver
 from isolib.unionfs.drivers.vfs import VfsDriver
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from isolib.unionfs.drivers.base import Driver
 
 DRIVERS: Final[dict[str, type[Driver]]] = {
-    one.name: one for one in (VfsDriver, BtrfsDriver, OverlayDriver, FuseOverlayDriver)
+    one.name: one for one in (VfsDriver, BtrfsDriver, OverlayDriver, FuseOverlayDriver, DeviceMapperDriver)
 }
 
 #: A driver and a file system.  "here" is what the tests' temporary directories lie on.
@@ -38,6 +40,7 @@ PLACES: Final = (
     ("overlay", "tmpfs"),
     ("overlay", "ext4"),
     ("fuse-overlayfs", "here"),
+    ("devicemapper", "here"),
 )
 
 
@@ -64,9 +67,21 @@ def place(driver: str, file_system: str, tmp_path: Path, *, size: int | None = N
             pytest.skip("fuse-overlayfs is not installed")
         if driver == "fuse-overlayfs" and (os.geteuid() != 0 or not os.path.exists("/dev/fuse")):
             pytest.skip("needs /dev/fuse, and to be started by root")
+        if driver == "devicemapper":
+            need_thin_pools()
         path = os.path.join(top, "home")
         os.mkdir(path, 0o700)
         yield Place(DRIVERS[driver], path)
+
+
+def need_thin_pools() -> None:
+    """Skip the test where the kernel has no thin pools, or this user may not make one."""
+    if os.geteuid() != 0:
+        pytest.skip("needs to be started by root")
+    if shutil.which("mkfs.ext4") is None:
+        pytest.skip("mkfs.ext4 is not installed")
+    if subprocess.run(["modprobe", "--quiet", "dm-thin-pool"], check=False).returncode:
+        pytest.skip("the kernel has no dm-thin-pool")
 
 
 def layer(driver: Driver, name: str, below: list[str], fill: Callable[[str], None]) -> None:

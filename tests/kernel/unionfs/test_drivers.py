@@ -50,7 +50,7 @@ def driver(where: Place) -> Iterator[Driver]:
     for tree in made.trees():
         made.remove_tree(tree)
     made.settle()
-    made.home.close()
+    made.close()
 
 
 def fill_base(top: str) -> None:
@@ -256,7 +256,7 @@ def test_another_process_sees_the_same(where: Place, driver: Driver) -> None:
         assert facts(top) == seen
     other.release("tree")
     other.settle()
-    other.home.close()
+    other.close()
 
 
 @ALL
@@ -379,7 +379,7 @@ def test_a_read_only_disk_is_told(where: Place, driver: Driver) -> None:
             with pytest.raises(SyscallError) as caught:
                 call()
             assert caught.value.errno == errno.EROFS
-        other.home.close()
+        other.close()
     assert (driver.layers(), driver.trees()) == ({"base", "more"}, {"tree"})
 
 
@@ -418,7 +418,7 @@ def test_a_full_disk_loses_nothing(kind: str, file_system: str, tmp_path: Path) 
         driver.settle()
         driver.sweep()
         assert leftovers(where.path) == []
-        driver.home.close()
+        driver.close()
 
 
 @ALL
