@@ -1,7 +1,7 @@
 """Device-mapper: the codec of its ioctls, and the conversation with it (linux/dm-ioctl.h).
 
-Every request is one buffer, ``struct dm_ioctl`` and what belongs to it behind; the answer comes back in the same one.  The codec
-is pure.  Device nodes are made where nobody else sees them, so nothing here waits for udev or needs a /dev.
+Every request is one buffer, ``struct dm_ioctl`` and what belongs to it behind; the answer comes back in the same one.  The
+codec is pure.  Device nodes are made where nobody else sees them, so nothing here waits for udev or needs a /dev.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from errno import ENOENT, ENXIO
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib._kernel.mountapi import new_mount
 from isolib.errors import PlanError, SyscallError, from_errno
@@ -135,7 +134,15 @@ def encode_targets(targets: Sequence[Target]) -> bytes:
 def decode(answer: bytes | bytearray) -> _Answer:
     """Return what the kernel has answered."""
     fields = _HEADER.unpack_from(answer)
-    size, start, targets, opened, flags, number, name = fields[3], fields[4], fields[5], fields[6], fields[7], fields[10], fields[11]
+    size, start, targets, opened, flags, number, name = (
+        fields[3],
+        fields[4],
+        fields[5],
+        fields[6],
+        fields[7],
+        fields[10],
+        fields[11],
+    )
     device = Device(
         name=os.fsdecode(name.partition(b"\0")[0]),
         number=number,

@@ -9,11 +9,11 @@ from errno import EBUSY, EINVAL
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel.handle import Fd
 from isolib.errors import from_errno
 
 if TYPE_CHECKING:
     from isolib._kernel.devicemapper import Nodes
+    from isolib._kernel.handle import Fd
 
 __all__ = ["attach_loop"]
 

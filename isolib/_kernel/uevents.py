@@ -6,11 +6,13 @@ import socket
 from errno import ENOBUFS
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel.waiting import Deadline, poll
+from isolib._kernel.waiting import poll
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
+
+    from isolib._kernel.waiting import Deadline
 
 __all__ = ["Removals"]
 

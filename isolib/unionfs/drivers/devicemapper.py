@@ -60,8 +60,8 @@ class DeviceMapperDriver(RecordedDriver):
     mkfs.ext4 (or mkfs.xfs) is run, once for each store: the kernel has no interface that makes a file system.  Mounts, devices,
     pool and loop devices go with the last descriptor, also when this process is killed.
 
-    A new pool may grow to what was free in its file system when it was made, and that is also the size of each tree; a pool that
-    is full refuses with ENOSPC, and so do files in it.  There is no quota for one tree.
+    A new pool may grow to what was free in its file system when it was made, and that is also the size of each tree; a pool
+    that is full refuses with ENOSPC, and so do files in it.  There is no quota for one tree.
     """
 
     name: ClassVar[str] = "devicemapper"
@@ -82,13 +82,12 @@ class DeviceMapperDriver(RecordedDriver):
         _maker()
         place = Home(Fd(os.dup(home)), path, _remove)
         try:
-            with place.making() as made:
-                with place.open(made) as inside:
-                    pool = ThinPool(Home(inside, place.show(made), _remove), "", _SMALL)
-                    try:
-                        pool.create(pool.new_number())
-                    finally:
-                        pool.close()
+            with place.making() as made, place.open(made) as inside:
+                pool = ThinPool(Home(inside, place.show(made), _remove), "", _SMALL)
+                try:
+                    pool.create(pool.new_number())
+                finally:
+                    pool.close()
             place.settle()
         except SyscallError as error:
             raise Unsupported(
@@ -105,6 +104,7 @@ class DeviceMapperDriver(RecordedDriver):
         return self._opened[key]
 
     def close(self) -> None:
+        """Let go of the directory and the pool, which goes with the last mount of what is in it."""
         for pool in self._opened.values():
             pool.close()
         self._opened = {}
@@ -126,7 +126,7 @@ class DeviceMapperDriver(RecordedDriver):
         with self._open_thing(thing) as root:
             with contextlib.suppress(FileNotFoundError):
                 os.rmdir("lost+found", dir_fd=root.fileno())
-            os.chmod(f"/proc/self/fd/{root.fileno()}", 0o755)
+            os.fchmod(root.fileno(), 0o755)
 
     def _make_copy(self, source: str, thing: str, quota: int | None) -> None:  # noqa: ARG002 - there is none
         self._pool.snapshot(int(source), int(thing))
@@ -149,7 +149,7 @@ class DeviceMapperDriver(RecordedDriver):
         raise Unsupported("a quota for a tree", _FEATURE, "driver='btrfs'")
 
     def usage(self, tree: str) -> TreeUsage:
-        """Return by how much more is mapped than in the layer below; blocks written in the place of shared ones do not count."""
+        """Return how much more is mapped than in the layer below; a block written in the place of a shared one does not count."""
         now = f"{self._existing(tree)}/now"
         with self._open_root(f"{now}/root") as root:
             calls.syncfs(root.fileno(), self._place.show(now))
@@ -158,6 +158,7 @@ class DeviceMapperDriver(RecordedDriver):
         return TreeUsage(max(0, self._pool.mapped(int(self._named(f"{now}/root"))) - self._pool.mapped(int(base))))
 
     def sweep(self) -> None:
+        """Remove what interrupted calls have left, also of devices."""
         if self._place.has("pool"):
             self._pool.sweep()
         super().sweep()

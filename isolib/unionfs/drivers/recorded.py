@@ -1,9 +1,9 @@
 """What drivers share whose roots are no directories of the store, but things elsewhere that a *record* names.
 
-Where the other drivers of whole trees have a directory ``root``, these have a file ``root`` with the name of the thing.  All that
-`isolib.unionfs.drivers.directories` says of directories is so true of things too: the record is written before the thing is made,
-and whoever removes the record's directory removes the thing first.  A name is never used twice, so a record that an interrupted
-process has left names that thing, or none.
+Where the other drivers of whole trees have a directory ``root``, these have a file ``root`` with the name of the thing.  All
+that `isolib.unionfs.drivers.directories` says of directories is so true of things too: the record is written before the thing
+is made, and whoever removes the record's directory removes the thing first.  A name is never used twice, so a record that an
+interrupted process has left names that thing, or none.
 """
 
 from __future__ import annotations
@@ -84,11 +84,13 @@ class RecordedDriver(MergedDriver):
         return self._open_thing(self._named(root), readonly=readonly)
 
     def mount(self, tree: str) -> Fd:
+        """Mount a tree; a mount of a tree that is mounted shows the same."""
         return self._mount_thing(self._named(f"{self._existing(tree)}/now/{_RECORD}"), readonly=False)
 
     def _discard(self, directory: int, name: str) -> None:
         """Remove something with what its records name; what somebody uses stays aside, for a later sweep."""
-        if all([self._remove_thing(thing) for thing in _records(directory, name)]):
+        gone = [self._remove_thing(thing) for thing in _records(directory, name)]
+        if all(gone):
             calls.remove_tree(directory, name, name)
 
 

@@ -5,10 +5,10 @@ link to a block device instead, put there before the first use.  Devices have nu
 *transaction id* counts them, which the kernel changes only for who knows its value.
 
 Nothing of it outlives its users.  Every device of device-mapper is told right after it is made to go when it is closed for the
-last time, the loop devices likewise; so a process that is killed lets go of its mounts, these of their devices, the last of these
-of the pool, and that of the files.  That takes the kernel a moment, in which nobody may have the files a second time: they are
-locked, flock(2), and the loop devices hold the very open files that have the lock.  What was made and not yet told to go when a
-process ended, is found by its name, and used, or removed by `ThinPool.sweep`.
+last time, the loop devices likewise; so a process that is killed lets go of its mounts, these of their devices, the last of
+these of the pool, and that of the files.  That takes the kernel a moment, in which nobody may have the files a second time:
+they are locked, flock(2), and the loop devices hold the very open files that have the lock.  What was made and not yet told to
+go when a process ended, is found by its name, and used, or removed by `ThinPool.sweep`.
 
 Source: the kernel's Documentation/admin-guide/device-mapper/thin-provisioning.rst.
 """
@@ -120,7 +120,7 @@ def parse_pool(text: str) -> PoolStatus:
 
 def parse_thin(text: str) -> int:
     """Return how many bytes are mapped, as a status line of a thin device says."""
-    first = text.split()[0] if text.split() else ""
+    first = text.partition(" ")[0]
     if not first.isdecimal():
         raise from_errno("ioctl DM_TABLE_STATUS", "thin device", ENXIO, f"it says {text!r}: see the kernel's log")
     return int(first) * SECTOR

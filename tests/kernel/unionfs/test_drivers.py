@@ -422,7 +422,9 @@ def test_a_full_disk_loses_nothing(kind: str, file_system: str, tmp_path: Path) 
 
 
 @ALL
-@pytest.mark.parametrize("operation", ["seal", "new_tree", "commit", "snapshot", "reset", "fork", "remove_tree", "remove_layer"])
+@pytest.mark.parametrize(
+    "operation", ["seal", "new_tree", "commit", "snapshot", "reset", "fork", "remove_tree", "remove_layer"]
+)
 def test_killed_anywhere_it_leaves_what_was_or_what_is_to_be(where: Place, operation: str) -> None:
     """Whoever is killed between any two calls of an operation leaves what was or what is to be, and a sweep nothing else."""
     program = [sys.executable, str(Path(__file__).with_name("killed.py")), where.kind.name, where.path, operation]
