@@ -1,8 +1,8 @@
 """The driver of AUFS: a layer is a branch, a directory of its changes, and the kernel alone reads and writes what lies in it.
 
 It goes where a kernel has AUFS, which none of Linux itself has.  States, parts and layers are those of the overlay driver.
-What is deleted is marked by files ``.wh.NAME`` and ``.wh..wh..opq``, and files with several names are kept below ``.wh..wh.plnk``:
-that is AUFS's own business here.  A draft is mounted above its layers and unpacked into like any directory, and what a tree has
+What is deleted is marked by files ``.wh.NAME`` and ``.wh..wh..opq``, and files with several names are kept below
+``.wh..wh.plnk``: that is AUFS's own business here.  A draft is mounted above its layers and unpacked into like any directory, and what a tree has
 changed is told by comparing it with what is mounted below it.  So to the store its form is that of whole trees.
 """
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from errno import EBUSY
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from isolib._kernel import calls
@@ -138,9 +139,10 @@ class DeviceMapperDriver(RecordedDriver):
         pool = self._pool
         with pool.open(int(thing)) as device:
             path = pool.nodes.path(os.fstat(device.fileno()).st_rdev, stat.S_IFBLK)
-            # The mount alone is read-only: who else has mounted it, and may write, has the same file system.
-            attributes = _SAFE | (calls.MOUNT_ATTR_RDONLY if readonly else 0)
-            return Fd(new_mount(pool.facts.file_system, mount_options(pool.facts.file_system, path), attributes=attributes))
+            try:
+                return _mounted(pool.facts.file_system, path, readonly=readonly)
+            except SyscallError as error:
+                raise pool.explain(error) from error
 
     # What a tree has
 
@@ -149,7 +151,7 @@ class DeviceMapperDriver(RecordedDriver):
         raise Unsupported("a quota for a tree", _FEATURE, "driver='btrfs'")
 
     def usage(self, tree: str) -> TreeUsage:
-        """Return how much more is mapped than in the layer below; a block written in the place of a shared one does not count."""
+        """Return how much more is mapped than in the layer below; a block in the place of a shared one does not count."""
         now = f"{self._existing(tree)}/now"
         with self._open_root(f"{now}/root") as root:
             calls.syncfs(root.fileno(), self._place.show(now))
@@ -162,6 +164,20 @@ class DeviceMapperDriver(RecordedDriver):
         if self._place.has("pool"):
             self._pool.sweep()
         super().sweep()
+
+
+def _mounted(file_system: str, path: str, *, readonly: bool) -> Fd:
+    options = mount_options(file_system, path)
+    if not readonly:
+        return Fd(new_mount(file_system, options, attributes=_SAFE))
+    try:
+        # Nothing at all is written then, for which a full pool would have no room.
+        return Fd(new_mount(file_system, {**options, "ro": None}, attributes=_SAFE | calls.MOUNT_ATTR_RDONLY))
+    except SyscallError as error:
+        if error.errno != EBUSY:
+            raise
+    # Somebody has it still mounted as it was when it could be written to: then it is one file system.
+    return Fd(new_mount(file_system, options, attributes=_SAFE | calls.MOUNT_ATTR_RDONLY))
 
 
 def _maker() -> Sequence[str]:

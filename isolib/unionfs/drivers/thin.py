@@ -281,6 +281,10 @@ class ThinPool:
             raise from_errno("ioctl DM_TARGET_MSG", message, ENOSPC, _FULL)
         self._dm.message(self._name(), message)
 
+    def explain(self, error: SyscallError) -> SyscallError:
+        """Return what a refusal of a file system on a device comes from: that the pool is full, or as it is."""
+        return from_errno(error.op, error.target, ENOSPC, _FULL) if self.status().is_full else error
+
     # Its devices
 
     def new_number(self) -> int:
