@@ -107,6 +107,6 @@ def test_how_file_systems_are_made_and_mounted() -> None:
     """Nothing is written that a new device has already, and copies of one XFS can be mounted together."""
     ext4 = "/sbin/mkfs.ext4 -q -F -m 0 -E nodiscard,lazy_itable_init=1,lazy_journal_init=1 /dev/x"
     assert mkfs_argv("ext4", "/sbin/mkfs.ext4", "/dev/x") == ext4.split()
-    assert mkfs_argv("xfs", "/sbin/mkfs.xfs", "/dev/x") == "/sbin/mkfs.xfs -q -f -K /dev/x".split()
+    assert mkfs_argv("xfs", "/sbin/mkfs.xfs", "/dev/x") == ["/sbin/mkfs.xfs", "-q", "-f", "-K", "/dev/x"]
     assert mount_options("ext4", "/dev/x") == {"source": "/dev/x", "discard": None, "noinit_itable": None}
     assert mount_options("xfs", "/dev/x") == {"source": "/dev/x", "discard": None, "nouuid": None}

@@ -18,7 +18,6 @@ import pytest
 
 from isolib import SyscallError
 from isolib._kernel.devicemapper import DeviceMapper, Nodes
-from isolib._kernel.handle import Fd
 from isolib.unionfs.drivers.devicemapper import DeviceMapperDriver
 from tests.kernel.unionfs.places import Place, layer, leftovers, mounted, need_thin_pools, write
 
