@@ -40,6 +40,9 @@ __all__ = [
 ]
 
 
+_LONGEST_SHOWN = 255
+
+
 class IsolibError(Exception):
     """The base of every exception that isolib raises on its own account."""
 
@@ -89,8 +92,9 @@ class ArchiveError(IsolibError, ValueError):
     def __str__(self) -> str:
         if self.entry is None:
             return self.reason
-        # Names in archives are anybody's: they may hold line feeds and escape sequences.
-        return f"{self.entry if self.entry.isprintable() else repr(self.entry)}: {self.reason}"
+        # Names in archives are anybody's: they may be long, and hold line feeds and escape sequences.
+        entry = self.entry if len(self.entry) <= _LONGEST_SHOWN else self.entry[:_LONGEST_SHOWN] + "..."
+        return f"{entry if entry.isprintable() else repr(entry)}: {self.reason}"
 
 
 class Unsupported(IsolibError):

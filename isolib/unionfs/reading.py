@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolib.errors import ArchiveError
 from isolib.unionfs import pax, sparse
+from isolib.unionfs.aufs import PseudoLinks
 from isolib.unionfs.decoding import chosen, make
 from isolib.unionfs.entry import Entry, Kind
 from isolib.unionfs.headers import BLOCK, SIZE, ZEROS, decode
@@ -32,7 +33,7 @@ class Limits:
     Attributes
     ----------
     size
-        Bytes of all contents, holes included, and of everything else in the archive beside plain headers.
+        Bytes of all contents, holes included, and of everything else in the archive but the headers of entries.
     entries
         How many there may be.
     depth
@@ -42,7 +43,7 @@ class Limits:
     """
 
     size: int = 64 << 30
-    entries: int = 10_000_000
+    entries: int = 4_000_000
     depth: int = 2048
     path: int = LONGEST_PATH
 
@@ -76,7 +77,8 @@ _REFUSED: Final = {
 _NOT_GLOBAL: Final = (b"path", b"linkpath", b"size", b"GNU.sparse.", b"SCHILY.realsize")
 _CHARSETS: Final = (b"BINARY", b"ISO-IR 10646 2000 UTF-8", b"")
 
-_LONGEST_GLOBAL: Final = 1 << 20
+#: Bytes of all that global headers say: every entry has it.
+_LONGEST_GLOBAL: Final = 1 << 16
 _LONGEST_NAME: Final = 1 << 16
 _LARGEST: Final = (1 << 63) - 1
 
@@ -94,14 +96,22 @@ class Reader:
         self._used = 0
         self._count = 0
         self._global: dict[bytes, bytes] = {}
+        self._global_size = 0
         #: What the next entry gets from the headers before it.
         self._records: pax.Records | None = None
         self._long: dict[bytes, bytes] = {}
         #: The content that comes next in the stream.
         self._open: Plain | None = None
+        self._aufs = PseudoLinks()
 
     def pieces(self) -> Iterator[Piece]:
         """Yield what the archive has."""
+        try:
+            yield from self._pieces()
+        finally:
+            self._aufs.close()
+
+    def _pieces(self) -> Iterator[Piece]:
         held: Entry | None = None  # a directory, until it is known whether its opaque mark comes next
         while (header := self._next()) is not None:
             piece = self._piece(header)
@@ -167,17 +177,22 @@ class Reader:
         size = header.number(SIZE)
         if not 0 <= size <= longest:
             raise ArchiveError(f"an extended header of {size} bytes; the most is {longest}", header.name)
-        self._use(size, header.name)
-        return self._source.take(size + -size % BLOCK)[:size]
+        filled = size + -size % BLOCK
+        self._use(BLOCK + filled, header.name)
+        return self._source.take(filled)[:size]
 
     def _add_global(self, records: pax.Records) -> None:
         for key, value in records.values.items():
             if key.startswith(_NOT_GLOBAL):
                 raise ArchiveError(f"a global header gives every entry the same {key.decode(errors='backslashreplace')}")
+            before = self._global.pop(key, None)
+            if before is not None:
+                self._global_size -= len(key) + len(before)
             if value:
                 self._global[key] = value
-            else:
-                self._global.pop(key, None)
+                self._global_size += len(key) + len(value)
+        if self._global_size > _LONGEST_GLOBAL:
+            raise ArchiveError(f"global headers say more than {_LONGEST_GLOBAL} bytes of every entry")
         if records.extents:
             raise ArchiveError("a global header gives every entry the same sparse map")
 
@@ -230,13 +245,20 @@ class Reader:
         path = relative(name)
         self._admit(path)
         content, size = self._content(header, records, kind, path, stored)
-        if WHITEOUT in path and (mark := marked(path)) is not None:
+        mark = marked(path) if WHITEOUT in path else None
+        if mark is not None and mark[0] is not Mark.AUFS_LINK:
             return self._marked(*mark)
         if not path and kind is not Kind.DIRECTORY:
             raise ArchiveError(f"makes the root a {kind.value}", name)
+        if kind is Kind.HARDLINK and WHITEOUT in link and (piece := self._aufs.resolve(path, relative(link))) is not None:
+            return self._passing(piece)
         check = _LINKS.get(kind)
         target = check(path, link) if check is not None else b""
         entry = make(header, values, kind, path, target=target, size=size)
+        if mark is not None:
+            if entry.kind is Kind.FILE and content is not None:
+                self._aufs.keep(entry, content)
+            return None
         if self._record is not None:
             self._record.passing(entry)
             if isinstance(content, Plain) and entry.kind is Kind.FILE and size:
@@ -247,10 +269,13 @@ class Reader:
         """Return what a name that begins with ``.wh.`` stands for, whatever lies there."""
         if mark is Mark.AUFS:
             return None
-        entry = Entry(path, Kind.WHITEOUT if mark is Mark.WHITEOUT else Kind.OPAQUE)
+        return self._passing((Entry(path, Kind.WHITEOUT if mark is Mark.WHITEOUT else Kind.OPAQUE), None))
+
+    def _passing(self, piece: Piece) -> Piece:
+        """Tell of an entry whose content, if it has one, is not to be found later."""
         if self._record is not None:
-            self._record.passing(entry)
-        return entry, None
+            self._record.passing(replace(piece[0], size=0))
+        return piece
 
     def _admit(self, path: bytes) -> None:
         """Count an entry, and refuse a path that is too long."""
@@ -291,7 +316,7 @@ class Reader:
         else:
             size = sparse.real_size(values)
             extents = sparse.in_records(values, records.extents)
-        sparse.check(extents, size=size, stored=stored)
+        extents.check(size=size, stored=stored)
         self._use(size, path)
         self._open = plain = Plain(source, path, stored)
         return Sparse(plain, extents, size), size

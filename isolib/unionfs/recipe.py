@@ -27,7 +27,7 @@ from isolib.unionfs.entry import Kind
 from isolib.unionfs.streams import CHUNK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Generator, Iterator
 
     from isolib.unionfs.entry import Content, Entry
     from isolib.unionfs.streams import Readable, Writable
@@ -123,6 +123,11 @@ class Recorder:
             self.lost.add(self._at.pop(path))
         elif path in self._below and kind not in _HARMLESS:
             self._forget(path)
+        directory = path.rpartition(b"/")[0]
+        while directory and directory not in self._below:
+            if directory in self._at:  # a file, which a directory is to take the place of
+                self.lost.add(self._at.pop(directory))
+            directory = directory.rpartition(b"/")[0]
         if kind is Kind.FILE and entry.size and self._contents not in self._keep:
             self._at[path] = self._contents
             self._enter(path)
@@ -225,7 +230,7 @@ class _Recipe:
             raise ArchiveError("the recipe does not end where it says")
 
 
-def replay(recipe: Readable, open_content: Callable[[bytes], Content]) -> Iterator[bytes]:
+def replay(recipe: Readable, open_content: Callable[[bytes], Content]) -> Generator[bytes]:
     """Make an archive again.
 
     Parameters

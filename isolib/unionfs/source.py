@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from isolib.unionfs.recipe import Recorder
-    from isolib.unionfs.sparse import Extents
+    from isolib.unionfs.sparse import Map
     from isolib.unionfs.streams import Readable
 
 __all__ = ["Plain", "Source", "Sparse"]
@@ -201,12 +201,11 @@ class Sparse:
         Of the file, in bytes.
     """
 
-    __slots__ = ("_at", "_ends", "_extents", "_size", "_stored")
+    __slots__ = ("_at", "_ends", "_offsets", "_size", "_stored")
 
-    def __init__(self, stored: Plain, extents: Extents, size: int) -> None:
+    def __init__(self, stored: Plain, extents: Map, size: int) -> None:
         self._stored = stored
-        self._extents = extents
-        self._ends = [offset + length for offset, length in extents]
+        self._offsets, self._ends = extents.offsets, extents.ends
         self._size = size
         self._at = 0
 
@@ -220,7 +219,7 @@ class Sparse:
         if not size:
             return b""
         index = bisect_right(self._ends, at)
-        offset = self._extents[index][0] if index < len(self._extents) else self._size
+        offset = self._offsets[index] if index < len(self._offsets) else self._size
         data = _ZEROS[: min(size, offset - at)] if at < offset else self._stored.read(min(size, self._ends[index] - at))
         self._at = at + len(data)
         return data

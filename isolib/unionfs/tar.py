@@ -5,7 +5,8 @@ nanosecond, extended attributes and holes.  Archives are anybody's, so nothing i
 out of the tree, contradicts itself or means one thing to one program and another to the next is refused, in Python, by a
 check that says so.  What is written is a layer as OCI has it: PAX where ustar has no room, the same bytes for the same entries.
 
-Sources: the OCI image specification, layer.md; see also `isolib.unionfs.headers`, `isolib.unionfs.pax`, `isolib.unionfs.sparse`.
+Sources: the OCI image specification, layer.md; see also `isolib.unionfs.headers`, `isolib.unionfs.pax`,
+`isolib.unionfs.sparse`.
 
 >>> import io
 >>> from isolib.unionfs.entry import Entry, Kind

@@ -39,6 +39,7 @@ EVERY_KIND: list[tuple[IsolibError, str]] = [
     (PlanError("memory: negative"), "memory: negative"),
     (ArchiveError("is cut short"), "is cut short"),
     (ArchiveError("leads out of the tree", b"../etc"), "../etc: leads out of the tree"),
+    (ArchiveError("is long", b"a" * 5000), "a" * 255 + "...: is long"),
     (ArchiveError("is odd", b"\x1b[2J\xff"), "'\\x1b[2J\\udcff': is odd"),
     (ClosedError("<NetNS closed>"), "<NetNS closed>"),
     (ThreadStranded("in net:[7]"), "in net:[7]"),

@@ -21,7 +21,7 @@ def test_a_mount_without_a_branch_to_write_to() -> None:
 
 
 def test_further_branches_are_appended() -> None:
-    """Branches for which the options have no room come by remounts, one each, in their order; no value is too long for fsconfig."""
+    """Branches for which the options have no room come by remounts, one each, in order; no value is too long for fsconfig."""
     lowers = [f"/proc/self/fd/{number}" for number in range(100, 100 + BRANCHES - 1)]
     first, *others = mount_groups("/proc/self/fd/99", lowers)
     value = first[0][1]

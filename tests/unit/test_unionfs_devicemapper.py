@@ -24,9 +24,9 @@ TARGETS = st.lists(st.builds(Target, SECTORS, SECTORS, KINDS, TEXT), max_size=5)
 def test_a_request_is_laid_out_as_the_kernel_has_it() -> None:
     """A request begins with the version, has the name at byte 48, and its data at byte 312."""
     request = encode("pool", flags=0x20002, targets=1, data=b"data")
-    version, (size, start, targets), flags = request[:12], struct.unpack_from("=III", request, 12), request[28:32]
-    assert version == struct.pack("=III", 4, 27, 0)
-    assert (size, start, targets, flags) == (316, 312, 1, struct.pack("=I", 0x20002))
+    assert struct.unpack_from("=3I", request) == (4, 27, 0)
+    size, start, targets, flags = struct.unpack_from("=3I4xI", request, 12)
+    assert (size, start, targets, flags) == (316, 312, 1, 0x20002)
     assert request[48:53] == b"pool\0"
     assert request[312:] == b"data"
 
@@ -82,7 +82,7 @@ def test_tables_of_pools_and_devices() -> None:
 
 
 def test_what_a_pool_says() -> None:
-    """The status of a pool is read, whether it has failed, and whether it is full: by its data, its metadata or its own word."""
+    """Of the status of a pool is read whether it has failed, and whether it is full: by data, metadata or its own word."""
     status = parse_pool("3 17/2048 10/16384 - rw discard_passdown error_if_no_space - 1024")
     assert status == PoolStatus(3, 17, 2048, 10, 16384, "rw")
     assert not status.is_full

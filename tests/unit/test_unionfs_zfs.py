@@ -20,7 +20,19 @@ def test_the_words_are_those_of_the_manual() -> None:
     assert words.promote_words("tank/b") == ["promote", "tank/b"]
     assert words.set_words("tank/a", "readonly", "on") == ["set", "readonly=on", "tank/a"]
     assert words.get_words("tank/a", "used") == ["get", "-H", "-p", "-o", "value", "used", "tank/a"]
-    assert words.clones_words("tank/a") == ["get", "-H", "-p", "-d", "1", "-t", "snapshot", "-o", "name,value", "clones", "tank/a"]
+    assert words.clones_words("tank/a") == [
+        "get",
+        "-H",
+        "-p",
+        "-d",
+        "1",
+        "-t",
+        "snapshot",
+        "-o",
+        "name,value",
+        "clones",
+        "tank/a",
+    ]
 
 
 def test_clones_are_read() -> None:

@@ -2,8 +2,9 @@
 
 It goes where a kernel has AUFS, which none of Linux itself has.  States, parts and layers are those of the overlay driver.
 What is deleted is marked by files ``.wh.NAME`` and ``.wh..wh..opq``, and files with several names are kept below
-``.wh..wh.plnk``: that is AUFS's own business here.  A draft is mounted above its layers and unpacked into like any directory, and what a tree has
-changed is told by comparing it with what is mounted below it.  So to the store its form is that of whole trees.
+``.wh..wh.plnk``: that is AUFS's own business here.  A draft is mounted above its layers and unpacked into like any directory,
+and what a tree has changed is told by comparing it with what is mounted below it.  So to the store its form is that of whole
+trees.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def test_killed_it_leaves_no_mount_no_device_no_loop(where: Place) -> None:
 
 
 def test_a_device_that_was_left_held_back_goes_on(where: Place, driver: DeviceMapperDriver) -> None:
-    """Who was killed while a file system was held back for a snapshot of it holds up nobody for longer than to the next call."""
+    """Who was killed while a file system was held back for a snapshot of it holds up nobody beyond the next call."""
 
     def work() -> None:
         pool = where.driver()
@@ -166,7 +166,7 @@ def test_devices_that_were_not_told_to_go_are_swept(where: Place, driver: Device
 
 
 def test_a_full_pool_is_told(driver: DeviceMapperDriver) -> None:
-    """In a pool that is full writing fails with ENOSPC and so does what needs room, with what to do; nothing of before is lost."""
+    """In a full pool writing fails with ENOSPC, and so does what needs room, with what to do; nothing of before is lost."""
     with contextlib.suppress(OSError), mounted(driver, "tree") as top, open(f"{top}/big", "wb", buffering=0) as file:
         for _ in range(DATA >> 19):
             file.write(os.urandom(1 << 20))
