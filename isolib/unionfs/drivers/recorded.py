@@ -93,6 +93,12 @@ class RecordedDriver(MergedDriver):
         if all(gone):
             calls.remove_tree(directory, name, name)
 
+    def settle(self) -> None:
+        """Wait until what is removed behind is gone; what was in use when it was removed, and is no more, goes now."""
+        super().settle()
+        if self._place.names("aside"):
+            self._place.sweep()
+
 
 def _records(directory: int, name: str) -> Iterator[str]:
     """Yield what the records in a directory of ours name."""
