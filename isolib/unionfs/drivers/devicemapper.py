@@ -11,20 +11,18 @@ import contextlib
 import os
 import stat
 from errno import EBUSY
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import ClassVar, Final
 
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd, home
 from isolib._kernel.mountapi import new_mount
+from isolib._kernel.programs import find_program
 from isolib.errors import SyscallError, Unsupported
 from isolib.unionfs.drivers.base import TreeUsage
 from isolib.unionfs.drivers.directories import Home
 from isolib.unionfs.drivers.recorded import RecordedDriver
 from isolib.unionfs.drivers.running import need_program, run_program
 from isolib.unionfs.drivers.thin import ThinPool
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["DeviceMapperDriver", "mkfs_argv", "mount_options"]
 
@@ -80,7 +78,7 @@ class DeviceMapperDriver(RecordedDriver):
         Unsupported
             It cannot.
         """
-        _maker()
+        _need_maker(_file_system())
         place = Home(Fd(os.dup(home)), path, _remove)
         try:
             with place.making() as made, place.open(made) as inside:
@@ -101,7 +99,7 @@ class DeviceMapperDriver(RecordedDriver):
     def _pool(self) -> ThinPool:
         key = home()
         if key not in self._opened:
-            self._opened = {key: ThinPool(self._place, _maker()[0])}
+            self._opened = {key: ThinPool(self._place, _file_system())}
         return self._opened[key]
 
     def close(self) -> None:
@@ -120,7 +118,7 @@ class DeviceMapperDriver(RecordedDriver):
         number = int(thing)
         self._pool.create(number)
         file_system = self._pool.facts.file_system
-        program = need_program(_MAKERS[file_system][0], _FEATURE, _MAKERS[file_system][1])
+        program = _need_maker(file_system)
         with self._pool.open(number) as device:
             # A child has its own descriptors, so its path of the device is not ours.
             run_program(mkfs_argv(file_system, program, f"/proc/self/fd/{device.fileno()}"), pass_fds=[device.fileno()])
@@ -180,12 +178,15 @@ def _mounted(file_system: str, path: str, *, readonly: bool) -> Fd:
     return Fd(new_mount(file_system, options, attributes=_SAFE | calls.MOUNT_ATTR_RDONLY))
 
 
-def _maker() -> Sequence[str]:
-    for name, (program, _) in _MAKERS.items():
-        with contextlib.suppress(Unsupported):
-            return name, need_program(program, _FEATURE, "e2fsprogs")
-    need_program("mkfs.ext4", _FEATURE, "e2fsprogs")
-    raise AssertionError("unreachable")
+def _file_system() -> str:
+    """Return which file system a new pool is to hold."""
+    found = [name for name, (program, _) in _MAKERS.items() if find_program(program)]
+    return found[0] if found else _need_maker("ext4")
+
+
+def _need_maker(file_system: str) -> str:
+    program, package = _MAKERS[file_system]
+    return need_program(program, _FEATURE, package)
 
 
 def _remove(directory: int, name: str) -> None:

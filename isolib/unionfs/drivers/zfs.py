@@ -3,7 +3,8 @@
 The kernel has no interface of its own to this that is documented: the program ``zfs`` is run, from its whole path.  What it
 makes is never mounted by it; mounts are ours, and go with their descriptors.
 
-All datasets lie in one, which a file ``dataset`` of the driver's directory names, or which the directory lies on.
+All datasets lie in one, which a file ``dataset`` of the driver's directory, or of the one above it, names; or else that which
+the directory lies on.
 
 A clone stands on the snapshot that it was made from, and that on its dataset.  Whoever wants to remove a dataset therefore has
 those that stand on it change places with it first; the snapshots themselves are marked, when they are made, to go with
@@ -77,8 +78,8 @@ class ZfsDriver(RecordedDriver):
         return run_program([need_program("zfs", _FEATURE, "zfsutils-linux"), *argv])
 
     def _parent(self) -> str:
-        named = self._place.read("dataset").strip()
-        return words.check_dataset(named or self._dataset_here(), _ROOM)
+        named = self._place.read("dataset") or self._place.read("../dataset")
+        return words.check_dataset(named.strip() or self._dataset_here(), _ROOM)
 
     def _dataset_here(self) -> str:
         """Return the dataset that the directory lies on."""

@@ -90,6 +90,7 @@ def need_thin_pools() -> None:
         pytest.skip("needs to be started by root")
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("mkfs.ext4 is not installed")
+    subprocess.run(["modprobe", "--quiet", "loop"], check=False)  # it may be built in
     if subprocess.run(["modprobe", "--quiet", "dm-thin-pool"], check=False).returncode:
         pytest.skip("the kernel has no dm-thin-pool")
 

@@ -18,8 +18,10 @@ import pytest
 
 from isolib import SyscallError
 from isolib._kernel.devicemapper import DeviceMapper, Nodes
+from isolib._kernel.handle import Fd
 from isolib.unionfs.drivers.devicemapper import DeviceMapperDriver
 from tests.kernel.unionfs.places import Place, layer, leftovers, mounted, need_thin_pools, write
+from tests.storage import loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -211,6 +213,24 @@ def test_what_is_in_use_is_removed_later(where: Place, driver: DeviceMapperDrive
     root.close()
     driver.sweep()
     assert leftovers(where.path) == []
+
+
+def test_a_pool_on_devices(tmp_path: Path) -> None:
+    """Where "data" and "metadata" are links to block devices, the pool lies on those and is as large."""
+    need_thin_pools()
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    with contextlib.ExitStack() as stack:
+        for name, size in (("data", DATA), ("metadata", 8 << 20)):
+            image = stack.enter_context(Fd(os.memfd_create(name)))
+            os.truncate(image.fileno(), size)
+            (home / name).symlink_to(stack.enter_context(loop(image)))
+        driver = DeviceMapperDriver(Fd(os.open(home, os.O_RDONLY | os.O_DIRECTORY)), str(home))
+        layer(driver, "base", [], lambda top: write(f"{top}/file", "text"))
+        assert json.loads((home / "pool").read_text())["size"] == DATA
+        assert (home / "data").is_symlink()
+        driver.close()
+        wait_until_gone(home)
 
 
 def test_processes_at_once(where: Place, driver: DeviceMapperDriver) -> None:
