@@ -44,6 +44,9 @@ RARE = "not macvlan and not vxlan and not tun and not tap and not bad_arguments 
 WEATHER = ("tests/integration/test_bad_weather.py", "tests/kernel/net/test_shaping.py", "tests/kernel/net/test_oracles.py")
 """What is run in a guest that has netem: measured there as on a kernel without, by iperf3 too, and what others say of it."""
 
+DEVICES = ("tests/kernel/unionfs/test_drivers.py", "tests/kernel/unionfs/test_devicemapper.py")
+"""What is run in a guest that has thin pools of device-mapper."""
+
 GUESTS = [
     Guest("unified"),
     Guest("unified", as_user=True),
@@ -113,6 +116,11 @@ def test_limits_of_sandboxes(guest: Guest) -> None:
 def test_links(guest: Guest) -> None:
     """The tests of links pass in the guest, which has dummy, ipvlan and vlan links, and VLANs of bridges."""
     pytest_in(guest, *LINKS, words=RARE)
+
+
+def test_thin_pools() -> None:
+    """The contract of the storage drivers holds for that of device-mapper in a guest that has thin pools."""
+    pytest_in(Guest("unified"), *DEVICES, words="devicemapper")
 
 
 # ---- the runner itself ----

@@ -199,3 +199,7 @@ class Driver(ABC):
 
     def settle(self) -> None:  # noqa: B027 -- a driver that removes nothing behind has nothing to wait for
         """Wait until what is removed behind is gone."""
+
+    def close(self) -> None:
+        """Let go of the directory, and of all that the driver itself keeps open; again is nothing.  What is mounted stays."""
+        self.home.close()

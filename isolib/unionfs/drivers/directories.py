@@ -334,6 +334,10 @@ class DirectoryDriver(Driver):
     def _found(self, root: str, below: Sequence[str]) -> None:
         """Make the root of a draft, at a path, above layers."""
 
+    def _open_root(self, root: str, *, readonly: bool = False) -> Fd:  # noqa: ARG002 - for those to whom it is a mount
+        """Open a root, which stays a driver's matter: a directory, or a mount."""
+        return self._place.open(root)
+
     def _freeze(self, root: str) -> None:
         """See to it that a root does not change any more."""
 
@@ -344,7 +348,7 @@ class DirectoryDriver(Driver):
         self._place.make(path)
         try:
             self._found(f"{path}/root", below)
-            return Draft(name, self._place.open(f"{path}/root"))
+            return Draft(name, self._open_root(f"{path}/root"))
         except BaseException:
             self.drop(name)
             raise
@@ -363,7 +367,7 @@ class DirectoryDriver(Driver):
         return self._place.names("drafts")
 
     def open_layer(self, layer: str) -> Fd:
-        return self._place.open(f"layers/{check_name(layer)}/root")
+        return self._open_root(f"layers/{check_name(layer)}/root", readonly=True)
 
     def layers(self) -> set[str]:
         return self._place.names("layers")

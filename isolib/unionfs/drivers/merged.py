@@ -99,7 +99,7 @@ class MergedDriver(DirectoryDriver):
         self._place.put(made, f"trees/{tree}")
 
     def mount(self, tree: str) -> Fd:
-        return self._place.open(f"trees/{check_name(tree)}/now/root")
+        return self._open_root(f"trees/{check_name(tree)}/now/root")
 
     def release(self, tree: str) -> None:
         """Do nothing: a plain directory needs nothing beside its descriptor."""

@@ -5,26 +5,34 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
+import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from isolib._kernel.handle import Fd
 from isolib.errors import Unsupported
+from isolib.unionfs.drivers.aufs import AufsDriver
 from isolib.unionfs.drivers.btrfs import BtrfsDriver
+from isolib.unionfs.drivers.devicemapper import DeviceMapperDriver
 from isolib.unionfs.drivers.fuse_overlayfs import FuseOverlayDriver
 from isolib.unionfs.drivers.overlay import OverlayDriver
 from isolib.unionfs.drivers.vfs import VfsDriver
+from isolib.unionfs.drivers.zfs import ZfsDriver
 from tests.storage import disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from isolib.unionfs.drivers.base import Driver
 
-DRIVERS: Final[dict[str, type[Driver]]] = {one.name: one for one in (VfsDriver, BtrfsDriver, OverlayDriver, FuseOverlayDriver)}
+DRIVERS: Final[dict[str, type[Driver]]] = {
+    one.name: one
+    for one in (VfsDriver, BtrfsDriver, OverlayDriver, FuseOverlayDriver, DeviceMapperDriver, ZfsDriver, AufsDriver)
+}
 
 #: A driver and a file system.  "here" is what the tests' temporary directories lie on.
 PLACES: Final = (
@@ -36,6 +44,9 @@ PLACES: Final = (
     ("overlay", "tmpfs"),
     ("overlay", "ext4"),
     ("fuse-overlayfs", "here"),
+    ("devicemapper", "here"),
+    ("zfs", "here"),
+    ("aufs", "here"),
 )
 
 
@@ -62,9 +73,51 @@ def place(driver: str, file_system: str, tmp_path: Path, *, size: int | None = N
             pytest.skip("fuse-overlayfs is not installed")
         if driver == "fuse-overlayfs" and (os.geteuid() != 0 or not os.path.exists("/dev/fuse")):
             pytest.skip("needs /dev/fuse, and to be started by root")
+        if driver == "devicemapper":
+            need_thin_pools()
+        if driver == "aufs":
+            need_file_system("aufs")
         path = os.path.join(top, "home")
         os.mkdir(path, 0o700)
+        if driver == "zfs":
+            Path(path, "dataset").write_text(stack.enter_context(zfs_pool(tmp_path)), encoding="ascii")
         yield Place(DRIVERS[driver], path)
+
+
+def need_thin_pools() -> None:
+    """Skip the test where the kernel has no thin pools, or this user may not make one."""
+    if os.geteuid() != 0:
+        pytest.skip("needs to be started by root")
+    if shutil.which("mkfs.ext4") is None:
+        pytest.skip("mkfs.ext4 is not installed")
+    subprocess.run(["modprobe", "--quiet", "loop"], check=False)  # it may be built in
+    if subprocess.run(["modprobe", "--quiet", "dm-thin-pool"], check=False).returncode:
+        pytest.skip("the kernel has no dm-thin-pool")
+
+
+def need_file_system(name: str) -> None:
+    """Skip the test where the kernel does not list a file system, or this user may not mount it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs to be started by root")
+    subprocess.run(["modprobe", "--quiet", name], check=False)
+    if name not in Path("/proc/filesystems").read_text(encoding="ascii").split():
+        pytest.skip(f"the kernel has no {name}")
+
+
+@contextlib.contextmanager
+def zfs_pool(tmp_path: Path) -> Iterator[str]:
+    """Make a pool of ZFS on a file, and give its name; skip the test where there is no ZFS."""
+    need_file_system("zfs")
+    if shutil.which("zpool") is None:
+        pytest.skip("zpool is not installed")
+    image, name = tmp_path / "pool", f"isolib-{uuid.uuid4().hex}"
+    with image.open("wb") as file:
+        file.truncate(256 << 20)
+    subprocess.run(["zpool", "create", "-O", "mountpoint=none", "-O", "canmount=off", name, image], check=True)
+    try:
+        yield name
+    finally:
+        subprocess.run(["zpool", "destroy", "-f", name], check=True)
 
 
 def layer(driver: Driver, name: str, below: list[str], fill: Callable[[str], None]) -> None:

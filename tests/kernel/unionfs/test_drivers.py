@@ -51,7 +51,7 @@ def driver(where: Place) -> Iterator[Driver]:
     for tree in made.trees():
         made.remove_tree(tree)
     made.settle()
-    made.home.close()
+    made.close()
 
 
 def fill_base(top: str) -> None:
@@ -257,7 +257,7 @@ def test_another_process_sees_the_same(where: Place, driver: Driver) -> None:
         assert facts(top) == seen
     other.release("tree")
     other.settle()
-    other.home.close()
+    other.close()
 
 
 @ALL
@@ -392,7 +392,7 @@ def test_a_read_only_disk_is_told(where: Place, driver: Driver) -> None:
             with pytest.raises(SyscallError) as caught:
                 call()
             assert caught.value.errno == errno.EROFS
-        other.home.close()
+        other.close()
     assert (driver.layers(), driver.trees()) == ({"base", "more"}, {"tree"})
 
 
@@ -426,7 +426,7 @@ def test_a_full_disk_loses_nothing(kind: str, file_system: str, tmp_path: Path) 
         driver.settle()
         driver.sweep()
         assert leftovers(where.path) == []
-        driver.home.close()
+        driver.close()
 
 
 def fill_up_with_trees(driver: Driver) -> None:
@@ -439,7 +439,7 @@ def fill_up_with_trees(driver: Driver) -> None:
 
 
 #: Where a driver is killed each time the tests are run; elsewhere it takes the same steps.
-KILLED = {("vfs", "here"), ("btrfs", "btrfs"), ("overlay", "tmpfs"), ("fuse-overlayfs", "here")}
+KILLED = {("vfs", "here"), ("btrfs", "btrfs"), ("overlay", "tmpfs"), ("fuse-overlayfs", "here"), ("devicemapper", "here")}
 
 
 @pytest.mark.parametrize(
