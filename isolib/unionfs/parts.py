@@ -225,6 +225,8 @@ def _fill(registry: Registry, growing: _Growing, digest: str, size: int, tell: C
         try:
             _attempt(registry, growing, digest, size, tell)
         except registry.transient as error:
+            if growing.size == size:  # the end of it is all that is missing
+                break
             failures = 1 if growing.size - before >= _WORTH else failures + 1
             registry.wait(error, failures)
     tell(size)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 from collections import Counter
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Final
@@ -78,8 +80,12 @@ class Puller:
         chains = chain(layer.diff_id for layer in offer.layers)
         fetcher = _Fetcher(self._records.layout, self._registry, len(chains), self._progress)
         loader = Loader(self._records, self._area, self._limits, fetcher.relay)
-        missing = [(number, layer) for number, layer in enumerate(offer.layers) if not loader.has(chains[number])]
-        self._check_sizes([layer for _, layer in missing])
+        missing = [
+            _Missing(layer, number, partial(self._records.has_layer, chains[number]))
+            for number, layer in enumerate(offer.layers)
+            if not loader.has(chains[number])
+        ]
+        self._check_sizes([one.layer for one in missing])
         with fetcher:
             fetcher.start(missing)
             for number, layer in enumerate(offer.layers):
@@ -129,6 +135,15 @@ class Puller:
                 raise ArchiveError(f"its file of {layer.size} bytes is beyond the limit of {self._limits.size}", layer.digest)
 
 
+@dataclass(frozen=True, slots=True)
+class _Missing:
+    """A layer that the store has not, its number, and what tells whether it has it now."""
+
+    layer: LayerOffer
+    number: int
+    is_there: Callable[[], bool]
+
+
 class _Fetcher:
     """Fetches files of layers, some at once; within ``with``.
 
@@ -157,7 +172,7 @@ class _Fetcher:
         self._progress = progress
         self._uses: Counter[str | None] = Counter()
         self._numbers: dict[str | None, int] = {}
-        self._todo: SimpleQueue[LayerOffer | None] = SimpleQueue()
+        self._todo: SimpleQueue[_Missing | None] = SimpleQueue()
         self._told: SimpleQueue[tuple[LayerOffer, int | Fd | BaseException | None]] = SimpleQueue()
         self._threads: list[Thread] = []
         self._files: dict[str, Fd | None] = {}
@@ -165,14 +180,14 @@ class _Fetcher:
     def __enter__(self) -> Self:
         return self
 
-    def start(self, missing: Sequence[tuple[int, LayerOffer]]) -> None:
-        """Begin to fetch layers, given with their numbers; those of one file need it but once."""
-        layers = {layer.digest: layer for _, layer in missing}
-        self._uses.update(layer.digest for _, layer in missing)
-        self._numbers.update((layer.digest, number) for number, layer in reversed(missing))
-        for layer in layers.values():
-            self._todo.put(layer)
-        for _ in range(min(_THREADS, len(layers))):
+    def start(self, missing: Sequence[_Missing]) -> None:
+        """Begin to fetch layers; those of one file need it but once."""
+        files = {one.layer.digest: one for one in reversed(missing)}
+        self._uses.update(one.layer.digest for one in missing)
+        self._numbers.update((digest, one.number) for digest, one in files.items())
+        for one in sorted(files.values(), key=attrgetter("number")):
+            self._todo.put(one)
+        for _ in range(min(_THREADS, len(files))):
             self._todo.put(None)
             # On the list first: an interrupt must not find a thread that nobody ends.
             self._threads.append(Thread(target=self._work, name="isolib-pull", daemon=True))
@@ -203,23 +218,28 @@ class _Fetcher:
     # In threads of its own
 
     def _work(self) -> None:
-        while (layer := self._todo.get()) is not None:
+        while (one := self._todo.get()) is not None:
             try:
-                found = self._fetched(layer, partial(self._tell, layer), wait=False)
+                found = self._fetched(one.layer, partial(self._tell, one.layer), one.is_there, wait=False)
             except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-                self._told.put((layer, error))
+                self._told.put((one.layer, error))
                 return
-            self._told.put((layer, found))
+            self._told.put((one.layer, found))
 
     def _tell(self, layer: LayerOffer, done: int) -> None:
         self._told.put((layer, done))
 
-    def _fetched(self, layer: LayerOffer, tell: Callable[[int], None], *, wait: bool) -> Fd | None:
-        """Return the file of a layer; None: somebody else fetches it."""
+    def _fetched(
+        self, layer: LayerOffer, tell: Callable[[int], None], is_there: Callable[[], bool], *, wait: bool
+    ) -> Fd | None:
+        """Return the file of a layer; None: somebody else fetches it, or has put the layer on record."""
         assert layer.digest is not None  # noqa: S101 - a manifest has it
         if (part := taken_part(self._layout, layer.digest, wait=wait)) is None:
             return None
         with part:
+            if is_there():
+                part.remove()
+                return None
             return fetch(self._registry, part, layer, tell)
 
     # In the caller's
@@ -240,13 +260,7 @@ class _Fetcher:
         while layer.digest not in self._files:
             self._take(*self._told.get())
         if self._files[layer.digest] is None:
-            part = taken_part(self._layout, layer.digest, wait=True)
-            assert part is not None  # noqa: S101 - it was waited for
-            with part:
-                if is_there():
-                    part.remove()
-                else:
-                    self._files[layer.digest] = fetch(self._registry, part, layer, partial(self._show, layer))
+            self._files[layer.digest] = self._fetched(layer, partial(self._show, layer), is_there, wait=True)
 
     def _take(self, layer: LayerOffer, what: int | Fd | BaseException | None) -> None:
         if isinstance(what, BaseException):

@@ -262,6 +262,7 @@ class Registry:
         url = f"http://{host}/v2/"
         try:
             with self._wire.get(self.name, url, {}, direct=is_loopback(_host(urlsplit(url).hostname))) as answer:
+                answer.read(_SMALL)
                 # Servers that speak TLS alone answer so, send elsewhere, or say nothing that is HTTP.
                 return answer.status != _BAD and answer.status not in _REDIRECTS
         except self.transient:
@@ -297,22 +298,22 @@ class Registry:
                 answer.read(_SMALL)
             if not _PRINTABLE.fullmatch(target):
                 raise RegistryError(name, "it redirects to no address")
-            url = self._admitted(urljoin(url, target), "redirects")
+            url = self._admitted(target, "redirects", url)
         raise RegistryError(self.name, f"it redirects more than {_HOPS} times")
 
-    def _admitted(self, url: str, how: str) -> str:
-        """Return an address that the registry has named, when it is one that it may name."""
+    def _admitted(self, target: str, how: str, base: str = "") -> str:
+        """Return an address that the registry has named, perhaps as seen from another, when it is one that it may name."""
         try:
-            told = urlsplit(url)
+            told = urlsplit(urljoin(base, target))
             host, port = _host(told.hostname), told.port
         except ValueError:
             raise RegistryError(self.name, f"it {how} to no address") from None
         if not host or told.scheme not in {"http", "https"} or told.username is not None or told.password is not None:
             raise RegistryError(self.name, f"it {how} to an address that is not one of HTTP: {told.scheme[:20]}:")
-        base = urlsplit(self._found())
-        if told.scheme == "http" and not (base.scheme == "http" and self._may_be_plain(host, port)):
+        home = urlsplit(self._found())
+        if told.scheme == "http" and not (home.scheme == "http" and self._may_be_plain(host, port)):
             raise RegistryError(self.name, f"it {how} to {host} without encryption")
-        if is_loopback(host) and not is_loopback(_host(base.hostname)):
+        if is_loopback(host) and not is_loopback(_host(home.hostname)):
             raise RegistryError(self.name, f"it {how} to this machine itself ({host})")
         return told._replace(fragment="").geturl()
 

@@ -306,7 +306,7 @@ class Store(Handle, made_by="open_store()"):
     ) -> Image:
         """Bring in an image from a registry.
 
-        Layers and configs that the store has already are not fetched.  What has come of a layer when a pull is interrupted stays
+        Layers and configs that the store has are not fetched.  What has come of a layer when a pull is interrupted stays
         until `gc`, and the next pull fetches the rest.
 
         Parameters

@@ -389,7 +389,8 @@ class Wire:
         try:
             yield
         except (HTTPError, OSError, ValueError) as error:
-            self.check(name, limit, is_late=isinstance(error, (ConnectTimeoutError, ReadTimeoutError)))
+            late = isinstance(error, (ConnectTimeoutError, ReadTimeoutError)) and not isinstance(error, NewConnectionError)
+            self.check(name, limit, is_late=late)
             raise _said(name, error) from None
 
     def check(self, name: str, limit: _Limit, *, is_late: bool = False) -> None:
@@ -424,6 +425,10 @@ class Wire:
     def close(self) -> None:
         """Close all connections; nobody uses them any more."""
         for manager in self._managers.values():
+            # What it drops it leaves to be collected, and an exception may hold on to it.
+            for key in manager.pools.keys():  # noqa: SIM118 - it is no mapping that can be iterated
+                if (pool := manager.pools.get(key)) is not None:
+                    pool.close()
             manager.clear()
 
 
