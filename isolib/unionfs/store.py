@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from errno import EROFS
 from functools import partial
 from operator import itemgetter
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO
 from weakref import WeakSet
 
 from isolib._kernel.assembly import is_host_root
 from isolib._kernel.handle import Fd, Handle, Rollback
 from isolib._kernel.hints import typed
-from isolib.errors import ArchiveError, PlanError, StoreDamaged, Unsupported, from_errno
+from isolib.errors import ImageNotFound, PlanError, StoreDamaged
 from isolib.types import check_path, parse_duration, parse_size
 from isolib.unionfs import tar
 from isolib.unionfs.auth import check_credentials
 from isolib.unionfs.collecting import collect
 from isolib.unionfs.config import Platform
-from isolib.unionfs.documents import Document, dump
-from isolib.unionfs.drivers import best, driver_class, examine, features
+from isolib.unionfs.drivers import driver_class, features
+from isolib.unionfs.founding import driver_of, founded
 from isolib.unionfs.images import find, opened_image
 from isolib.unionfs.layout import PARTS, Layout
 from isolib.unionfs.loading import Loader
-from isolib.unionfs.locks import Locks, lock
+from isolib.unionfs.locks import Locks
 from isolib.unionfs.pulling import Puller
 from isolib.unionfs.records import Records, Standing
 from isolib.unionfs.references import Reference
@@ -36,7 +35,7 @@ from isolib.unionfs.tree import Keeper, new_tree, open_tree
 from isolib.unionfs.verifying import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from datetime import timedelta
 
     from isolib.types import AnyPath, Feature
@@ -48,10 +47,6 @@ if TYPE_CHECKING:
     from isolib.unionfs.verifying import Finding
 
 __all__ = ["Store", "drivers", "open_store"]
-
-VERSION: Final = 1
-_FILE: Final = "store.json"
-_NEW: Final = "store.json.new"
 
 
 def default_path() -> str:
@@ -148,7 +143,7 @@ def open_store(path: AnyPath | None = None, *, driver: str | None = None) -> Sto
     with Rollback() as undo:
         undo.adopt(root)
         layout = Layout(root, where)
-        name = _driver_of(layout) or _founded(layout, driver)
+        name = driver_of(layout) or founded(layout, driver)
         if wanted is not None and wanted.name != name:
             raise PlanError(f"driver: the store {where} has the driver {name!r}, not {driver!r}")
         if layout.may_write():
@@ -158,51 +153,6 @@ def open_store(path: AnyPath | None = None, *, driver: str | None = None) -> Sto
         store = Store._make(Records(layout, Locks(layout), found), root)
         undo.dismiss()
     return store
-
-
-def _driver_of(layout: Layout) -> str | None:
-    """Return the driver of a store; None where there is no store yet."""
-    try:
-        data = layout.read(_FILE)
-    except FileNotFoundError:
-        return None
-    what = f"{layout.path}/{_FILE}"
-    try:
-        document = Document.read(data, what)
-        version = document.number("version")
-        if version > VERSION:
-            raise Unsupported(
-                f"the store {layout.path}",
-                f"this isolib, which knows stores of version {VERSION}; it is of version {version}",
-                "a newer isolib",
-            )
-        name = document.text("driver")
-        driver_class(name)
-    except (ArchiveError, PlanError) as error:
-        raise StoreDamaged(str(error), what) from None
-    return name
-
-
-def _founded(layout: Layout, driver: str | None) -> str:
-    """Make a store of an empty directory; return its driver."""
-    with lock(layout.root.fileno(), layout.path):
-        if (there := _driver_of(layout)) is not None:
-            return there
-        if others := {*layout.names(".")} - {_NEW}:
-            raise PlanError(f"path: the directory {layout.path} is no store, and has {min(others)!r} in it")
-        if not layout.may_write():
-            raise from_errno(
-                "openat", f"{layout.path}/{_FILE}", EROFS, "this process cannot write there, and there is no store yet"
-            )
-        home = layout.root.fileno()
-        if driver is None:
-            found = best(home, layout.path)
-        else:
-            found = driver_class(driver)
-            examine(found, home, layout.path)
-        layout.write(_NEW, dump({"version": VERSION, "driver": found.name}))
-        layout.move(_NEW, _FILE)
-        return found.name
 
 
 class Store(Handle, made_by="open_store()"):
@@ -367,10 +317,18 @@ class Store(Handle, made_by="open_store()"):
     def images(self) -> tuple[Image, ...]:
         """Return the images, the newest first; those that do not say when they were made last."""
         self._check_open()
-        found = [opened_image(self._records, digest) for digest in self._records.images()]
+        found = [*self._opened()]
         dated = [(image.config.created, image) for image in found if image.config.created is not None]
         dated.sort(key=itemgetter(0), reverse=True)
         return (*(image for _, image in dated), *(image for image in found if image.config.created is None))
+
+    def _opened(self) -> Iterator[Image]:
+        for digest in self._records.images():
+            try:
+                yield opened_image(self._records, digest)
+            except (ImageNotFound, StoreDamaged):
+                if self._records.has_image(digest):  # else it was removed just now
+                    raise
 
     def image(self, name: str) -> Image:
         """Return an image.
@@ -438,10 +396,7 @@ class Store(Handle, made_by="open_store()"):
     def trees(self) -> tuple[str, ...]:
         """Return the names of the trees that are kept."""
         self._check_open()
-        records = self._records
-        return tuple(
-            name for name in records.trees() if records.layout.holds(f"trees/{name}/meta.json") and records.tree(name).kept
-        )
+        return tuple(self._records.kept_trees())
 
     def _keep(self, tree: Tree) -> Tree:
         self._trees.add(tree)

@@ -454,7 +454,9 @@ def _said(name: str, error: Exception) -> Exception:
     if isinstance(error, NameResolutionError):
         return TransientError(RegistryError(name, "its name has no address"))
     if isinstance(error, NewConnectionError):
-        return TransientError(RegistryError(name, f"no connection: {error.args[-1]}"))
+        failed = error.__cause__
+        reason = failed.strerror if isinstance(failed, OSError) and failed.strerror else "its addresses do not answer"
+        return TransientError(RegistryError(name, f"no connection: {reason}"))
     cause = error.args[0] if isinstance(error, SSLError) and error.args else error
     if isinstance(cause, ssl.SSLCertVerificationError):
         return RegistryError(

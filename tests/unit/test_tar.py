@@ -209,10 +209,13 @@ def test_marks_of_overlay(space: str) -> None:
 
 def test_files_of_aufs() -> None:
     """A file that aufs keeps among its pseudo-links appears at its first name, and its other names are links to that."""
-    kept = member(b"./.wh..wh.plnk/7.1", b"content", mode=0o4711, uid=5)
-    links = hard_link(b"a", b"/.wh..wh.plnk/7.1") + hard_link(b"d/b", b".wh..wh.plnk/7.1")
+    kept = member(b"./.wh..wh.plnk/7.1", b"content", mode=0o4711, uid=5) + member(b".wh..wh.plnk/8.1", b"other")
+    links = (
+        hard_link(b"c", b".wh..wh.plnk/8.1") + hard_link(b"a", b"/.wh..wh.plnk/7.1") + hard_link(b"d/b", b".wh..wh.plnk/7.1")
+    )
     archive = directory(b".wh..wh.plnk") + kept + member(b".wh..wh.orph/x", b"x") + member(b".wh..wh.aufs") + links + END
     assert unpacked(archive) == [
+        file(b"c", b"other"),
         (Entry(b"a", Kind.FILE, 0o4711, uid=5, size=7), b"content"),
         (Entry(b"d/b", Kind.HARDLINK, target=b"a"), None),
     ]
@@ -241,6 +244,12 @@ def test_long_names_of_gnu() -> None:
     long = member(b"././@LongLink", link + b"\0", b"K") + member(b"././@LongLink", path + b"\0", b"L")
     read = entries(long + member(b"p", kind=b"2", link=b"l") + member(b"short"))
     assert [(entry.path, entry.target) for entry in read] == [(path, link), (b"short", b"")]
+
+
+def test_named_twice_alike() -> None:
+    """An entry may have its name in a long header and in an extended one, as some programs write it, if it is the same."""
+    long = member(b"././@LongLink", b"n" * 120 + b"\0", b"L") + extended({b"path": b"n" * 120})
+    assert [entry.path for entry in entries(long + member(b"n"))] == [b"n" * 120]
 
 
 def test_global_headers() -> None:
@@ -283,7 +292,7 @@ def test_sizes_of_what_has_no_content() -> None:
 def test_content_of_incremental_directories() -> None:
     """GNU tar's incremental archives have lists of names in their directories: these are passed over, and so are labels."""
     archive = member(b"label", kind=b"V") + member(b"d/", b"Yfile\0\0", b"D") + member(b"d/file", b"x")
-    assert [(entry.path, entry.kind) for entry in entries(archive)] == [(b"d", Kind.DIRECTORY), (b"d/file", Kind.FILE)]
+    assert entries(archive) == [Entry(b"d", Kind.DIRECTORY), Entry(b"d/file", Kind.FILE, size=1)]
 
 
 def test_content_is_given_up() -> None:
@@ -327,6 +336,9 @@ def test_extended_headers_only_where_needed() -> None:
         (Entry(b"n" * 100, Kind.FILE), 1),
         (Entry(directories + b"/" + b"n" * 100, Kind.FILE), 1),
         (Entry(directories + b"/" + b"n" * 101, Kind.FILE), 3),
+        (Entry(b"p" * 155 + b"/" + b"n" * 100, Kind.FILE), 1),
+        (Entry(b"p" * 156 + b"/" + b"n" * 50, Kind.FILE), 3),
+        (Entry(b"p" * 99 + b"/n", Kind.FILE), 1),
         (Entry("é".encode(), Kind.FILE), 3),
         (Entry(b"f", Kind.SYMLINK, target=b"t" * 100), 1),
         (Entry(b"f", Kind.SYMLINK, target=b"t" * 101), 3),
