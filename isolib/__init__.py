@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from isolib.errors import OutOfMemory as OutOfMemory
     from isolib.errors import PermissionDenied as PermissionDenied
     from isolib.errors import PlanError as PlanError
+    from isolib.errors import RegistryError as RegistryError
     from isolib.errors import SandboxTimeout as SandboxTimeout
     from isolib.errors import SetupFailed as SetupFailed
     from isolib.errors import StoreDamaged as StoreDamaged
@@ -101,6 +102,7 @@ _HOMES = {
         "OutOfMemory",
         "PermissionDenied",
         "PlanError",
+        "RegistryError",
         "SandboxTimeout",
         "SetupFailed",
         "StoreDamaged",

@@ -33,6 +33,7 @@ __all__ = [
     "OutOfMemory",
     "PermissionDenied",
     "PlanError",
+    "RegistryError",
     "SandboxTimeout",
     "SetupFailed",
     "StoreDamaged",
@@ -121,6 +122,29 @@ class StoreDamaged(IsolibError):
 
     def __str__(self) -> str:
         return f"{self.what}: {self.reason}"
+
+
+class RegistryError(IsolibError):
+    """A registry of images cannot be reached, refuses, or does not answer as registries do.
+
+    Parameters
+    ----------
+    registry
+        Its name.
+    reason
+        What it is.
+    status
+        The status of its answer, by HTTP; None: it did not come to that.
+    """
+
+    def __init__(self, registry: str, reason: str, status: int | None = None) -> None:
+        super().__init__(registry, reason, status)
+        self.registry = registry
+        self.reason = reason
+        self.status = status
+
+    def __str__(self) -> str:
+        return f"{self.registry}: {self.reason}"
 
 
 class Unsupported(IsolibError):

@@ -39,7 +39,7 @@ class Collected:
     trees
         Names of trees whose owners are gone.
     leftovers
-        How many things processes that were killed had left half made.
+        How many things processes that were killed had left half made, and parts of files that broken pulls had left.
     """
 
     images: tuple[str, ...] = ()

@@ -50,12 +50,15 @@ class Progress:
     done, total
         Bytes of that layer's file, as they lie in the source, compressed or not.  A layer that the store has already is done at
         once.
+    is_fetched
+        Whether this is of the fetching of the file from a registry, before it is unpacked: `Store.pull` alone has that.
     """
 
     layer: int
     layers: int
     done: int
     total: int
+    is_fetched: bool = False
 
 
 class _Counted:
@@ -103,12 +106,28 @@ class Loader:
         """Bring in an image that a source offers."""
         chains = chain(layer.diff_id for layer in offer.layers)
         for number, layer in enumerate(offer.layers):
-            self._at = number + 1, len(chains)
-            with self._records.locks.layer(hex_of(chains[number])):
-                if not self.has(chains[number]):
-                    self._make(files, layer, chains[: number + 1])
-            self._tell(layer.size or 0, layer.size or 0)
+            self.load_layer(files, layer, chains[: number + 1], len(chains))
         return self._records.add_image(self._area, offer.config, offer.manifest, names)
+
+    def load_layer(self, files: Files, layer: LayerOffer, chains: Sequence[str], count: int) -> None:
+        """Bring in a layer, unless it is there; those below it are.
+
+        Parameters
+        ----------
+        files
+            What the source consists of.
+        layer
+            The layer.
+        chains
+            Its chain id, after those of all below it.
+        count
+            How many layers the image has.
+        """
+        self._at = len(chains), count
+        with self._records.locks.layer(hex_of(chains[-1])):
+            if not self.has(chains[-1]):
+                self._make(files, layer, chains)
+        self._tell(layer.size or 0, layer.size or 0)
 
     def _tell(self, done: int, total: int) -> None:
         if self._progress is not None:

@@ -9,6 +9,9 @@ several takes them in this order, and holds none of a later kind while it waits 
    those who look what is relied on *and* take away what is not.
 4. an **area** (``staging/ID``), by who makes things in it.  Never waited for: one that can be locked is a dead process's.
 
+Beside these, a **part** (``staging/HEX``, see `isolib.unionfs.parts`) by who fetches it from a registry.  It is waited for by
+those who hold none of the others but their own area, and who has it waits for none of the others.
+
 What a process relies on it notes in its area (`isolib.unionfs.areas`); so neither a load that takes minutes keeps the collector
 waiting, nor the other way round.
 """
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
     from isolib.unionfs.layout import Layout
 
-__all__ = ["Locks", "lock", "try_lock"]
+__all__ = ["Locks", "lock", "try_lock", "wait_for_lock"]
 
 
 def try_lock(fd: int) -> bool:
@@ -41,6 +44,11 @@ def try_lock(fd: int) -> bool:
             raise
         return False
     return True
+
+
+def wait_for_lock(fd: int) -> None:
+    """Lock what a descriptor is of for this descriptor alone, when nobody has it any more."""
+    fcntl.flock(fd, fcntl.LOCK_EX)
 
 
 @contextmanager

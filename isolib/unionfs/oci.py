@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from isolib.unionfs.references import Reference
 
 __all__ = [
+    "ACCEPTED",
     "Descriptor",
     "Manifest",
     "called",
@@ -41,6 +42,8 @@ LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
 
 _INDEXES: Final = frozenset({INDEX, "application/vnd.docker.distribution.manifest.list.v2+json"})
 _MANIFESTS: Final = frozenset({MANIFEST, "application/vnd.docker.distribution.manifest.v2+json"})
+#: The types of manifests and lists of them that are known here.
+ACCEPTED: Final = (*sorted(_INDEXES), *sorted(_MANIFESTS))
 _CONFIGS: Final = frozenset({CONFIG, "application/vnd.docker.container.image.v1+json"})
 _ELSEWHERE: Final = ("nondistributable", "foreign")
 #: What the type of a layer ends with, by how it is compressed.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from isolib.errors import ArchiveError, PlanError
@@ -14,12 +15,16 @@ from isolib.unionfs.documents import Document, sha256
 from isolib.unionfs.references import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import TypeAlias
 
     from isolib.unionfs.blobs import Files
     from isolib.unionfs.config import Recorded
 
-__all__ = ["LayerOffer", "Offer", "docker_offers", "oci_offers"]
+    #: Returns the bytes that a descriptor is of, compared with its digest and its size.
+    Reading: TypeAlias = Callable[[oci.Descriptor], bytes]
+
+__all__ = ["LayerOffer", "Offer", "described", "docker_offers", "manifest_for", "oci_offers"]
 
 LAYOUT: Final = "oci-layout"
 INDEX: Final = "index.json"
@@ -125,14 +130,15 @@ def oci_offers(files: Files, platform: Platform | None) -> list[Offer]:
     version = layout.text("imageLayoutVersion")
     if version.partition(".")[0] != "1":
         raise ArchiveError(f"version {version[:20]!r} of the layout; 1 is known", LAYOUT)
+    document = partial(_document, files)
     return [
-        _oci_offer(files, descriptor, names, platform)
-        for descriptor, names in _chosen(files, oci.read_index(read(files, INDEX), INDEX), platform)
+        _named(described(document, descriptor, platform), names)
+        for descriptor, names in _chosen(document, oci.read_index(read(files, INDEX), INDEX), platform)
     ]
 
 
 def _chosen(
-    files: Files, found: Sequence[oci.Descriptor], platform: Platform | None
+    document: Reading, found: Sequence[oci.Descriptor], platform: Platform | None
 ) -> Iterator[tuple[oci.Descriptor, tuple[str, ...]]]:
     """Yield the manifests to load, and what each is called."""
     wanted = platform or Platform.host()
@@ -148,34 +154,60 @@ def _chosen(
         # Those of one name are one image for several platforms. Those of none are so when they say for which.
         alone = [several] if name or any(one.platform for one in several) else [[one] for one in several]
         for group in alone:
-            one = _manifest(files, oci.choose(group, wanted, INDEX), wanted)
+            one = manifest_for(document, oci.choose(group, wanted, INDEX), wanted)
             manifests[one.digest] = one
             names[one.digest].append(name)
     yield from ((one, tuple(filter(None, names[digest]))) for digest, one in manifests.items())
 
 
-def _manifest(files: Files, descriptor: oci.Descriptor, platform: Platform) -> oci.Descriptor:
+def manifest_for(document: Reading, descriptor: oci.Descriptor, platform: Platform) -> oci.Descriptor:
+    """Return the manifest of a platform: what is given, or what that lists for it.
+
+    Raises
+    ------
+    ArchiveError
+        It lists none, or a list is damaged.
+    """
     for _ in range(_DEEPEST):
         if descriptor.is_manifest:
             return descriptor
-        listed = oci.read_index(_document(files, descriptor), descriptor.digest)
+        listed = oci.read_index(document(descriptor), descriptor.digest)
         fitting = [one for one in listed if one.is_manifest or one.is_index]
         descriptor = oci.choose(fitting, platform, descriptor.digest)
     raise ArchiveError(f"lists of manifests that nest more than {_DEEPEST} levels deep", descriptor.digest)
 
 
-def _oci_offer(files: Files, descriptor: oci.Descriptor, names: Sequence[str], platform: Platform | None) -> Offer:
-    data = _document(files, descriptor)
+def described(document: Reading, descriptor: oci.Descriptor, platform: Platform | None) -> Offer:
+    """Return the image of a manifest.
+
+    Parameters
+    ----------
+    document
+        Returns the bytes that a descriptor is of.
+    descriptor
+        The manifest.
+    platform
+        What it must be for; None: for anything.
+
+    Raises
+    ------
+    ArchiveError
+        The manifest or the config is damaged, or it is not for the platform.
+    """
+    data = document(descriptor)
     manifest = oci.read_manifest(data, descriptor.digest)
-    config = _document(files, manifest.config)
+    config = document(manifest.config)
     recorded = _checked(config, manifest.config.digest, len(manifest.layers), platform)
     layers = tuple(
         LayerOffer(_path(layer.digest), diff_id, layer.digest, layer.size)
         for layer, diff_id in zip(manifest.layers, recorded.diff_ids, strict=True)
     )
+    return Offer(config, recorded, data, layers)
+
+
+def _named(offer: Offer, names: Sequence[str]) -> Offer:
     whole = [name for name in names if "/" in name or ":" in name]
-    tag = next((name for name in names if name not in whole), "")
-    return Offer(config, recorded, data, layers, _names(whole), tag)
+    return replace(offer, names=_names(whole), tag=next((name for name in names if name not in whole), ""))
 
 
 def docker_offers(files: Files, platform: Platform | None) -> list[Offer]:

@@ -22,17 +22,20 @@ from isolib.unionfs import docker
 from isolib.unionfs.blobs import DirectoryFiles, TarFiles, read
 from isolib.unionfs.compression import Compression, open_compressed
 from isolib.unionfs.members import Section, members
-from isolib.unionfs.offers import INDEX, LAYOUT
+from isolib.unionfs.offers import INDEX, LAYOUT, docker_offers, oci_offers
+from isolib.unionfs.references import Reference
 from isolib.unionfs.streams import CHUNK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from isolib.unionfs.blobs import Files
+    from isolib.unionfs.config import Platform
     from isolib.unionfs.members import Member
+    from isolib.unionfs.offers import Offer
     from isolib.unionfs.streams import Readable
 
-__all__ = ["Source", "SourceKind", "opened_source"]
+__all__ = ["Source", "SourceKind", "opened_source", "selected"]
 
 _OF_A_ROOT: Final = frozenset(
     [
@@ -224,3 +227,42 @@ def _recognised(files: TarFiles) -> Source | None:
         except ArchiveError:
             pass
     return None
+
+
+def selected(found: Source, platform: Platform | None, select: str | None, *, one: bool) -> Sequence[Offer]:
+    """Return the images of an archive that are to be loaded.
+
+    Parameters
+    ----------
+    found
+        The archive.
+    platform
+        What they must be for.
+    select
+        The name, the tag or the digest of the one; None: all.
+    one
+        Whether there must be but one.
+
+    Raises
+    ------
+    ArchiveError
+        There is none, or there are several where there must be one.
+    """
+    offers = (oci_offers if found.kind is SourceKind.OCI else docker_offers)(found.files, platform)
+    if select is not None:
+        offers = [offer for offer in offers if _is_meant(offer, select)]
+        if not offers:
+            raise ArchiveError(f"there is no image {select!r} in it")
+    if one and len(offers) > 1:
+        called = ", ".join(str(offer.names[0]) if offer.names else offer.tag or offer.digest for offer in offers)
+        raise ArchiveError(f"there are {len(offers)} images in it, and only one can get the name; select one of them: {called}")
+    return offers
+
+
+def _is_meant(offer: Offer, select: str) -> bool:
+    if select in {offer.tag, offer.digest, *map(str, offer.names)}:
+        return True
+    try:
+        return Reference.parse(select) in offer.names
+    except PlanError:
+        return False

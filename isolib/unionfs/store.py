@@ -3,53 +3,50 @@
 from __future__ import annotations
 
 import os
-from errno import EROFS
+from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO
 from weakref import WeakSet
 
 from isolib._kernel.assembly import is_host_root
 from isolib._kernel.handle import Fd, Handle, Rollback
 from isolib._kernel.hints import typed
-from isolib.errors import ArchiveError, ImageNotFound, PlanError, StoreDamaged, Unsupported, from_errno
-from isolib.types import check_path, parse_size
+from isolib.errors import ImageNotFound, PlanError, StoreDamaged
+from isolib.types import check_path, parse_duration, parse_size
 from isolib.unionfs import tar
+from isolib.unionfs.auth import check_credentials
 from isolib.unionfs.collecting import collect
 from isolib.unionfs.config import Platform
-from isolib.unionfs.documents import Document, dump
-from isolib.unionfs.drivers import best, driver_class, examine, features
+from isolib.unionfs.drivers import driver_class, features
+from isolib.unionfs.founding import driver_of, founded
 from isolib.unionfs.images import find, opened_image
 from isolib.unionfs.layout import PARTS, Layout
 from isolib.unionfs.loading import Loader
-from isolib.unionfs.locks import Locks, lock
-from isolib.unionfs.offers import docker_offers, oci_offers
+from isolib.unionfs.locks import Locks
+from isolib.unionfs.pulling import Puller
 from isolib.unionfs.records import Records, Standing
 from isolib.unionfs.references import Reference
+from isolib.unionfs.registry import Registry, check_insecure
 from isolib.unionfs.roots import RootLoader
-from isolib.unionfs.sources import SourceKind, opened_source
+from isolib.unionfs.sources import SourceKind, opened_source, selected
 from isolib.unionfs.tree import Keeper, new_tree, open_tree
 from isolib.unionfs.verifying import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping
+    from datetime import timedelta
 
     from isolib.types import AnyPath, Feature
     from isolib.unionfs.areas import Area
     from isolib.unionfs.collecting import Collected
     from isolib.unionfs.images import Image
     from isolib.unionfs.loading import Progress
-    from isolib.unionfs.offers import Offer
-    from isolib.unionfs.sources import Source
     from isolib.unionfs.tree import Tree
     from isolib.unionfs.verifying import Finding
 
 __all__ = ["Store", "drivers", "open_store"]
-
-VERSION: Final = 1
-_FILE: Final = "store.json"
-_NEW: Final = "store.json.new"
 
 
 def default_path() -> str:
@@ -146,7 +143,7 @@ def open_store(path: AnyPath | None = None, *, driver: str | None = None) -> Sto
     with Rollback() as undo:
         undo.adopt(root)
         layout = Layout(root, where)
-        name = _driver_of(layout) or _founded(layout, driver)
+        name = driver_of(layout) or founded(layout, driver)
         if wanted is not None and wanted.name != name:
             raise PlanError(f"driver: the store {where} has the driver {name!r}, not {driver!r}")
         if layout.may_write():
@@ -156,51 +153,6 @@ def open_store(path: AnyPath | None = None, *, driver: str | None = None) -> Sto
         store = Store._make(Records(layout, Locks(layout), found), root)
         undo.dismiss()
     return store
-
-
-def _driver_of(layout: Layout) -> str | None:
-    """Return the driver of a store; None where there is no store yet."""
-    try:
-        data = layout.read(_FILE)
-    except FileNotFoundError:
-        return None
-    what = f"{layout.path}/{_FILE}"
-    try:
-        document = Document.read(data, what)
-        version = document.number("version")
-        if version > VERSION:
-            raise Unsupported(
-                f"the store {layout.path}",
-                f"this isolib, which knows stores of version {VERSION}; it is of version {version}",
-                "a newer isolib",
-            )
-        name = document.text("driver")
-        driver_class(name)
-    except (ArchiveError, PlanError) as error:
-        raise StoreDamaged(str(error), what) from None
-    return name
-
-
-def _founded(layout: Layout, driver: str | None) -> str:
-    """Make a store of an empty directory; return its driver."""
-    with lock(layout.root.fileno(), layout.path):
-        if (there := _driver_of(layout)) is not None:
-            return there
-        if others := {*layout.names(".")} - {_NEW}:
-            raise PlanError(f"path: the directory {layout.path} is no store, and has {min(others)!r} in it")
-        if not layout.may_write():
-            raise from_errno(
-                "openat", f"{layout.path}/{_FILE}", EROFS, "this process cannot write there, and there is no store yet"
-            )
-        home = layout.root.fileno()
-        if driver is None:
-            found = best(home, layout.path)
-        else:
-            found = driver_class(driver)
-            examine(found, home, layout.path)
-        layout.write(_NEW, dump({"version": VERSION, "driver": found.name}))
-        layout.move(_NEW, _FILE)
-        return found.name
 
 
 class Store(Handle, made_by="open_store()"):
@@ -283,12 +235,84 @@ class Store(Handle, made_by="open_store()"):
         records = self._records
         with records.area() as area, opened_source(path, partial(_spool, area, self.path)) as found:
             if found.kind in {SourceKind.OCI, SourceKind.DOCKER}:
-                offers = _selected(found, wanted, select, one=called is not None)
+                offers = selected(found, wanted, select, one=called is not None)
                 loader = Loader(records, area, most, progress)
                 loaded = [loader.load(found.files, offer, called or offer.names) for offer in offers]
             else:
                 loaded = [RootLoader(records, area, most, progress).load_root(found, called or [], wanted or Platform.host())]
         return opened_image(records, loaded[0].digest)
+
+    def pull(
+        self,
+        reference: str,
+        *,
+        progress: Callable[[Progress], object] | None = None,
+        name: str | None = None,
+        platform: str | None = None,
+        limits: tar.Limits | None = None,
+        credentials: tuple[str, str] | None = None,
+        insecure: str | Collection[str] = (),
+        timeout: float | timedelta = 30,
+    ) -> Image:
+        """Bring in an image from a registry.
+
+        Layers and configs that the store has are not fetched.  What has come of a layer when a pull is interrupted stays
+        until `gc`, and the next pull fetches the rest.
+
+        Parameters
+        ----------
+        reference
+            Its name: ``"debian:12"``, ``"registry.example:5000/team/app@sha256:..."``.
+        progress
+            Is called with a `Progress` now and then, by this thread; what it raises ends the pull.
+        name
+            What to call it, in the place of the reference; one without a tag gives no name.
+        platform, limits
+            As of `load`.
+        credentials
+            The user's name and his password or token.  None: what Podman's and Docker's files have for the registry, if it asks
+            for any.  Credential helpers are not run.
+        insecure
+            Names of registries, as in the reference, that may be spoken to without encryption.  Those on this machine
+            (``localhost``, 127.0.0.0/8, ::1) may anyhow.  Certificates are verified in any case.
+        timeout
+            Seconds in which a server must answer, and send at least something.  What fails is tried again a few times.
+
+        Raises
+        ------
+        Unsupported
+            The Python package urllib3 is missing: ``pip install 'isolib[registry]'``.
+        ImageNotFound
+            The registry has no such image.
+        RegistryError
+            It cannot be reached, refuses, or does not answer as it should.
+        ArchiveError
+            What it sends is damaged, too large, another than was asked for, or not known here; nothing of it is kept.
+        PlanError
+            An argument, or a file of credentials, is no good.
+        SyscallError
+            The store cannot be written.
+
+        Notes
+        -----
+        The environment is respected: ``SSL_CERT_FILE``, ``https_proxy``, ``no_proxy``.  Sources: `isolib.unionfs.registry`.
+
+        Examples
+        --------
+        >>> store.pull("debian:12", progress=print).layers  # doctest: +SKIP
+        """
+        wanted = Reference.parse(reference, "reference")
+        named = [Reference.parse(name)] if name is not None else [replace(wanted, digest=None)] if wanted.tag else []
+        chosen = None if platform is None else Platform.parse(platform)
+        seconds = parse_duration(timeout, "timeout")
+        if not seconds:
+            raise PlanError("timeout: more than no time is needed")
+        known, plain = check_credentials(credentials), check_insecure(insecure)
+        self._check_open()
+        records = self._records
+        with records.area() as area, Registry(wanted, known, plain, seconds) as registry:
+            pulled = Puller(records, area, registry, limits or tar.Limits(), progress).pull(wanted, chosen, named)
+        return opened_image(records, pulled.digest)
 
     def images(self) -> tuple[Image, ...]:
         """Return the images, the newest first; those that do not say when they were made last."""
@@ -428,24 +452,3 @@ class Store(Handle, made_by="open_store()"):
 def _spool(area: Area, path: str) -> BinaryIO:
     with typed(path):
         return TemporaryFile(dir=f"{path}/{area.path}")
-
-
-def _selected(found: Source, platform: Platform | None, select: str | None, *, one: bool) -> Sequence[Offer]:
-    offers = (oci_offers if found.kind is SourceKind.OCI else docker_offers)(found.files, platform)
-    if select is not None:
-        offers = [offer for offer in offers if _is_meant(offer, select)]
-        if not offers:
-            raise ArchiveError(f"there is no image {select!r} in it")
-    if one and len(offers) > 1:
-        called = ", ".join(str(offer.names[0]) if offer.names else offer.tag or offer.digest for offer in offers)
-        raise ArchiveError(f"there are {len(offers)} images in it, and only one can get the name; select one of them: {called}")
-    return offers
-
-
-def _is_meant(offer: Offer, select: str) -> bool:
-    if select in {offer.tag, offer.digest, *map(str, offer.names)}:
-        return True
-    try:
-        return Reference.parse(select) in offer.names
-    except PlanError:
-        return False

@@ -22,6 +22,7 @@ from isolib.errors import (
     OutOfMemory,
     PermissionDenied,
     PlanError,
+    RegistryError,
     SandboxTimeout,
     SetupFailed,
     StoreDamaged,
@@ -46,6 +47,7 @@ EVERY_KIND: list[tuple[IsolibError, str]] = [
     (ClosedError("<NetNS closed>"), "<NetNS closed>"),
     (ThreadStranded("in net:[7]"), "in net:[7]"),
     (ImageNotFound("no image is called app:1"), "no image is called app:1"),
+    (RegistryError("ghcr.io", "it refuses", 403), "ghcr.io: it refuses"),
     (StoreDamaged("its digest is another", "blobs/12"), "blobs/12: its digest is another"),
     (
         Unsupported("time namespaces", "the kernel (CONFIG_TIME_NS is not set)", "Linux 5.6 with CONFIG_TIME_NS=y"),
