@@ -305,7 +305,7 @@ class _Reaper:
                 calls.send_base(self.launched.status, base.index, -1, answer=answer)
                 calls.await_answer(self.launched.status, answer, _ANSWERS_WITHIN)
             del self._watched[base.index]
-            self._known.pop((-1, base.index), None)
+            self._known.pop((-1, base.index, False), None)
 
     def forget(self) -> None:
         """Let go of everything, in a fork of the process."""
