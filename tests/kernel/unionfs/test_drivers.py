@@ -293,7 +293,7 @@ def test_a_quota_holds_or_is_refused(driver: Driver) -> None:
 
 def has_quotas(driver: Driver) -> bool:
     """Return whether a driver knows quotas."""
-    return driver.name == "btrfs"
+    return driver.name in {"btrfs", "zfs"}
 
 
 def fill_up(path: str, size: int) -> None:
