@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from isolib.process import Process
+    from isolib._kernel.seam import Process
 
 __all__ = ["Deputy", "deputy"]
 

@@ -14,8 +14,7 @@ from isolib._kernel.handle import Handle
 from isolib._kernel.mountapi import attach
 from isolib.errors import PlanError, SyscallError, Unsupported, from_errno
 from isolib.types import check_id_map, check_path, parse_size
-from isolib.unionfs import overlay_diff, stacking
-from isolib.unionfs.deputy import Deputy, deputy
+from isolib.unionfs import overlay_diff, proxy, stacking
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.stack_checks import check_stack, check_unmarked
 from isolib.unionfs.stacking import Stack, Stacked
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from isolib._kernel.handle import Fd
     from isolib._kernel.reaper import Ticket
     from isolib.types import AnyPath, IdMap
+    from isolib.unionfs.deputy import Deputy
     from isolib.unionfs.entry import Change
     from isolib.unionfs.overlay_diff import OverlayStats
     from isolib.unionfs.streams import Writable
@@ -246,6 +246,7 @@ class OverlayMount(Handle, made_by="new_overlay()"):
 
     def _stacked(self, wish: _Wish) -> Stacked:
         wanted = wish.stack
+        _check_rights(wish)
         for path in wish.trees:
             self._do(check_unmarked, path)
         try:
@@ -254,14 +255,7 @@ class OverlayMount(Handle, made_by="new_overlay()"):
             # Whoever may not even begin to: it is no matter of one layer.
             if (error.op, error.errno) != ("fsopen", EPERM) or not stacking.needs_deputy():
                 raise
-        for what, used in (("target=", wish.target), ("id_map=", wanted.id_map)):
-            if used is not None:
-                raise Unsupported(
-                    f"an overlay with {what} for an ordinary user",
-                    "the kernel: it takes CAP_SYS_ADMIN in the user namespace of the host's mounts",
-                    f"start as root, or leave {what} out: the mount is used by its path, or in a mount namespace of one's own",
-                )
-        made, self._deputy = stack_by_deputy(wanted)
+        made, self._deputy = proxy.stack_by_deputy(wanted)
         return made
 
     def _do(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -338,9 +332,14 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         if self._upper is None:
             raise PlanError(f"{self!r} is read-only: nothing was written")
         if self._below is None:
-            below = Stack(self._stack.lowers, readonly=True, id_map=self._stack.id_map)
-            self._below = self._adopt(self._do(overlay_below, below))
+            self._below = self._adopt(self._lower_side())
         return self._upper, self._below, self.form
+
+    def _lower_side(self) -> Fd:
+        if len(self.lowers) == 1 and self._stack.id_map is None:
+            return stacking.open_directory(self.lowers[0])
+        wanted = Stack(self.lowers, readonly=True, id_map=self._stack.id_map)
+        return (stacking.stack(wanted) if self._deputy is None else proxy.stack_by_deputy(wanted)[0]).mount
 
     def changes(self) -> list[Change]:
         """Return what is different from the lower directories, sorted by path.
@@ -411,6 +410,17 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         self._do(stacking.set_readonly, self._fds[0], self._describe(), False)  # noqa: FBT003
 
 
+def _check_rights(wish: _Wish) -> None:
+    """Say what an ordinary user, who has his mount from a deputy, cannot have."""
+    for what, used in (("target=", wish.target), ("id_map=", wish.stack.id_map)):
+        if used is not None and stacking.needs_deputy():
+            raise Unsupported(
+                f"an overlay with {what} for an ordinary user",
+                "the kernel: it takes CAP_SYS_ADMIN in the user namespace of the host's mounts",
+                f"start as root, or leave {what} out: the mount is used by its path, or in a mount namespace of one's own",
+            )
+
+
 def _locked(upper: str) -> Fd:
     """Keep another one from having the same upper directory: overlayfs lets that happen, and says that anything may come of it."""
     lock = stacking.open_directory(upper, flags=os.O_RDONLY)
@@ -420,38 +430,3 @@ def _locked(upper: str) -> Fd:
         hint = "another overlay has this upper directory: close that one, or use another directory"
         raise from_errno("flock", upper, EBUSY, hint) from None
     return lock
-
-
-def stack_by_deputy(wanted: Stack) -> tuple[Stacked, Deputy]:
-    """Have a mount made in a user namespace; the deputy is the one who may do more with it."""
-    paths = (*wanted.lowers, *(path for path in (wanted.upper, wanted.work) if path is not None))
-    with calls.Layers(paths) as seen:
-        identities = tuple(seen.identities)
-        found = deputy()
-        made = found.call(stack_seen, wanted, paths, identities)
-        if made is None:
-            # Something was mounted here that did not reach it.  Mounts that it has made need it no more.
-            found.end()
-            made = found.call(stack_seen, wanted, paths, identities)
-    if made is None:
-        raise Unsupported(
-            "an overlay for an ordinary user of these directories",
-            "the kernel, which shows other directories at these paths in a new mount namespace",
-            "name directories whose file system is mounted for everybody",
-        )
-    return made, found
-
-
-def stack_seen(wanted: Stack, paths: tuple[str, ...], identities: tuple[tuple[int, int], ...]) -> Stacked | None:
-    """In a deputy: make a mount, if the paths lead where they lead for its host; else None."""
-    with calls.Layers(paths) as seen:
-        if tuple(seen.identities) != identities:
-            return None
-    return stacking.stack(wanted)
-
-
-def overlay_below(wanted: Stack) -> Fd:
-    """Return what lies below an upper directory."""
-    if len(wanted.lowers) == 1 and wanted.id_map is None:
-        return stacking.open_directory(wanted.lowers[0])
-    return stacking.stack(wanted).mount

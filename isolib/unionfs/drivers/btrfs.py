@@ -154,7 +154,10 @@ def _remove(base: int, name: str) -> None:
         return
     with Fd(top) as directory:
         if _is_subvolume(directory):
-            _destroy(base, name, directory)
+            try:
+                _destroy(base, name, directory)
+            except SyscallError:  # something in it lies deeper than a path reaches; or who we are may not search there
+                calls.remove_tree(base, name, name)
             return
         for each in os.listdir(directory.fileno()):
             if os.path.isdir(f"/proc/self/fd/{directory.fileno()}/{each}"):

@@ -11,6 +11,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from isolib.errors import PlanError
+from isolib.unionfs.compare import difference
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.drivers.directories import DirectoryDriver, check_name
 
@@ -107,8 +108,6 @@ class MergedDriver(DirectoryDriver):
         return self._changed(tree, self._below(f"{self._existing(tree)}/now"))
 
     def _changed(self, tree: str, below: list[str]) -> Pieces:
-        from isolib.unionfs.compare import difference
-
         with self.mount(tree) as new:
             if below:
                 with self.open_layer(below[-1]) as old:

@@ -1,0 +1,4 @@
+"""wip"""
+from isolib.unionfs.drivers.overlay import OverlayDriver
+class FuseOverlayDriver(OverlayDriver):
+    name = "fuse-overlayfs"
