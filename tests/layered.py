@@ -182,6 +182,8 @@ class Model:
             number = self.paths[entry.target]
             self._remove(path)
             self.paths[path] = number
+            parts = entry.target.split(b"/")
+            ours.update(b"/".join(parts[: depth + 1]) for depth in range(len(parts)))
         else:
             was = self.at(path)
             if was is None or was.kind is not Kind.DIRECTORY or entry.kind is not Kind.DIRECTORY:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Below", "Visible"]
 
 _REMEMBERED: Final = 10_000
+_ROOM: Final = 1 << 17
 
 
 class Visible(NamedTuple):
@@ -49,7 +50,7 @@ class Below:
     def __init__(self, layers: Sequence[int], form: Form) -> None:
         self.layers = tuple(layers)
         self._form = form
-        self._looker = calls.Looker() if layers else None
+        self._looker = calls.Looker(_ROOM)
         self._directories: dict[bytes, tuple[int, ...]] = {}
 
     def directory(self, path: bytes) -> tuple[int, ...]:
@@ -106,7 +107,6 @@ class Below:
         return open_beneath(self.layers[layer], path)
 
     def _look(self, layer: int, parent: bytes, name: bytes) -> Visible | None:
-        assert self._looker is not None
         path = parent if name == b"." else joined(parent, name)
         with open_beneath(self.layers[layer], parent, os.O_PATH | os.O_DIRECTORY) as directory:
             (found,) = self._looker.look(directory.fileno(), [name], 0, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import closing
+from errno import ESTALE
 from fcntl import ioctl
 from io import BytesIO
 from typing import TYPE_CHECKING, Final
@@ -158,7 +159,8 @@ class _Walk:
 
     def _entry(self, found: Found, path: bytes) -> Entry:
         entry = describe(self._new.fd, found, path)
-        assert entry is not None  # sockets have been left out
+        if entry is None:  # sockets have been left out
+            raise from_errno("statx", shown(path), ESTALE)
         return entry
 
     def _file(self, old: Found | None, new: Found, path: bytes) -> Iterator[Piece]:

@@ -321,8 +321,8 @@ def _clear(at: Descent) -> list[bytes]:
 def is_kept(attribute: bytes) -> bool:
     """Return whether an extended attribute belongs to a file wherever it lies.
 
-    Not what overlayfs and its like keep for themselves, what a security module of one host thinks of it, or settings of one file
-    system.
+    Not what overlayfs and its like keep for themselves, what a security module of one host thinks of it, or settings of one
+    file system.
     """
     if attribute.startswith(_SYSTEM):
         return attribute.startswith(_ACL)
@@ -336,7 +336,7 @@ def get_xattrs(dir_fd: int, name: bytes, attributes: Iterable[bytes], path: byte
 
 
 def copy_file(source: int, target: int, size: int, path: bytes) -> None:
-    """Copy so many bytes from the beginning of a file into an empty one: sharing them, or by the kernel, where that is possible.
+    """Copy so many bytes from the beginning of a file into an empty one: shared, or by the kernel, where that is possible.
 
     Raises
     ------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import stat
 from contextlib import suppress
 from errno import EACCES, EEXIST, EINVAL, ENODATA, ENOTSUP
 from typing import TYPE_CHECKING, Final
@@ -115,16 +116,16 @@ class Places:
             The same layer has something else there: a file, or a symbolic link.
         """
         parent, _, name = path.rpartition(b"/")
-        if self._held is None or parent != self._path:
-            self._go(parent, path)
-        assert self._held is not None
-        return self._held.fileno(), self._node, name
+        held = self._held
+        if held is None or parent != self._path:
+            held = self._go(parent, path)
+        return held.fileno(), self._node, name
 
     def make(self, path: bytes) -> None:
         """Make a directory, and those that it lies in."""
         self._go(path, path)
 
-    def _go(self, path: bytes, wanted: bytes) -> None:
+    def _go(self, path: bytes, wanted: bytes) -> Fd:
         parts, node, known = path.split(b"/") if path else [], self.root, 0
         for name in parts:
             child = node.names.get(name, self.root)
@@ -144,6 +145,7 @@ class Places:
         if self._held is not None:
             self._held.close()
         self._path, self._node, self._held = path, node, held
+        return held
 
     def directory(self, fd: int, above: Node, name: bytes, path: bytes) -> Node:
         """Make a directory in one that is there, or take the one that is."""
@@ -244,9 +246,11 @@ def _remember(fd: int, node: Node, path: bytes) -> None:
     """Keep what a directory was, and let it be filled."""
     if node.before is None:
         node.before = os.fstat(fd)
-    if node.before.st_mode & _NEEDED != _NEEDED:
+    mode = stat.S_IMODE(node.before.st_mode)
+    # With set-group-id, what is made in it would get its group.
+    if (filling := (mode | _NEEDED) & ~stat.S_ISGID) != mode:
         with suppress(SyscallError):  # it may do all the same
-            attempt("fchmod", path, os.fchmod, fd, 0o7777 & node.before.st_mode | _NEEDED)
+            attempt("fchmod", path, os.fchmod, fd, filling)
     try:
         node.acl = os.getxattr(fd, _DEFAULT_ACL)
     except OSError as error:

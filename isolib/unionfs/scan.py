@@ -6,7 +6,7 @@ import io
 import os
 import stat
 from dataclasses import replace
-from errno import ENOENT, ESTALE
+from errno import ENOENT, ENOTDIR, ESTALE
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -54,8 +54,8 @@ _ONE_NAME: Final = frozenset({Kind.DIRECTORY, Kind.WHITEOUT})
 def scan(root: int, form: Form, *, ids: Ids | None = None) -> Scan:
     """Return what a directory is made of, as pieces: each directory before what is in it, names in the order of their bytes.
 
-    Nothing is followed, and no file but a regular one is opened.  The second name of a file, in this order, is a HARDLINK to the
-    first.  Sockets, which no layer can have, are left out: `Scan.left_out` names them.
+    Nothing is followed, and no file but a regular one is opened.  The second name of a file, in this order, is a HARDLINK to
+    the first.  Sockets, which no layer can have, are left out: `Scan.left_out` names them.
 
     Parameters
     ----------
@@ -223,7 +223,7 @@ def _is_opaque(dir_fd: int, name: bytes, attributes: list[bytes], books: bytes, 
         if books + one in attributes:
             raise Unsupported(
                 "a layer that overlayfs has written with redirect_dir or metacopy",
-                f"the attribute {os.fsdecode(books + one)} of {shown(path)}, which says that a part of it lies in another layer",
+                f"the attribute {os.fsdecode(books + one)} of {shown(path)}: a part of it lies in another layer",
                 "mount with redirect_dir=off and metacopy=off whatever is to become a layer",
             )
     mark = next((one for one in (books + b"opaque", _OPAQUE_IN_FUSE) if one in attributes), None)
@@ -302,9 +302,9 @@ class Scan:
         if row.error:
             raise from_errno("statx", "/", row.error)
         entry = describe(at.fd, row, b"", self._form, self._ids)
-        assert entry is not None
+        if entry is None:
+            raise from_errno("statx", "/", ENOTDIR)
         return entry
-
 
 
 def _entered(at: Descent, name: bytes) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from isolib.errors import SyscallError, from_errno
 from isolib.unionfs.attributes import DEFAULT_MODE, set_mtime
 from isolib.unionfs.drivers.base import Form
-from isolib.unionfs.entry import Kind
+from isolib.unionfs.entry import Entry, Kind
 from isolib.unionfs.files import NOT_A_DIRECTORY, attempt, joined, names_in, open_beneath, remove_tree, shown
 from isolib.unionfs.scan import BOOKS
 
@@ -69,9 +69,9 @@ def settle(places: Places, form: Form, below: Below, attributes: Attributes) -> 
                 todo.append((_Visit(child, joined(visit.path, name), hides, gone), None, False))
 
 
-def _default(fd: int, path: bytes) -> None:
-    attempt("fchmod", path, os.fchmod, fd, DEFAULT_MODE)
-    set_mtime(fd, 0, path)
+def _default(path: bytes) -> Entry:
+    """Return what a directory is of which nobody says anything: the caller's."""
+    return Entry(path, Kind.DIRECTORY, DEFAULT_MODE, os.geteuid(), os.getegid())
 
 
 class _Merged:
@@ -80,8 +80,9 @@ class _Merged:
     def __init__(self, places: Places, attributes: Attributes) -> None:
         self._places = places
         self._attributes = attributes
+        self._as_it_is = attributes.unmapped()
 
-    def has_below(self, visit: _Visit, seen: Visible | None) -> bool:
+    def has_below(self, visit: _Visit, _seen: Visible | None) -> bool:
         """Return whether there may be something below a directory that the layer does not bring."""
         return not (visit.is_hidden or visit.is_gone)
 
@@ -111,7 +112,7 @@ class _Merged:
         self._places.make(visit.path)
         return True
 
-    def finish(self, visit: _Visit, seen: Visible | None) -> None:
+    def finish(self, visit: _Visit, _seen: Visible | None) -> None:
         """Give a directory its attributes, or those that it had."""
         node, path = visit.node, visit.path
         with open_beneath(self._places.fd, path) as opened:
@@ -119,7 +120,7 @@ class _Merged:
             if node.entry is not None:
                 self._attributes.dress(fd, node.entry, anew=node.before is None)
             elif node.before is None or visit.is_hidden or visit.is_gone:
-                _default(fd, path)
+                self._as_it_is.dress(fd, _default(path), anew=node.before is None)
             else:
                 if node.acl is not None:
                     attempt("fsetxattr", path, os.setxattr, fd, _DEFAULT_ACL, node.acl)
@@ -157,7 +158,7 @@ class _Marked:
         if not node.made:
             return seen, hides
         is_opaque = node.opaque or (seen is not None and not is_merged)
-        if path and is_opaque and not visit.is_hidden or gone:
+        if (path and is_opaque) or gone:
             with open_beneath(self._places.fd, path) as opened:
                 if path and is_opaque:
                     self._set(opened.fileno(), "opaque", b"y", path)
@@ -191,8 +192,7 @@ class _Marked:
         with open_beneath(self._places.fd, path) as opened:
             if node.entry is not None:
                 self._attributes.dress(opened.fileno(), node.entry, anew=node.before is None)
-            elif seen is not None and self.has_below(visit, seen):
-                entry = replace(seen.entry, path=path)
-                self._as_it_is.dress(opened.fileno(), entry, anew=node.before is None)
             else:
-                _default(opened.fileno(), path)
+                is_below = seen is not None and self.has_below(visit, seen)
+                entry = replace(seen.entry, path=path) if seen is not None and is_below else _default(path)
+                self._as_it_is.dress(opened.fileno(), entry, anew=node.before is None)

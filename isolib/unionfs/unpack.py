@@ -40,6 +40,7 @@ _MAX_ID: Final = 2**32 - 2
 _MODES: Final = 0o7777
 _MAX_MAJOR: Final = 0xFFF
 _MAX_MINOR: Final = 0xFFFFF
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OF_THE_ROOT: Final = frozenset({Kind.DIRECTORY, Kind.OPAQUE})
 _TYPES: Final = {Kind.FIFO: stat.S_IFIFO, Kind.CHARACTER: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK}
 _TRIES: Final = 64
@@ -98,8 +99,9 @@ def unpack(
     form
         How the layer is to lie there.  OVERLAY needs CAP_SYS_ADMIN in the first user namespace, for its attributes.
     lowers
-        For OVERLAY forms, descriptors of the layers below, the topmost first, in the same form, or of their mounted union.  Where
-        there are none, nothing is below, and no whiteout is made: in a directory that is no merged one overlayfs shows it.
+        For OVERLAY forms, descriptors of the layers below, the topmost first, in the same form, or of their mounted union.
+        Where there are none, nothing is below, and no whiteout is made: overlayfs shows those in a directory that it does not
+        merge with another.
     limits
         What may be made.
     ids
@@ -186,7 +188,7 @@ class _Unpacking:
         if self.files >= limits.entries:
             raise ArchiveError(f"is one entry more than the limit, {limits.entries}", path)
         self.size += entry.size
-        if not 0 <= entry.size or self.size > limits.size:
+        if entry.size < 0 or self.size > limits.size:
             raise ArchiveError(f"takes the contents beyond the limit, {limits.size} bytes", path)
 
     # One method for each kind
@@ -221,7 +223,7 @@ class _Unpacking:
         fd, above, name = self.places.parent(entry.path)
         owner = attributes.granted(entry)
         for _ in range(_TRIES):
-            refused = calls.make_file(fd, name, data, entry.mode, entry.mtime, owner)
+            refused = calls.make_file(fd, name, data, mode=entry.mode, mtime=entry.mtime, owner=owner)
             if refused is None:
                 above.names[name] = None
                 return
@@ -309,6 +311,10 @@ class _Unpacking:
         try:
             with open_beneath(self.places.fd, parent, os.O_PATH | os.O_DIRECTORY, what=path) as source:
                 self._put(entry, "linkat", partial(_link, name, source.fileno()))
+                if whose is Whose.BELOW:
+                    # It is the layer's too from now on: an overlay has it in this layer.
+                    _, above, name = self.places.parent(target)
+                    above.names[name] = None
         except SyscallError as error:
             if error.errno == ENOENT or error.errno in NOT_A_DIRECTORY:
                 raise ArchiveError(f"is a hard link to {shown(target)}, which is not there", path) from None
@@ -340,9 +346,7 @@ class _Unpacking:
 
 
 def _create(name: bytes, dir_fd: int) -> Fd:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    made = Fd.take(partial(os.open, dir_fd=dir_fd), name, flags, 0o600)
-    assert made is not None
+    (made,) = Fd.take_all(map, partial(os.open, dir_fd=dir_fd), (name,), (_CREATE,), (0o600,))
     return made
 
 

@@ -93,12 +93,19 @@ class Found(NamedTuple):
 
 
 class Looker:
-    """Looks at many names in one call, with one buffer; by one thread at a time."""
+    """Looks at many names in one call, with one buffer; by one thread at a time.
 
-    __slots__ = ("_data", "_found")
+    Parameters
+    ----------
+    room
+        Bytes of the buffer: what may be read at once, and 70,000 more for the names of attributes and a link's text.
+    """
 
-    def __init__(self) -> None:
-        self._data: Any = ffi.new(_CHARS, _ROOM)
+    __slots__ = ("_data", "_found", "_room")
+
+    def __init__(self, room: int = _ROOM) -> None:
+        self._room = room
+        self._data: Any = ffi.new(_CHARS, room)
         self._found: Any = ffi.new(_FOUND, _ROWS)
 
     def look(self, dir_fd: int, names: list[bytes], start: int, small: int) -> list[Found]:
@@ -117,8 +124,8 @@ class Looker:
         """
         part = names[start : start + _ROWS]
         joined = b"\0".join(part)
-        count = lib.isolib_look(dir_fd, joined, len(part), self._found, self._data, _ROOM, small)
-        view = memoryview(ffi.buffer(self._data, _ROOM))
+        count = lib.isolib_look(dir_fd, joined, len(part), self._found, self._data, self._room, small)
+        view = memoryview(ffi.buffer(self._data, self._room))
         rows = ffi.buffer(self._found, count * _ROW.size)
         at, made = 0, []
         for name, row in zip(part, _ROW.iter_unpack(rows), strict=False):
@@ -148,9 +155,7 @@ class Looker:
         return made
 
 
-def make_file(
-    dir_fd: int, name: bytes, data: bytes, mode: int, mtime: int, owner: tuple[int, int] | None
-) -> Refused | None:
+def make_file(dir_fd: int, name: bytes, data: bytes, *, mode: int, mtime: int, owner: tuple[int, int] | None) -> Refused | None:
     """Make a file with all that belongs to it, or none; returns what was refused.
 
     Parameters

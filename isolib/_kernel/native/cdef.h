@@ -602,7 +602,8 @@ int isolib_bpf_attached(int group, uint32_t flags, uint32_t *ids, uint32_t *coun
 int isolib_bpf_program_by_id(uint32_t id);
 int isolib_bpf_program_info(int fd, struct isolib_bpf_program *program);
 
-/* ---- files.c: names below a directory's descriptor; no symbolic link is followed ------------------------------------------ */
+/* ---- files.c: names below a directory's descriptor; no symbolic link is followed ------------------------------------------
+ */
 
 /* As listxattr(2) and its like, for whatever is of this name, a symbolic link too. */
 int64_t isolib_xattr_list(int dir, const char *name, char *names, uint64_t room);

@@ -289,8 +289,7 @@ int64_t isolib_clear(int dir, char *left, uint64_t room) {
 /* Of an encoded (compressed) extent it is told where that begins, and not which part of it the file has. */
 enum {
     EXTENTS = 64,
-    TELLS_NOTHING =
-        FIEMAP_EXTENT_UNKNOWN | FIEMAP_EXTENT_DELALLOC | FIEMAP_EXTENT_NOT_ALIGNED | FIEMAP_EXTENT_ENCODED,
+    TELLS_NOTHING = FIEMAP_EXTENT_UNKNOWN | FIEMAP_EXTENT_DELALLOC | FIEMAP_EXTENT_NOT_ALIGNED | FIEMAP_EXTENT_ENCODED,
 };
 
 struct extents {
