@@ -13,16 +13,29 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from isolib._kernel.request import MountValue
     from isolib.namespaces import NetNS as NetNS  # noqa: PLC0414
     from isolib.process import Process as Process  # noqa: PLC0414 -- for the signatures of those who call
 
-__all__ = ["new_netns", "spawn"]
+__all__ = ["bind", "new_netns", "spawn", "tmpfs"]
 
 
 def spawn(argv: Sequence[str | bytes | os.PathLike[str]], **options: object) -> Process:
     """Start a program: `isolib.process.spawn`, whose options these are."""
     process: Process = import_module("isolib.process").spawn(argv, **options)
     return process
+
+
+def bind(source: str, target: str, *, readonly: bool = True) -> MountValue:
+    """Return what shows a directory of the host to a program: `isolib.mounts.Bind`."""
+    value: MountValue = import_module("isolib.mounts").Bind(source, target, readonly=readonly)
+    return value
+
+
+def tmpfs(target: str) -> MountValue:
+    """Return an empty file system in memory for a program: `isolib.mounts.Tmpfs`."""
+    value: MountValue = import_module("isolib.mounts").Tmpfs(target)
+    return value
 
 
 def new_netns() -> NetNS:

@@ -143,6 +143,13 @@ class OverlayDriver(DirectoryDriver):
         with self._place.open(root) as made:
             os.fchmod(made.fileno(), 0o755)
 
+    def _stack(self, wanted: Stack) -> Fd:
+        """Make the mount of a tree."""
+        return stack(wanted).mount
+
+    def _tidy(self, tree: str, part: str) -> None:
+        """See to it that what a tree has written lies in its part as a layer lies on disk."""
+
     # States
 
     def _path(self, tree: str, snapshot: str | None = None) -> str:
@@ -192,7 +199,7 @@ class OverlayDriver(DirectoryDriver):
     def _merged(self, below: Sequence[str]) -> Fd:
         """Return what layers and parts are together, to be read."""
         lowers = self._lowers(below)
-        return open_directory(lowers[0]) if len(lowers) == 1 else stack(Stack(lowers, readonly=True)).mount
+        return open_directory(lowers[0]) if len(lowers) == 1 else self._stack(Stack(lowers, readonly=True))
 
     def _provide_part(self, state: _State) -> str:
         """Make the part that is written to, if nobody has; returns its path."""
@@ -231,7 +238,7 @@ class OverlayDriver(DirectoryDriver):
                 state = self._state(tree)
                 part = self._place.show(self._provide_part(state))
                 wanted = Stack(self._lowers(state.below), f"{part}/root", f"{part}/work", attributes=_SAFE)
-                found = self._mounts[key] = stack(wanted).mount
+                found = self._mounts[key] = self._stack(wanted)
             return _twin(found)
 
     def release(self, tree: str) -> None:
@@ -256,6 +263,7 @@ class OverlayDriver(DirectoryDriver):
 
     def changed(self, tree: str) -> Pieces:
         state = self._state(tree)
+        self._tidy(tree, state.part)
         return self._changed(state, [f"layer {layer}" for layer in state.layers])
 
     def _changed(self, state: _State, below: Sequence[str]) -> Iterator[Piece]:
@@ -269,6 +277,7 @@ class OverlayDriver(DirectoryDriver):
         check_name(layer)
         with self._lock:
             state, is_still = self._state(tree), self._frozen(tree)
+            self._tidy(tree, state.part)
             below = (f"layer {layer}", *(f"layer {one}" for one in state.layers))
             if state.parts or not is_still:
                 self._copy_layer(state, layer)
@@ -309,6 +318,7 @@ class OverlayDriver(DirectoryDriver):
     @contextmanager
     def _shared_part(self, tree: str, state: _State) -> Iterator[tuple[str, ...]]:
         """Give what a tree is made of, with what was written so far as a part that nobody writes to, for others to stand on."""
+        self._tidy(tree, state.part)
         if (home(), tree) not in self._mounts:
             self._provide_part(state)
             below = (f"part {state.part}", *state.below)
@@ -344,6 +354,7 @@ class OverlayDriver(DirectoryDriver):
         return self._place.names(f"trees/{tree}/snapshots")
 
     def remove_tree(self, tree: str) -> None:
+        check_name(tree)
         with self._lock:
             parts: list[str] = []
             for state in self._states(tree):
@@ -353,6 +364,7 @@ class OverlayDriver(DirectoryDriver):
 
     def usage(self, tree: str) -> TreeUsage:
         state = self._state(tree)
+        self._tidy(tree, state.part)
         size = files = 0
         for part in (self._provide_part(state), *(f"parts/{part}" for part in state.parts)):
             with self._place.open(f"{part}/root") as root:

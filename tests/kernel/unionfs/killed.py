@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from isolib.unionfs.drivers.base import Driver
 
-STEP = 3  # every so manieth call
+POINTS = 16
+"""At how many calls of an operation it is killed, from its beginning to its end."""
 
 
 def fill(top: str) -> None:
@@ -93,6 +94,15 @@ def look(driver: Driver, operation: str) -> object:
     return layers, trees
 
 
+def calls_of(driver: Driver, operation: str) -> int:
+    """Return how many functions of C an operation calls."""
+    counter = itertools.count()
+    sys.setprofile(lambda _frame, event, _argument: next(counter) if event == "c_call" else None)
+    operate(driver, operation)
+    sys.setprofile(None)
+    return next(counter)
+
+
 def killed_at(place: Place, operation: str, number: int) -> bool:
     """Do it in a child that is killed at a call; return whether it was."""
     child = os.fork()
@@ -121,10 +131,12 @@ def main(kind: str, path: str, operation: str) -> None:
     operate(place.driver(), operation)
     is_to_be = look(driver, operation)
     points = 0
-    for number in itertools.count(0, STEP):
+    prepare(driver)
+    count = calls_of(place.driver(), operation)
+    for number in range(0, count, max(1, count // POINTS)):
         prepare(driver)
         if not killed_at(place, operation, number):
-            break
+            continue  # what goes on behind is not the same each time
         points += 1
         found = place.driver()
         found.sweep()
