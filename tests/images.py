@@ -29,7 +29,7 @@ def digest(data: bytes) -> str:
 
 
 def layer(files: Mapping[str, bytes | None]) -> bytes:
-    """Return the tar of a layer; None: a directory.  A name may come as often as one likes, with different spaces at its end."""
+    """Return the tar of a layer; None: a directory.  Names come more than once with spaces at their end."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name, data in files.items():

@@ -51,7 +51,7 @@ def check(store: Store) -> None:
 
 def leftovers(store: Store) -> dict[str, object]:
     """Return what a store has that is not on record, or is on record and not there."""
-    records = store._records  # noqa: SLF001 - what only the store itself sees
+    records = store._records
     layout, driver = records.layout, records.driver
     trees = {records.tree(name).tree for name in records.trees()}
     found = {

@@ -411,6 +411,8 @@ class Store(Handle, made_by="open_store()"):
 
     def _release(self) -> None:
         with Rollback() as undo:
+            # What is removed behind is removed by way of the driver's descriptor.
+            undo.push(self._records.driver.settle)
             for tree in [*self._trees]:
                 undo.push(tree.close)
 

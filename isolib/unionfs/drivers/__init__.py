@@ -27,6 +27,7 @@ __all__ = ["NAMES", "best", "driver_class", "examine", "features"]
 _MODULES: Final = {
     "overlay": ("isolib.unionfs.drivers.overlay", "OverlayDriver"),
     "btrfs": ("isolib.unionfs.drivers.btrfs", "BtrfsDriver"),
+    "fuse-overlayfs": ("isolib.unionfs.drivers.fuse_overlayfs", "FuseOverlayDriver"),
     "vfs": ("isolib.unionfs.drivers.vfs", "VfsDriver"),
 }
 NAMES: Final = (*_MODULES,)

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -160,7 +160,7 @@ def test_several_images_come_together(store: Store, tmp_path: Path) -> None:
     """All images of an archive come in with their names; one can be selected, and only one can be called otherwise."""
     one, two = Draft([ROOT]), Draft([ROOT, ABOVE])
     path = packed(layout(("example.org/a:1", one), ("two", two)), tmp_path / "x.tar")
-    with pytest.raises(ArchiveError, match="2 images in it.*: example.org/a:1, two"):
+    with pytest.raises(ArchiveError, match=r"2 images in it.*: example.org/a:1, two"):
         store.load(path, name="mine")
     assert store.load(path, select="two", name="mine").digest == two.digest
     assert [image.names for image in store.images()] == [("mine:latest",)]
@@ -289,13 +289,11 @@ def test_the_manifest_of_uncompressed_layers_stays(store: Store, tmp_path: Path)
 
 
 def test_images_are_added_to_a_layout(store: Store, other: Store, tmp_path: Path) -> None:
-    """In a directory an OCI layout is made, and more images are added to it; one of the same name takes the place of the other."""
+    """In a directory an OCI layout is made, and more images are added; one takes the place of another of its name."""
     place = tmp_path / "layout"
     place.mkdir()
-    one, two = (
-        store.load(oci_tar(draft, tmp_path / "x"), name=name)
-        for draft, name in ((Draft([ROOT]), "a:1"), (Draft([ROOT, ABOVE]), "b:1"))
-    )
+    one = store.load(oci_tar(Draft([ROOT]), tmp_path / "x.tar"), name="a:1")
+    two = store.load(oci_tar(Draft([ROOT, ABOVE]), tmp_path / "y.tar"), name="b:1")
     one.save(place)
     two.save(place)
     assert other.load(place, select="a:1") == one
@@ -339,11 +337,11 @@ def test_an_image_is_found_by_whatever_it_is_called(store: Store, tmp_path: Path
     with pytest.raises(PlanError):
         store.image("No Name")
     image.tag("other/name:2")
-    assert image.names == ("debian:latest", "other/name:2")
+    assert [*image.names] == ["debian:latest", "other/name:2"]
     image.untag("debian")
     with pytest.raises(ImageNotFound):
         image.untag("debian")
-    assert image.names == ("other/name:2",)
+    assert [*image.names] == ["other/name:2"]
     second = store.load(oci_tar(Draft([ABOVE]), tmp_path / "y.tar"), name="other/name:2")
     assert (image.names, second.names) == ((), ("other/name:2",))
 
@@ -411,7 +409,8 @@ def test_a_commit_tells_how_it_came_to_be(store: Store, tmp_path: Path) -> None:
     assert unchanged.layers == made.layers
     assert unchanged.history[-1] == History(CREATED, comment="only the config", empty_layer=True)
     assert unchanged.config.user == "me"
-    assert store.images() == (made, unchanged, base) or store.images() == (unchanged, made, base)
+    assert store.images()[-1] == base
+    assert {*store.images()} == {made, unchanged, base}
 
 
 def test_the_same_changes_make_the_same_image(store: Store, tmp_path: Path) -> None:
@@ -444,14 +443,15 @@ def test_a_tree_of_nothing_becomes_an_image(store: Store) -> None:
 
 def test_ten_layers_deep_files_come_and_go(store: Store, other: Store, tmp_path: Path) -> None:
     """Ten commits in each of which a file is made and another deleted are ten layers, in which each file is as it was last."""
+    made = []
     with store.checkout() as tree:
         for number in range(10):
             Path(tree.path, f"file{number % 3}").write_text(str(number))
             gone = Path(tree.path, f"file{(number + 1) % 3}")
             gone.unlink(missing_ok=True)
-            image = tree.commit(f"step {number}")
-    assert len(image.layers) == 10
-    image.save(tmp_path / "x.tar")
+            made.append(tree.commit(f"step {number}"))
+    assert [len(image.layers) for image in made] == [*range(1, 11)]
+    made[-1].save(tmp_path / "x.tar")
     with other.checkout(other.load(tmp_path / "x.tar")) as tree:
         assert {one.name: one.read_text() for one in Path(tree.path).iterdir()} == {"file0": "9", "file2": "8"}
 
@@ -524,75 +524,91 @@ print([str(one.message).split()[2] for one in caught])
 """
     told = subprocess.run([sys.executable, "-c", code, store.path], capture_output=True, text=True, check=True)
     assert told.stdout == "['<Tree']\n"
-    assert store._records.trees() == []  # noqa: SLF001
+    assert store._records.trees() == []
 
 
 # ---- what must not come in ----
 
 
-def broken(what: str, files: dict[str, bytes]) -> dict[str, bytes]:
-    """Break a layout in one way."""
-    index = json.loads(files["index.json"])
-    manifest_path = f"blobs/{index['manifests'][0]['digest'].replace(':', '/')}"
-    manifest = json.loads(files[manifest_path])
-    blob = f"blobs/{manifest['layers'][0]['digest'].replace(':', '/')}"
-    config = f"blobs/{manifest['config']['digest'].replace(':', '/')}"
-    match what:
-        case "no index":
-            del files["index.json"]
-        case "no layer":
-            del files[blob]
-        case "no manifest":
-            del files[manifest_path]
-        case "no config":
-            del files[config]
-        case "another version":
-            files["oci-layout"] = b'{"imageLayoutVersion": "2.0.0"}'
-        case "no version":
-            files["oci-layout"] = b"{}"
-        case "an empty index":
-            files["index.json"] = b'{"schemaVersion": 2, "manifests": []}'
-        case "a changed layer":
-            files[blob] = files[blob][:2000] + b"@" + files[blob][2001:]
-        case "a changed config":
-            files[config] = files[config].replace(b"linux", b"Linux")
-        case "a changed manifest":
-            files[manifest_path] = files[manifest_path] + b" "
-        case "a layer cut short":
-            files[blob] = files[blob][:3000]
-        case "a longer layer":
-            files[blob] = files[blob] + b"x"
-        case "no JSON":
-            files["index.json"] = files["index.json"][:-2]
-        case "a loop of indexes":
-            inner = {"mediaType": INDEX, "digest": digest(b""), "size": 0}
-            for _ in range(6):
-                data = json.dumps({"schemaVersion": 2, "manifests": [inner]}).encode()
-                files[f"blobs/{digest(data).replace(':', '/')}"] = data
-                inner = {"mediaType": INDEX, "digest": digest(data), "size": len(data)}
-            files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [inner]}).encode()
-        case _:
-            raise AssertionError(what)
-    return files
+@dataclass
+class Parts:
+    """The files of a layout, and the paths of some of them."""
+
+    files: dict[str, bytes]
+    index: str
+    manifest: str
+    config: str
+    blob: str
 
 
-BROKEN = [
-    *("no index", "no layer", "no manifest", "no config", "another version", "no version", "an empty index", "a changed layer"),
-    *("a changed config", "a changed manifest", "a layer cut short", "a longer layer", "no JSON", "a loop of indexes"),
-]
+def parts(files: dict[str, bytes]) -> Parts:
+    """Return what a layout of one image consists of."""
+    manifest = f"blobs/{json.loads(files['index.json'])['manifests'][0]['digest'].replace(':', '/')}"
+    told = json.loads(files[manifest])
+    config, blob = (f"blobs/{one['digest'].replace(':', '/')}" for one in (told["config"], told["layers"][0]))
+    return Parts(files, "index.json", manifest, config, blob)
+
+
+def without(part: str) -> Callable[[Parts], None]:
+    """Return what removes a part."""
+    return lambda there: there.files.__delitem__(getattr(there, part))
+
+
+def edited(part: str, edit: Callable[[bytes], bytes]) -> Callable[[Parts], None]:
+    """Return what changes a part."""
+
+    def do(there: Parts) -> None:
+        name = getattr(there, part)
+        there.files[name] = edit(there.files[name])
+
+    return do
+
+
+def layout_is(data: bytes) -> Callable[[Parts], None]:
+    """Return what changes the file that says that it is a layout."""
+    return lambda there: there.files.__setitem__("oci-layout", data)
+
+
+def loop_of_indexes(there: Parts) -> None:
+    """Have indexes within indexes."""
+    inner = {"mediaType": INDEX, "digest": digest(b""), "size": 0}
+    for _ in range(6):
+        data = json.dumps({"schemaVersion": 2, "manifests": [inner]}).encode()
+        there.files[f"blobs/{digest(data).replace(':', '/')}"] = data
+        inner = {"mediaType": INDEX, "digest": digest(data), "size": len(data)}
+    there.files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [inner]}).encode()
+
+
+BROKEN: dict[str, Callable[[Parts], None]] = {
+    "no index": without("index"),
+    "no layer": without("blob"),
+    "no manifest": without("manifest"),
+    "no config": without("config"),
+    "another version": layout_is(b'{"imageLayoutVersion": "2.0.0"}'),
+    "no version": layout_is(b"{}"),
+    "an empty index": edited("index", lambda _: b'{"schemaVersion": 2, "manifests": []}'),
+    "a changed layer": edited("blob", lambda data: data[:2000] + b"@" + data[2001:]),
+    "a changed config": edited("config", lambda data: data.replace(b"linux", b"Linux")),
+    "a changed manifest": edited("manifest", lambda data: data + b" "),
+    "a layer cut short": edited("blob", lambda data: data[:3000]),
+    "a longer layer": edited("blob", lambda data: data + b"x"),
+    "no JSON": edited("index", lambda data: data[:-2]),
+    "a loop of indexes": loop_of_indexes,
+}
 
 
 @pytest.mark.parametrize("what", BROKEN)
 @pytest.mark.parametrize("in_tar", [False, True])
 def test_a_broken_layout_is_refused(store: Store, tmp_path: Path, what: str, in_tar: bool) -> None:  # noqa: FBT001
     """Whatever is missing, changed or cut short in a layout is an ArchiveError, and nothing of it is in the store."""
-    files = broken(what, layout(("app:1", Draft([ROOT, ABOVE]))))
+    files = layout(("app:1", Draft([ROOT, ABOVE])))
+    BROKEN[what](parts(files))
     path = packed(files, tmp_path / "x.tar") if in_tar else written(files, tmp_path / "x")
     with pytest.raises(ArchiveError):
         store.load(path)
     assert store.images() == ()
     store.gc()
-    assert store._records.layers() == []  # noqa: SLF001
+    assert store._records.layers() == []
 
 
 @pytest.mark.parametrize("make", [oci_tar, oci_compressed, docker_archive, docker_compressed])
