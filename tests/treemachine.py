@@ -8,9 +8,9 @@ import stat
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from errno import EEXIST, EINVAL, EISDIR, ENOTDIR, ENOTEMPTY, EXDEV
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +23,7 @@ from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.layers import replayed
 from tests.images import Draft, layout, written
 from tests.stores import check
-from tests.treemodel import CAPABILITY, TOP, Actor, Model, bonds, parent, without_bonds
+from tests.treemodel import CAPABILITY, TOP, Actor, Model, agree, bonds, parent, without_bonds
 from tests.trees import facts
 
 if TYPE_CHECKING:
@@ -114,12 +114,15 @@ class Bench:
         Stores that take the layers that are made in it.
     layers
         What is in each layer that was made, by its chain id.
+    is_used
+        Whether a machine works with it, or has failed to.
     """
 
     open: Callable[[], Store]
     others: dict[str, Store]
     rights: Rights
     layers: dict[str, dict[str, Facts]] = field(default_factory=dict)
+    is_used: bool = False
 
     def __post_init__(self) -> None:
         self.store = self.open()
@@ -141,7 +144,7 @@ class Bench:
                 self.image = tree.commit(tag="base")
                 self.look_at_layers(self.image)
                 actor.model = actor.model.settled()
-                assert facts(tree.path) == actor.model.facts()
+                agree(facts(tree.path), actor.model.facts())
             assert base.nodes.keys() != empty.nodes.keys()
             self.start = Moment(actor.model, actor.model.copy(), tuple(tars))
 
@@ -150,12 +153,7 @@ class Bench:
         for layer in image.layers:
             with self.store._records.driver.open_layer(layer.chain_id.partition(":")[2]) as root:  # noqa: SLF001
                 found = facts(f"/proc/self/fd/{root.fileno()}")
-            assert self.layers.setdefault(layer.chain_id, found) == found, "a layer has changed"
-
-    def close(self) -> None:
-        """Close the store, in which everything must be in order."""
-        check(self.store)
-        self.store.close()
+            agree(found, self.layers.setdefault(layer.chain_id, found))
 
 
 def _lowest(actor: Actor) -> None:
@@ -202,6 +200,7 @@ class TreeMachine(RuleBasedStateMachine):
     def __init__(self, bench: Bench) -> None:
         super().__init__()
         self.bench = bench
+        bench.is_used = True
         self.rights = bench.rights
         self.forks = 0
         self.tree = bench.store.checkout("base", name="tree")
@@ -412,11 +411,11 @@ class TreeMachine(RuleBasedStateMachine):
 
     def look(self) -> None:
         """See whether the tree is what it should be, and says what has changed."""
-        assert facts(self.tree.path) == self.model.facts()
+        agree(facts(self.tree.path), self.model.facts())
         expected, other = self.model.changes(self.base)
         found = {change.path: change.kind.value for change in self.tree.changes()}
         assert len(found) == len(self.tree.changes())
-        assert {path: kind for path, kind in found.items() if path not in other} == expected
+        agree({path: kind for path, kind in found.items() if path not in other}, expected)
 
     def look_at(self, tree: Tree, *, exactly: bool) -> None:
         """See whether another tree is what this one should be.
@@ -426,9 +425,9 @@ class TreeMachine(RuleBasedStateMachine):
         """
         found, expected = facts(tree.path), self.model.facts()
         if exactly:
-            assert found == expected
+            agree(found, expected)
             return
-        assert without_bonds(found) == without_bonds(expected)
+        agree(without_bonds(found), without_bonds(expected))
         here, there = self.model.bonds(), bonds((path, one[-1]) for path, one in found.items())
         below = self.base.bonds()
         for group in here:
@@ -509,7 +508,7 @@ class TreeMachine(RuleBasedStateMachine):
             self.tree, self.snapshots = other, {}
             self._go_on(self.model.settled())
         left.remove()
-        assert facts(self.tree.path) == self.model.facts()
+        agree(facts(self.tree.path), self.model.facts())
 
     @rule(is_whole=st.booleans())
     def close_and_open(self, is_whole: bool) -> None:  # noqa: FBT001 - hypothesis draws it
@@ -537,31 +536,40 @@ class TreeMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Look at everything once more, and leave the store as it was."""
-        try:
-            if sys.exc_info()[0] is None:  # what a failure leaves says nothing
-                self.look()
-                self.carry()
-                self.bench.look_at_layers(self.bench.store.image("base"))
-        finally:
-            self.tree.remove()
-            self.bench.store.gc(unnamed=True)
+        if sys.exc_info()[0] is not None:  # what a failure leaves says nothing
+            return
+        self.look()
+        self.carry()
+        self.bench.look_at_layers(self.bench.store.image("base"))
+        self.tree.remove()
+        self.bench.store.gc(unnamed=True)
         assert self.bench.store.verify() == ()
         assert self.bench.store.trees() == ()
+        self.bench.is_used = False
 
 
-def try_trees(open_store: Callable[[], Store], others: dict[str, Store], *, examples: int, steps: int) -> None:
-    """Run the machine on a store that a function opens."""
-    bench = Bench(open_store, others, Rights.own())
-    with ExitStack() as stack:
-        stack.callback(lambda: bench.store.close())
-        wanted = settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
-            print_blob=True,
-            suppress_health_check=[*HealthCheck],
-        )
-        run_state_machine_as_test(lambda: TreeMachine(bench), settings=wanted)
-        check(bench.store)
+def try_trees(open_store: Callable[[str], Store], others: dict[str, Store], *, examples: int, steps: int) -> None:
+    """Run the machine on stores that a function opens by their names."""
+    rights, benches = Rights.own(), list[Bench]()
+
+    def machine() -> TreeMachine:
+        # After a failure there may be anything in a store.
+        if not benches or benches[-1].is_used:
+            benches.append(Bench(partial(open_store, f"store{len(benches)}"), others, rights))
+        return TreeMachine(benches[-1])
+
+    wanted = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=[*HealthCheck],
+    )
+    try:
+        run_state_machine_as_test(machine, settings=wanted)
+        check(benches[-1].store)
         for store in others.values():
             check(store)
+    finally:
+        for bench in benches:
+            bench.store.close()

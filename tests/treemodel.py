@@ -198,6 +198,14 @@ def without_bonds(told: Mapping[str, Facts]) -> dict[str, Facts]:
     return {path: one[:-1] for path, one in told.items()}
 
 
+def agree(found: Mapping[str, object], expected: Mapping[str, object]) -> None:
+    """Assert that both say the same, and otherwise say where they do not."""
+    if found != expected:
+        apart = {path: (found.get(path), expected.get(path)) for path in {*found, *expected}}
+        told = "\n".join(f"{path!r}: {one!r:.400}, not {other!r:.400}" for path, (one, other) in sorted(apart.items()) if one != other)
+        raise AssertionError(told)
+
+
 class Actor:
     """Does to a real tree what it does to a model.
 
