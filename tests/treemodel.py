@@ -50,10 +50,9 @@ class Node:
         """Whether it is a directory."""
         return stat.S_ISDIR(self.mode)
 
-    def facts(self, *, directory_times: bool) -> tuple[object, ...]:
-        """Return all that there is to say of it."""
-        mtime = self.mtime if directory_times or not self.is_directory else None
-        return self.mode, self.owner, mtime, self.content, self.xattrs
+    def counts(self) -> tuple[object, ...]:
+        """Return what makes it another one: the time of a directory does not."""
+        return self.mode, self.owner, None if self.is_directory else self.mtime, self.content, self.xattrs
 
 
 class Model:
@@ -146,7 +145,7 @@ class Model:
 
     # What is to be seen of it
 
-    def facts(self) -> dict[str, Facts]:
+    def facts(self, *, directory_times: bool = True) -> dict[str, Facts]:
         """Return all that there is, as `tests.trees.facts` tells it."""
         first = {id(node): path for path, node in sorted(self.nodes.items(), key=lambda one: one[0].split("/"), reverse=True)}
         children: dict[str, list[str]] = defaultdict(list)
@@ -155,7 +154,8 @@ class Model:
         found: dict[str, Facts] = {}
         for path, node in self.nodes.items():
             content = tuple(sorted(children[path], reverse=True)) if node.is_directory else node.content
-            found[path] = (node.mode, *node.owner, node.mtime, content, node.xattrs, first[id(node)])
+            mtime = node.mtime if directory_times or not node.is_directory else None
+            found[path] = (node.mode, *node.owner, mtime, content, node.xattrs, first[id(node)])
         return found
 
     def changes(self, base: Model) -> tuple[dict[str, str], set[str]]:
@@ -165,7 +165,7 @@ class Model:
             old = base.nodes.get(path)
             if old is None:
                 happened[shown(path)] = "added"
-            elif old.facts(directory_times=False) != node.facts(directory_times=False):
+            elif old.counts() != node.counts():
                 happened[shown(path)] = "modified"
         for path in base.paths():
             above = self.nodes.get(parent(path))
