@@ -72,7 +72,9 @@ def disk(kind: str, *, size: int = SIZE) -> Iterator[Disk]:
 def _mounted(kind: str, size: int) -> Fd:
     with Fd(os.memfd_create(kind)) as image:
         os.truncate(image.fileno(), size)
-        subprocess.run([*MAKERS[kind], f"/proc/self/fd/{image.fileno()}"], check=True, pass_fds=[image.fileno()], stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [*MAKERS[kind], f"/proc/self/fd/{image.fileno()}"], check=True, pass_fds=[image.fileno()], stdout=subprocess.DEVNULL
+        )
         with loop(image) as device:
             try:
                 return Fd(new_mount(kind, {"source": device}))

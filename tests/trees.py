@@ -34,7 +34,9 @@ def facts(top: str, *, times: bool = True, directory_times: bool = True) -> dict
             content = tuple(names)
             waiting += [os.path.normpath(os.path.join(path, name)) for name in names]
         is_timed = times and (directory_times or kind != stat.S_IFDIR)
-        attributes = {name: os.getxattr(whole, name, follow_symlinks=False) for name in os.listxattr(whole, follow_symlinks=False)}
+        attributes = {
+            name: os.getxattr(whole, name, follow_symlinks=False) for name in os.listxattr(whole, follow_symlinks=False)
+        }
         again = first.setdefault((status.st_dev, status.st_ino), path) if kind != stat.S_IFDIR else path
         time = status.st_mtime_ns if is_timed else None
         found[path] = (status.st_mode, status.st_uid, status.st_gid, time, content, attributes, again)

@@ -77,7 +77,9 @@ def openat2(dir_fd: int, path: str, flags: int, *, mode: int = 0, resolve: int =
     return checked("openat2", path, lib.isolib_openat2(dir_fd, path_bytes(path), flags | os.O_CLOEXEC, mode, resolve))
 
 
-def rename(old_dir: int, old: str, new_dir: int, new: str, flags: int, target: str) -> None:
+def rename(  # noqa: PLR0917 - as the call has them
+    old_dir: int, old: str, new_dir: int, new: str, flags: int, target: str
+) -> None:
     """Rename what is in a directory, or exchange two things: renameat2(2)."""
     checked("renameat2", target, lib.isolib_renameat2(old_dir, path_bytes(old), new_dir, path_bytes(new), flags))
 

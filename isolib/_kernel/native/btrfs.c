@@ -98,8 +98,7 @@ int isolib_btrfs_quota_enable(int fd) {
 }
 
 int isolib_btrfs_limit(int subvolume, uint64_t exclusive) {
-    struct btrfs_ioctl_qgroup_limit_args arguments = {
-        .lim = {.flags = BTRFS_QGROUP_LIMIT_MAX_EXCL, .max_excl = exclusive}};
+    struct btrfs_ioctl_qgroup_limit_args arguments = {.lim = {.flags = BTRFS_QGROUP_LIMIT_MAX_EXCL, .max_excl = exclusive}};
     return ioctl(subvolume, BTRFS_IOC_QGROUP_LIMIT, &arguments); /* qgroup 0: the one of the subvolume itself */
 }
 

@@ -1,9 +1,9 @@
 /*
  * Copies a tree as it is: contents, holes, owners, modes, times, extended attributes, hard links, special files.
  *
- * The work is a stack of directories to open and of lists of names in an open one, which several threads take from; the caller's
- * waits for them, so that it can leave off at any time.  Every name is used relative to a descriptor of its directory, and no
- * link is followed.  A directory gets its own mode and times when all below it is done.
+ * The work is a stack of directories to open and of lists of names in an open one, which several threads take from; the
+ * caller's waits for them, so that it can leave off at any time.  Every name is used relative to a descriptor of its directory,
+ * and no link is followed.  A directory gets its own mode and times when all below it is done.
  *
  * How deep a tree is, is not ours to choose: nothing here recurses, and a directory far down keeps no descriptors while it
  * waits for those below it.
@@ -30,9 +30,9 @@
 #include "wrappers.h"
 
 enum {
-    KEPT_DEPTH = 12,         /* a directory that lies deeper keeps no descriptors while it waits */
-    NAMES = 16384,           /* bytes of directory entries that are one piece of work */
-    BUFFER = 1 << 18,        /* for contents that the kernel does not copy itself, and values of attributes: XATTR_SIZE_MAX fits */
+    KEPT_DEPTH = 12,  /* a directory that lies deeper keeps no descriptors while it waits */
+    NAMES = 16384,    /* bytes of directory entries that are one piece of work */
+    BUFFER = 1 << 18, /* for contents that the kernel does not copy itself, and values of attributes: XATTR_SIZE_MAX fits */
     ATTRIBUTE_NAMES = 65536, /* XATTR_LIST_MAX */
     SMALL = 65536,           /* contents that a read and a write copy faster than the kernel does */
     PIECE = 1 << 26,         /* of contents, between two looks at whether to stop */
@@ -334,8 +334,8 @@ static const char *copy_attributes(struct worker *worker, struct thing from, str
     if (size < 0)
         return errno == EOPNOTSUPP ? NULL : "listxattr";
     for (; name < end; name += strlen(name) + 1) {
-        length = from.path ? lgetxattr(from.path, name, worker->buffer, BUFFER)
-                           : fgetxattr(from.fd, name, worker->buffer, BUFFER);
+        length =
+            from.path ? lgetxattr(from.path, name, worker->buffer, BUFFER) : fgetxattr(from.fd, name, worker->buffer, BUFFER);
         if (length < 0) {
             if (errno == ENODATA) /* it was taken away meanwhile */
                 continue;
@@ -452,7 +452,8 @@ static int open_source(int base, const char *name, int flags) {
     return fd;
 }
 
-/* The owner first: to change him takes set-user-id bits and capabilities away; the mode last: an access list has a part of it. */
+/* The owner first: to change him takes set-user-id bits and capabilities away; the mode last: an access list has a part of it.
+ */
 static const char *finish(struct worker *worker, int in, int out, const struct stat *status) {
     const struct timespec times[2] = {status->st_atim, status->st_mtim};
     const char *failed;

@@ -114,7 +114,7 @@ class BtrfsDriver(MergedDriver):
         with self.mount(tree) as root:
             shown = self._place.show(f"trees/{tree}")
             try:
-                os.fsync(root.fileno())
+                calls.syncfs(root.fileno(), shown)  # it counts what it commits
                 number = calls.btrfs_subvolume(root.fileno(), shown).id
                 return TreeUsage(calls.btrfs_exclusive(root.fileno(), number, shown))
             except SyscallError as error:

@@ -9,6 +9,7 @@ and with this process.
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from errno import EACCES, ENODEV, ENOENT, ENOTCONN, ENXIO, EPERM
 from subprocess import DEVNULL
@@ -18,23 +19,22 @@ from isolib._kernel import calls, seam
 from isolib._kernel.handle import Fd, Rollback, home
 from isolib._kernel.mountapi import new_mount
 from isolib._kernel.programs import find_program
-from isolib.errors import SyscallError, Unsupported, from_errno
+from isolib.errors import Unsupported, from_errno
 from isolib.unionfs.drivers.overlay import OverlayDriver
-from isolib.unionfs.stacking import open_directory
+from isolib.unionfs.stacking import Stack, open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from isolib._kernel.request import MountValue
     from isolib.process import Process
-    from isolib.unionfs.stacking import Stack
 
 __all__ = ["FuseOverlayDriver"]
 
 _PROGRAM: Final = "fuse-overlayfs"
 _DEVICE: Final = "/dev/fuse"
 #: What the program may see its layers below, in its own mount namespace, where nothing of these is needed.
-_COVERED: Final = ("/mnt", "/media", "/srv", "/tmp", "/run")  # noqa: S108
+_COVERED: Final = ("/mnt", "/media", "/srv", "/tmp", "/run")
 #: Beside the attribute that says that a directory is opaque, the program leaves files that say so to older ones of itself.
 _MARKS: Final = frozenset({".wh..opq", ".wh..wh..opq"})
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -77,6 +77,36 @@ class FuseOverlayDriver(OverlayDriver):
 
     name: ClassVar[str] = "fuse-overlayfs"
 
+    @classmethod
+    def examine(cls, home: int, path: str) -> None:
+        """Find out whether the program is there, and serves a mount that can be written to.
+
+        Raises
+        ------
+        Unsupported
+            It does not.
+        """
+        driver = cls(Fd(os.dup(home)), path)
+        place = driver._place
+        try:
+            with place.making() as made:
+                for name in ("lower", "upper", "work"):
+                    place.make(f"{made}/{name}")
+                where = [place.show(f"{made}/{name}") for name in ("lower", "upper", "work")]
+                with driver._stack(Stack((where[0],), where[1], where[2])) as mount:
+                    os.mkdir("directory", dir_fd=mount.fileno())
+                if not place.has(f"{made}/upper/directory"):
+                    raise from_errno("mkdirat", where[1], ENOENT)
+            place.settle()
+        except OSError as error:
+            remedy = (
+                "a directory that is attached in this mount namespace, on a file system with extended attributes; and "
+                "CAP_SYS_ADMIN in this user namespace"
+            )
+            raise Unsupported("the fuse-overlayfs driver", f"{path}: {error}", remedy) from error
+        finally:
+            driver.home.close()
+
     def _stack(self, wanted: Stack) -> Fd:
         program = find_program(_PROGRAM)
         if program is None:
@@ -96,7 +126,7 @@ class FuseOverlayDriver(OverlayDriver):
                 stdout=said,
                 stderr=said,
             )
-            undo.adopt(process)
+            undo.push(process.close)
             device.close()  # only the program has it now: if that ends, who waits for an answer is told
             _check_served(mount, said)
             said.close()
@@ -139,7 +169,7 @@ def _sync(mount: Fd) -> None:
 
 
 def _is_directory(directory: Fd, name: str) -> bool:
-    return (os.stat(name, dir_fd=directory.fileno(), follow_symlinks=False).st_mode & 0o170000) == 0o040000
+    return stat.S_ISDIR(os.stat(name, dir_fd=directory.fileno(), follow_symlinks=False).st_mode)
 
 
 def _arrange(wanted: Stack) -> tuple[str, list[MountValue], str]:

@@ -1,8 +1,8 @@
 """What drivers share whose layers and trees are whole copies, however a copy is made there.
 
-A tree ``trees/NAME`` holds its *state* as it is ``now``, its ``snapshots``, which are states too, and its ``quota``.  A state is a
-directory with a ``root`` and with the names of the layers ``below`` it.  One that is to come is made aside, and takes the place
-of the present one by an exchange: the tree is at no time without a state.
+A tree ``trees/NAME`` holds its *state* as it is ``now``, its ``snapshots``, which are states too, and its ``quota``.  A state
+is a directory with a ``root`` and with the names of the layers ``below`` it.  One that is to come is made aside, and takes the
+place of the present one by an exchange: the tree is at no time without a state.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class VfsDriver(MergedDriver):
         with self._place.open(path) as root:
             os.fchmod(root.fileno(), 0o755)
 
-    def _copy_root(self, source: str, target: str, quota: int | None = None) -> None:
+    def _copy_root(self, source: str, target: str, quota: int | None = None) -> None:  # noqa: ARG002 - there is none
         self._place.make(target)
         with self._place.open(source) as old, self._place.open(target) as new:
             copy_tree(old, new, self._place.show(target))

@@ -150,7 +150,7 @@ def main(kind: str, path: str, operation: str) -> None:
     for tree in driver.trees():
         driver.remove_tree(tree)
     driver.settle()
-    print(points)
+    sys.stdout.write(f"{points}\n")
 
 
 if __name__ == "__main__":

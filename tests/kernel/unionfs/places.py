@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
     from isolib.unionfs.drivers.base import Driver
 
-DRIVERS: Final[dict[str, type[Driver]]] = {
-    one.name: one for one in (VfsDriver, BtrfsDriver, OverlayDriver, FuseOverlayDriver)
-}
+DRIVERS: Final[dict[str, type[Driver]]] = {one.name: one for one in (VfsDriver, BtrfsDriver, OverlayDriver, FuseOverlayDriver)}
 
 #: A driver and a file system.  "here" is what the tests' temporary directories lie on.
 PLACES: Final = (

@@ -532,7 +532,11 @@ def test_moved_and_covered(layers: tuple[str, str], target: str, tmp_path: Path)
     """A mount that was moved meanwhile is found, and what somebody has put in its place stays."""
     (tmp_path / "elsewhere").mkdir()
     with new_overlay(*layers, target=target):
-        for command in (["--make-private", str(tmp_path)], ["--move", target, f"{tmp_path}/elsewhere"], ["--bind", layers[0], target]):
+        for command in (
+            ["--make-private", str(tmp_path)],
+            ["--move", target, f"{tmp_path}/elsewhere"],
+            ["--bind", layers[0], target],
+        ):
             subprocess.run(["mount", *command], check=command[0] != "--make-private", capture_output=True)
     try:
         assert os.listdir(tmp_path / "elsewhere") == []
@@ -703,7 +707,9 @@ def test_fork(layers: tuple[str, str]) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("way", ["descriptors", "paths", "one value", "mount(2)"])
-def test_old_ways(layers: tuple[str, str], disk: dict[str, str], tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_ways(
+    layers: tuple[str, str], disk: dict[str, str], tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every way in which older kernels take layers makes the same mount: in memory, on disk, with mapped ids, of many layers."""
     from isolib._kernel import calls  # noqa: PLC0415
     from isolib.unionfs import enclosure  # noqa: PLC0415

@@ -1,0 +1,136 @@
+"""What is btrfs's own in its driver: subvolumes inside of trees, quotas, owners without privileges."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from isolib._kernel import calls
+from isolib._kernel.handle import Fd
+from tests.kernel.unionfs.places import layer, leftovers, mounted, place, write
+from tests.trees import facts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isolib.unionfs.drivers.base import Driver
+    from tests.kernel.unionfs.places import Place
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> Iterator[Place]:
+    """Return a directory on btrfs."""
+    with place("btrfs", "btrfs", tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def driver(where: Place) -> Iterator[Driver]:
+    """Return a driver with one layer, "base"."""
+    made = where.driver()
+    layer(made, "base", [], lambda top: write(f"{top}/file", "text"))
+    yield made
+    made.settle()
+    made.home.close()
+
+
+def make_subvolume(path: str) -> None:
+    """Make a subvolume, as a guest would."""
+    above, name = os.path.split(path)
+    with Fd(os.open(above, os.O_RDONLY)) as directory:
+        calls.btrfs_create(directory.fileno(), name, path)
+
+
+def nest(top: str) -> None:
+    """Make subvolumes in one another, one of them read-only, in and below directories."""
+    os.makedirs(f"{top}/dir/below")
+    make_subvolume(f"{top}/dir/below/one")
+    write(f"{top}/dir/below/one/deep/file", "nested")
+    make_subvolume(f"{top}/dir/below/one/deep/two")
+    write(f"{top}/dir/below/one/deep/two/file", "in two")
+    make_subvolume(f"{top}/three")
+    write(f"{top}/three/file", "three")
+    os.utime(f"{top}/dir/below", ns=(5, 7))
+    with Fd(os.open(f"{top}/three", os.O_RDONLY)) as three:
+        calls.btrfs_set_readonly(three.fileno(), "three", readonly=True)
+
+
+def test_subvolumes_inside_are_in_every_copy(driver: Driver) -> None:
+    """What lies in subvolumes that a guest has made is in snapshots, forks and layers, as it is in the tree."""
+    driver.new_tree("tree", ["base"])
+    with mounted(driver, "tree") as top:
+        nest(top)
+        before = facts(top)
+    driver.snapshot("tree", "kept")
+    driver.fork("tree", "fork")
+    driver.commit("tree", "second")
+    driver.new_tree("again", ["base", "second"])
+    driver.reset("tree", "kept")
+    for tree in ("tree", "fork", "again"):
+        with mounted(driver, tree) as top:
+            assert facts(top) == before
+    assert list(driver.changed("again")) == []
+
+
+def test_subvolumes_inside_are_removed(where: Place, driver: Driver) -> None:
+    """Trees with subvolumes in them, read-only ones too, leave nothing when they are removed."""
+    driver.new_tree("tree", ["base"])
+    with mounted(driver, "tree") as top:
+        nest(top)
+    driver.remove_tree("tree")
+    driver.remove_layer("base")
+    driver.settle()
+    assert leftovers(where.path) == []
+    with Fd(os.open(where.path, os.O_RDONLY)) as home:
+        assert calls.btrfs_nested(home.fileno(), where.path) == []
+
+
+def test_layers_cannot_be_written_to(driver: Driver) -> None:
+    """A layer is a read-only subvolume: nobody changes it by mistake."""
+    with driver.open_layer("base") as root, pytest.raises(OSError, match="Read-only"):
+        os.open("file", os.O_WRONLY, dir_fd=root.fileno())
+
+
+def fill_large(top: str) -> None:
+    """Make a file of 8 MiB."""
+    Path(top, "large").write_bytes(os.urandom(8 << 20))
+
+
+def test_a_quota_counts_what_is_its_own(driver: Driver) -> None:
+    """A tree above a layer that is larger than its quota can be made and written to."""
+    layer(driver, "large", [], fill_large)
+    driver.new_tree("tree", ["large"], quota=4 << 20)
+    with mounted(driver, "tree") as top:
+        write(f"{top}/file", "x" * 1_000_000)
+    assert 1_000_000 <= driver.usage("tree").size < 3_000_000
+
+
+def test_without_privileges(where: Place) -> None:
+    """Subvolumes are made, copied and removed by their owner alone, who has no privilege at all."""
+    os.chown(where.path, 65534, 65534)
+    code = (
+        "import os, sys; sys.path.append(sys.argv[2]); from tests.kernel.unionfs import places, test_btrfs_driver as t\n"
+        "open(os.devnull, encoding='ascii').close()  # what root alone can read of his Python is read now\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "place = places.Place(places.DRIVERS['btrfs'], sys.argv[1]); driver = place.driver()\n"
+        "places.DRIVERS['btrfs'].examine(driver.home.fileno(), sys.argv[1])\n"
+        "places.layer(driver, 'base', [], lambda top: places.write(top + '/file', 'text'))\n"
+        "driver.new_tree('tree', ['base'])\n"
+        "with places.mounted(driver, 'tree') as top: t.nest(top)\n"
+        "driver.snapshot('tree', 'kept'); driver.commit('tree', 'second'); driver.reset('tree')\n"
+        "assert driver.usage('tree').size >= 0\n"
+        "driver.remove_tree('tree'); driver.remove_layer('second'); driver.remove_layer('base'); driver.settle()\n"
+        "assert not places.leftovers(sys.argv[1])\n"
+    )
+    root = str(Path(__file__).parents[3])
+    number = int(where.path.split("/")[4])
+    command = [sys.executable, "-c", code, where.path, root]
+    done = subprocess.run(command, pass_fds=[number], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
