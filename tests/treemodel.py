@@ -145,7 +145,7 @@ class Model:
 
     # What is to be seen of it
 
-    def facts(self, *, directory_times: bool = True) -> dict[str, Facts]:
+    def facts(self, *, all_times: bool = True) -> dict[str, Facts]:
         """Return all that there is, as `tests.trees.facts` tells it."""
         first = {id(node): path for path, node in sorted(self.nodes.items(), key=lambda one: one[0].split("/"), reverse=True)}
         children: dict[str, list[str]] = defaultdict(list)
@@ -154,7 +154,7 @@ class Model:
         found: dict[str, Facts] = {}
         for path, node in self.nodes.items():
             content = tuple(sorted(children[path], reverse=True)) if node.is_directory else node.content
-            mtime = node.mtime if directory_times or not node.is_directory else None
+            mtime = node.mtime if all_times or stat.S_ISREG(node.mode) else None
             found[path] = (node.mode, *node.owner, mtime, content, node.xattrs, first[id(node)])
         return found
 
@@ -246,7 +246,7 @@ class Actor:
         fd = os.open(self.at(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as opened:
             opened.write(content)
-            os.fchmod(fd, mode)
+        os.chmod(self.at(path), mode)  # now, for to write may clear set-user-id
         self.model.bring(path, stat.S_IFREG | mode, content)
         self.touch(path, parent(path))
 
@@ -297,16 +297,13 @@ class Actor:
         self.touch(parent(old), parent(new))
 
     def copied(self, old: str, new: str) -> None:
-        """Note that a tree was copied with all that can be, and the original removed."""
-        made: dict[int, Node] = {}
-        model = self.model
-        for one in reversed(model.inside(old)):
-            node = model.nodes[one]
-            if id(node) not in made:
-                made[id(node)] = copy.deepcopy(node)
-                made[id(node)].is_lower = False
-            model.nodes[one] = made[id(node)]
-        model.move(old, new)
+        """Note that mv(1) has made directories anew, with all that can be kept, and has renamed what is in them."""
+        for one in self.model.inside(old):
+            node = self.model.own(one)
+            if node.is_directory:
+                node = self.model.nodes[one] = copy.deepcopy(node)
+                node.is_lower = False
+        self.model.move(old, new)
         self.touch(parent(old), parent(new))
 
     # To change things

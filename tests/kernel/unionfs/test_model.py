@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 import isolib
+from isolib.types import IdMap
+from tests.examined import succeeds
 from tests.storage import disk
 from tests.treemachine import try_trees
 
@@ -54,6 +55,19 @@ def run(driver: str, file_system: str, others: tuple[str, ...], tmp_path: Path, 
         try_trees(lambda name: isolib.open_store(path / name, driver=driver), stores, examples=examples, steps=steps)
 
 
+def run_enclosed(tmp_path: Path, *, examples: int, steps: int) -> None:
+    """Run the machine on overlays that are mounted in a user namespace."""
+    if not succeeds("unshare", *([] if os.geteuid() == 0 else ["-r"]), "--user", "--mount", "true"):
+        pytest.skip("this host gives no user namespace")
+    program = str(Path(__file__).with_name("enclosed.py"))
+    # Root's ids mean the same inside, so that files can be given away.
+    ids = [IdMap(0, 0, 65536)] if os.geteuid() == 0 else "root"
+    argv = [sys.executable, program, str(tmp_path), str(examples), str(steps)]
+    with isolib.spawn(argv, new={"user", "mnt"}, id_map=ids, stdout=isolib.PIPE, stderr=isolib.STDOUT) as process:
+        output, _ = process.communicate()
+    assert process.returncode == 0, output
+
+
 @ALL
 def test_a_tree_is_what_a_model_says(driver: str, file_system: str, others: tuple[str, ...], tmp_path: Path) -> None:
     """Whatever is done to a tree, it is what a model of it says, also in another driver's store, and no layer changes."""
@@ -65,3 +79,14 @@ def test_a_tree_is_what_a_model_says(driver: str, file_system: str, others: tupl
 def test_a_tree_is_long_what_a_model_says(driver: str, file_system: str, others: tuple[str, ...], tmp_path: Path) -> None:
     """So it is after hundreds of things were done to it."""
     run(driver, file_system, others, tmp_path, examples=300, steps=80)
+
+
+def test_a_tree_in_a_user_namespace_is_what_a_model_says(tmp_path: Path) -> None:
+    """An overlay that keeps its books in user.* attributes does no less."""
+    run_enclosed(tmp_path, examples=12, steps=25)
+
+
+@pytest.mark.slow
+def test_a_tree_in_a_user_namespace_is_long_what_a_model_says(tmp_path: Path) -> None:
+    """So does one to which hundreds of things are done."""
+    run_enclosed(tmp_path, examples=300, steps=80)
