@@ -291,10 +291,18 @@ def make_image(path: str) -> None:
     }
     config = put(json.dumps(told).encode(), "config.v1+json")
     layers = [put(gzip.compress(plain, 6), "layer.v1.tar+gzip")]
-    manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config, "layers": layers}
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": config,
+        "layers": layers,
+    }
     image = put(json.dumps(manifest).encode(), "manifest.v1+json")
     image["annotations"] = {"org.opencontainers.image.ref.name": "image"}
-    for name, document in (("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("index.json", {"schemaVersion": 2, "manifests": [image]})):
+    for name, document in (
+        ("oci-layout", {"imageLayoutVersion": "1.0.0"}),
+        ("index.json", {"schemaVersion": 2, "manifests": [image]}),
+    ):
         with open(f"{path}/{name}", "w", encoding="ascii") as text:
             json.dump(document, text)
 
@@ -315,7 +323,9 @@ def ask_load(rounds: int) -> dict[str, object]:
 
         def unpacked(*command: str) -> int:
             argv = ["umoci", *command, "--image", f"{made.path}/image:image", f"{made.path}/bundle"]
-            taken = common.taken(partial(subprocess.run, argv, check=True, pass_fds=[made.root.fileno()], stdout=subprocess.DEVNULL))
+            taken = common.taken(
+                partial(subprocess.run, argv, check=True, pass_fds=[made.root.fileno()], stdout=subprocess.DEVNULL)
+            )
             calls.remove_tree(made.root.fileno(), "bundle", "bundle")
             return taken
 

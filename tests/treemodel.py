@@ -1,4 +1,4 @@
-"""A tree in memory, and what the calls of POSIX do to it: the oracle of whatever claims to be one; it knows nothing of isolib."""
+"""A tree in memory, and what the calls of POSIX do to it: the oracle of whatever claims to be one, without isolib."""
 
 from __future__ import annotations
 
@@ -202,8 +202,8 @@ def agree(found: Mapping[str, object], expected: Mapping[str, object]) -> None:
     """Assert that both say the same, and otherwise say where they do not."""
     if found != expected:
         apart = {path: (found.get(path), expected.get(path)) for path in {*found, *expected}}
-        told = "\n".join(f"{path!r}: {one!r:.400}, not {other!r:.400}" for path, (one, other) in sorted(apart.items()) if one != other)
-        raise AssertionError(told)
+        told = [f"{path!r}: {one!r:.400}, not {other!r:.400}" for path, (one, other) in sorted(apart.items()) if one != other]
+        raise AssertionError("\n".join(told))
 
 
 class Actor:

@@ -159,7 +159,8 @@ class FuseOverlayDriver(OverlayDriver):
                             os.unlink(name, dir_fd=directory.fileno())
                         # Nobody has written to it: it keeps its time.
                         os.utime(directory.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
-                    waiting += [os.path.join(path, name) for name in names if name not in marks and _is_directory(directory, name)]
+                    others = (name for name in names if name not in marks)
+                    waiting += [os.path.join(path, name) for name in others if _is_directory(directory, name)]
 
 
 def _sync(mount: Fd) -> None:

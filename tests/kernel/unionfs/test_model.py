@@ -27,7 +27,9 @@ PLACES: Final = (
     ("btrfs", "btrfs", ("overlay", "vfs")),
     ("fuse-overlayfs", "here", ("overlay", "vfs")),
 )
-ALL: Final = pytest.mark.parametrize(("driver", "file_system", "others"), PLACES, ids=[f"{one[0]}-on-{one[1]}" for one in PLACES])
+ALL: Final = pytest.mark.parametrize(
+    ("driver", "file_system", "others"), PLACES, ids=[f"{one[0]}-on-{one[1]}" for one in PLACES]
+)
 
 
 @contextmanager
