@@ -291,13 +291,11 @@ def changes(pieces: Pieces, lowers: Sequence[int], form: Form) -> list[Change]:
         if entry.kind is Kind.OPAQUE:
             continue
         brought[entry.path] = entry.kind
-        seen = below.find(entry.path)
-        if seen is None:
-            found[entry.path] = ChangeKind.ADDED
-        elif _is_other(entry, content, seen, below):
-            found[entry.path] = ChangeKind.MODIFIED
-        else:
+        kind = _change(entry, content, below, found)
+        if kind is None:
             found.pop(entry.path, None)
+        else:
+            found[entry.path] = kind
     hidden += [path for path in gone if path in brought]
     for path in gone:
         if path not in brought and below.find(path) is not None:
@@ -305,6 +303,22 @@ def changes(pieces: Pieces, lowers: Sequence[int], form: Form) -> list[Change]:
     for path in hidden:
         _note_hidden(path, below, brought, found)
     return sorted(Change(shown(path), kind) for path, kind in found.items())
+
+
+def _change(entry: Entry, content: Content | None, below: Below, found: dict[bytes, ChangeKind]) -> ChangeKind | None:
+    """Return what an entry changes; of a hard link, what was found for its target counts."""
+    seen = below.find(entry.path)
+    if seen is None:
+        return ChangeKind.ADDED
+    if entry.kind is Kind.HARDLINK:
+        is_other = entry.target in found or not _is_same_file(seen, below.find(entry.target))
+    else:
+        is_other = _is_other(entry, content, seen, below)
+    return ChangeKind.MODIFIED if is_other else None
+
+
+def _is_same_file(one: Visible, other: Visible | None) -> bool:
+    return other is not None and (one.found.device, one.found.inode) == (other.found.device, other.found.inode)
 
 
 def _note_hidden(path: bytes, below: Below, brought: dict[bytes, Kind], found: dict[bytes, ChangeKind]) -> None:

@@ -233,7 +233,9 @@ def changed(uppers: Uppers, below: Fd) -> Iterator[Piece]:
         if entry.opaque and (pair.below is None or pair.below.kind is not Kind.DIRECTORY or pair.hidden):
             entry = replace(entry, opaque=False)
         is_directory = entry.kind is Kind.DIRECTORY
-        if is_directory and entry.path and not pair.hidden:
+        # The top is always there, so it is told only if something of it is other; its time, too, is what the tree shows.
+        is_told = bool(entry.path) or pair.below is None or entry.mtime != pair.below.mtime
+        if is_directory and is_told and not pair.hidden:
             yield entry, None
         elif pair.hidden or not same(pair):
             yield entry, pair.content

@@ -151,11 +151,15 @@ class FuseOverlayDriver(OverlayDriver):
             while waiting:
                 path = waiting.pop()
                 with Fd(os.open(path or ".", _DIRECTORY, dir_fd=root.fileno())) as directory:
-                    for name in os.listdir(directory.fileno()):
-                        if name in _MARKS:
+                    names = os.listdir(directory.fileno())
+                    if marks := _MARKS.intersection(names):
+                        status = os.fstat(directory.fileno())
+                        for name in marks:
                             os.unlink(name, dir_fd=directory.fileno())
-                        elif _is_directory(directory, name):
-                            waiting.append(os.path.join(path, name))
+                        # Nobody has written to it: it keeps its time.
+                        os.utime(directory.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+                    others = (name for name in names if name not in marks)
+                    waiting += [os.path.join(path, name) for name in others if _is_directory(directory, name)]
 
 
 def _sync(mount: Fd) -> None:
