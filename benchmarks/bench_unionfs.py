@@ -38,7 +38,7 @@ from benchmarks.common import Contender
 from isolib import new_overlay, open_store
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd
-from isolib.unionfs.copying import copy_tree
+from isolib.unionfs.disk.copying import copy_tree
 from isolib.unionfs.drivers.vfs import VfsDriver
 from tests.storage import MAKERS, disk
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from isolib._kernel.launch import Launched
     from isolib._kernel.reaper import _Reaper
-    from isolib.unionfs.deputy import Deputy
+    from isolib.unionfs.overlays.deputy import Deputy
 
 # Administrators' tools are oracles here, and not on everybody's PATH.
 os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
@@ -194,7 +194,7 @@ def reapers() -> Iterable[_Reaper]:
 
 def deputies() -> list[tuple[Launched, int]]:
     """Return those who mount for an ordinary user, and the socket of each; they stay as long as this process."""
-    found: dict[object, Deputy] = getattr(sys.modules.get("isolib.unionfs.deputy"), "_deputies", {})
+    found: dict[object, Deputy] = getattr(sys.modules.get("isolib.unionfs.overlays.deputy"), "_deputies", {})
     running = [deputy._running for deputy in found.values() if deputy._running is not None]
     return [(process._launched, socket.fileno()) for process, socket in running]
 

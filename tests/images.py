@@ -11,7 +11,7 @@ import tarfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from isolib.unionfs.config import Platform
+from isolib.unionfs.images.config import Platform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

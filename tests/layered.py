@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from isolib._kernel.handle import Fd
 from isolib._kernel.mountapi import new_mount
 from isolib.errors import ArchiveError
+from isolib.unionfs.disk.files import clear_tree
+from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Entry, Kind
-from isolib.unionfs.files import clear_tree
-from isolib.unionfs.unpack import unpack
 from tests.storage import disk
 
 if TYPE_CHECKING:

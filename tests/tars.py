@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from hypothesis import strategies as st
 
-from isolib.unionfs import tar
+from isolib.unionfs.archive import tar
 from isolib.unionfs.entry import Entry, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from isolib.unionfs.recipe import Recorder
+    from isolib.unionfs.archive.recipe import Recorder
 
 #: An entry, and the whole content of a file.
 Whole: TypeAlias = tuple[Entry, bytes | None]

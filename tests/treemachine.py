@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib.unionfs.drivers.base import Form
-from isolib.unionfs.layers import replayed
+from isolib.unionfs.store.layers import replayed
 from tests.images import Draft, layout, written
 from tests.stores import check
 from tests.treemodel import CAPABILITY, TOP, Actor, Model, agree, bonds, parent, without_bonds

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolib.errors import ArchiveError, ClosedError, PlanError, Unsupported
-from isolib.unionfs.compression import Compression, new_compressor, of_media_type, open_compressed
+from isolib.unionfs.archive.compression import Compression, new_compressor, of_media_type, open_compressed
 from tests.tars import Dribble
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from isolib.errors import ArchiveError
-from isolib.unionfs import tar
+from isolib.unionfs.archive import tar
+from isolib.unionfs.archive.recipe import Recorder, replay
+from isolib.unionfs.archive.streams import DigestReader, DigestWriter, chain_id
 from isolib.unionfs.entry import Entry, Kind
-from isolib.unionfs.recipe import Recorder, replay
-from isolib.unionfs.streams import DigestReader, DigestWriter, chain_id
 from tests import hostile
 from tests.hostile import END, directory, hard_link, member, sparse, symlink
 from tests.tars import ARCHIVES, file, packed, unpacked

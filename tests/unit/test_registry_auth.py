@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolib import PlanError
-from isolib.unionfs.auth import Challenge, Credentials, challenges, check_credentials, kept_credentials
-from isolib.unionfs.registry import check_insecure, is_loopback
+from isolib.unionfs.images.auth import Challenge, Credentials, challenges, check_credentials, kept_credentials
+from isolib.unionfs.images.registry import check_insecure, is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolib.errors import ArchiveError, PlanError
-from isolib.unionfs import docker, oci
-from isolib.unionfs.config import History, ImageConfig, Platform, derive, new_config, parse_time, read_config, write_time
-from isolib.unionfs.documents import LARGEST, Document, dump, parse, sha256
+from isolib.unionfs.images import docker, oci
+from isolib.unionfs.images.config import History, ImageConfig, Platform, derive, new_config, parse_time, read_config, write_time
+from isolib.unionfs.images.documents import LARGEST, Document, dump, parse, sha256
 
 DIGEST = f"sha256:{'1' * 64}"
 OTHER = f"sha256:{'2' * 64}"

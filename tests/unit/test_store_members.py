@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolib.errors import ArchiveError
-from isolib.unionfs.members import members
+from isolib.unionfs.images.members import members
 
 if TYPE_CHECKING:
-    from isolib.unionfs.members import Member
+    from isolib.unionfs.images.members import Member
 
 NAMES = st.from_regex(r"[a-zé]{1,120}(/[a-z]{1,120}){0,2}", fullmatch=True)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolib.errors import PlanError
-from isolib.unionfs.references import Reference, is_digest
+from isolib.unionfs.images.references import Reference, is_digest
 
 DIGEST = f"sha256:{'0a' * 32}"
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolib.errors import ArchiveError, ClosedError, PlanError
-from isolib.unionfs import headers, names, pax, tar
+from isolib.unionfs.archive import headers, names, pax, tar
 from isolib.unionfs.entry import Entry, Kind
 from tests import hostile
 from tests.hostile import END, binary, directory, extended, hard_link, member, octal

@@ -12,9 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from isolib.errors import ArchiveError
-from isolib.unionfs import tar
+from isolib.unionfs.archive import tar
+from isolib.unionfs.archive.pax import parse
 from isolib.unionfs.entry import Entry, Kind
-from isolib.unionfs.pax import parse
 from tests import hostile
 from tests.hostile import END, directory, extended, member, sparse
 from tests.tars import ARCHIVES, file, packed, unpacked

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from hypothesis import given
 
-from isolib.unionfs import tar
+from isolib.unionfs.archive import tar
 from isolib.unionfs.entry import Entry, Kind
 from tests.tars import ARCHIVES, SECOND, packed, unpacked
 

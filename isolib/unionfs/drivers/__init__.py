@@ -13,7 +13,7 @@ from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
 from isolib.errors import PlanError, Unsupported
 from isolib.types import Feature
-from isolib.unionfs.files import remove_tree
+from isolib.unionfs.disk.files import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

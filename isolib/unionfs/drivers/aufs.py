@@ -18,13 +18,13 @@ from isolib._kernel import calls
 from isolib._kernel.handle import Fd, Rollback
 from isolib._kernel.procfs import parse_filesystems
 from isolib.errors import PlanError, Unsupported
-from isolib.unionfs.compare import difference
+from isolib.unionfs.disk.compare import difference
+from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.drivers.directories import Home, check_name
 from isolib.unionfs.drivers.overlay import OverlayDriver
-from isolib.unionfs.overlay_diff import NO_LIMITS
-from isolib.unionfs.stacking import Stack, copy_attributes, open_directory
-from isolib.unionfs.unpack import unpack
+from isolib.unionfs.overlays.overlay_diff import NO_LIMITS
+from isolib.unionfs.overlays.stacking import Stack, copy_attributes, open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib.errors import SyscallError, Unsupported, from_errno
-from isolib.unionfs.copying import copy_tree
+from isolib.unionfs.disk.copying import copy_tree
 from isolib.unionfs.drivers.base import TreeUsage
 from isolib.unionfs.drivers.directories import Home
 from isolib.unionfs.drivers.merged import MergedDriver

@@ -21,7 +21,7 @@ from isolib._kernel.mountapi import new_mount
 from isolib._kernel.programs import find_program
 from isolib.errors import Unsupported, from_errno
 from isolib.unionfs.drivers.overlay import OverlayDriver
-from isolib.unionfs.stacking import Stack, open_directory
+from isolib.unionfs.overlays.stacking import Stack, open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from isolib.errors import PlanError
-from isolib.unionfs.compare import difference
+from isolib.unionfs.disk.compare import difference
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.drivers.directories import DirectoryDriver, check_name
 

@@ -33,15 +33,15 @@ from isolib._kernel import calls
 from isolib._kernel.handle import Fd, Rollback, home
 from isolib._kernel.threads import OwnThread
 from isolib.errors import SyscallError, Unsupported, from_errno
-from isolib.unionfs import overlay_diff, stacking
-from isolib.unionfs.copying import copy_tree
+from isolib.unionfs.disk.copying import copy_tree
+from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form, TreeUsage
 from isolib.unionfs.drivers.directories import DirectoryDriver, Home, check_name
 from isolib.unionfs.drivers.usage import usage_of
-from isolib.unionfs.overlay_diff import NO_LIMITS
-from isolib.unionfs.stacking import Stack, open_directory, stack
-from isolib.unionfs.unpack import unpack
-from isolib.unionfs.uppers import Uppers
+from isolib.unionfs.overlays import overlay_diff, stacking
+from isolib.unionfs.overlays.overlay_diff import NO_LIMITS
+from isolib.unionfs.overlays.stacking import Stack, open_directory, stack
+from isolib.unionfs.overlays.uppers import Uppers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -18,7 +18,7 @@ from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib.errors import from_errno
 from isolib.unionfs.drivers.merged import MergedDriver
-from isolib.unionfs.stacking import open_directory
+from isolib.unionfs.overlays.stacking import open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

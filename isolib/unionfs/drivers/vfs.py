@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib.errors import SyscallError, Unsupported
-from isolib.unionfs.copying import copy_tree
+from isolib.unionfs.disk.copying import copy_tree
 from isolib.unionfs.drivers.directories import Home
 from isolib.unionfs.drivers.merged import MergedDriver
 from isolib.unionfs.drivers.usage import usage_of

@@ -11,11 +11,11 @@ from hypothesis import given
 
 from isolib._kernel.handle import Fd
 from isolib.errors import ArchiveError
-from isolib.unionfs.compare import changes, difference, exact
+from isolib.unionfs.disk.compare import changes, difference, exact
+from isolib.unionfs.disk.scan import SMALL, scan
+from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Change, ChangeKind, Kind
-from isolib.unionfs.scan import SMALL, scan
-from isolib.unionfs.unpack import unpack
 from tests.layered import directory, file, kept, layers, link, make, opaque, pieces, places, symlink, tree, whiteout
 from tests.storage import disk
 

@@ -17,7 +17,7 @@ import pytest
 from isolib import SyscallError
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd
-from isolib.unionfs.copying import copy_tree
+from isolib.unionfs.disk.copying import copy_tree
 from tests.storage import disk
 from tests.trees import facts
 

@@ -20,15 +20,15 @@ from isolib import GoneError, IsolibError, SyscallError
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd, home
 from isolib._kernel.procfs import parse_id_map
-from isolib.unionfs import stacking
-from isolib.unionfs.deputy import _deputies, deputy
+from isolib.unionfs.overlays import stacking
+from isolib.unionfs.overlays.deputy import _deputies, deputy
 from tests.interrupts import interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import CodeType
 
-    from isolib.unionfs.deputy import Deputy
+    from isolib.unionfs.overlays.deputy import Deputy
 
 pytestmark = pytest.mark.usefixtures("user_namespaces")
 
@@ -134,7 +134,7 @@ def test_a_killed_one_is_replaced(there: Deputy) -> None:
 def test_it_ends_with_its_host() -> None:
     """When the process is killed, its deputy ends, whatever it is doing."""
     program = (
-        "import os, signal\nfrom isolib.unionfs.deputy import deputy\n"
+        "import os, signal\nfrom isolib.unionfs.overlays.deputy import deputy\n"
         "print(deputy('root').call(os.getpid), flush=True)\nsignal.pause()"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as host:
@@ -147,7 +147,7 @@ def test_it_ends_with_its_host() -> None:
 
 def test_normal_end() -> None:
     """A program that ends says nothing of its deputy, and leaves none."""
-    program = "import os\nfrom isolib.unionfs.deputy import deputy\nprint(deputy('root').call(os.getpid))"
+    program = "import os\nfrom isolib.unionfs.overlays.deputy import deputy\nprint(deputy('root').call(os.getpid))"
     found = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", "-c", program], capture_output=True, text=True, check=True, timeout=60
     )

@@ -23,8 +23,9 @@ import isolib
 from isolib import IdMap, PlanError, SyscallError, Unsupported
 from isolib._kernel import calls
 from isolib._kernel.procfs import parse_mountinfo
-from isolib.unionfs import Branch, ChangeKind, enclosure, new_overlay, stacking
+from isolib.unionfs import Branch, ChangeKind, new_overlay
 from isolib.unionfs.drivers.base import Form
+from isolib.unionfs.overlays import enclosure, stacking
 from tests.interrupts import interrupt
 
 if TYPE_CHECKING:
@@ -753,7 +754,7 @@ def test_interrupts(layers: tuple[str, str], tmp_path: Path, attached: bool) -> 
             assert mount.changes()
 
     def counts(code: CodeType) -> bool:
-        return "/unionfs/over" in code.co_filename or "/unionfs/stacking" in code.co_filename or "reaper" in code.co_filename
+        return "/overlays/over" in code.co_filename or "/overlays/stacking" in code.co_filename or "reaper" in code.co_filename
 
     turn = 1
     while not interrupt(turn, make, counts):

@@ -19,7 +19,8 @@ import pytest
 
 import isolib
 from isolib import ArchiveError, ImageNotFound, PlanError, RegistryError
-from isolib.unionfs import Platform, wire
+from isolib.unionfs import Platform
+from isolib.unionfs.images import wire
 from tests.images import INDEX, LAYER, MANIFEST, Draft, content, described, digest, layer, layout, written
 from tests.registries import docker_registry, handmade, pushed
 from tests.stores import check, driver, leftovers, store
@@ -610,7 +611,7 @@ def test_a_slow_server(
     plain: Store, registry: Handmade, monkeypatch: pytest.MonkeyPatch, slow: Callable[[Request], None], what: str
 ) -> None:
     """A server that says nothing, or a byte now and then, is given up after the time limit."""
-    monkeypatch.setattr("isolib.unionfs.registry._RETRIES", 1)
+    monkeypatch.setattr("isolib.unionfs.images.registry._RETRIES", 1)
     registry.add("1", Draft([LARGE]))
     registry.rule(what, slow)
     with pytest.raises(RegistryError, match=r"has not answered within 0.2 s|has sent .* bytes in"):
@@ -825,7 +826,7 @@ def test_a_registry_elsewhere_is_spoken_to_with_encryption(
     proxy = f"http://me:{SECRET}@{registry.name}"
     monkeypatch.setenv("https_proxy", proxy)
     monkeypatch.setenv("http_proxy", proxy)
-    monkeypatch.setattr("isolib.unionfs.registry._RETRIES", 0)
+    monkeypatch.setattr("isolib.unionfs.images.registry._RETRIES", 0)
     with pytest.raises(RegistryError, match="the proxy that the environment names does not connect to it"):
         plain.pull("registry.test:5000/app:1", insecure="other.test")
     assert registry.asked == []

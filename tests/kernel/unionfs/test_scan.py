@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 
 from isolib.errors import ArchiveError, SyscallError, Unsupported
+from isolib.unionfs.disk.files import clear_tree
+from isolib.unionfs.disk.scan import SMALL, scan
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Kind
-from isolib.unionfs.files import clear_tree
-from isolib.unionfs.scan import SMALL, scan
 from tests.layered import OVERLAYS, Model, anywhere, directory, file, kept, layers, link, make, places, tree, whiteout
 
 if TYPE_CHECKING:

@@ -137,7 +137,7 @@ def test_only_its_owner_gets_into_a_store(store: Store) -> None:
 
 def test_where_a_store_is_when_nothing_is_said(tmp_path: Path) -> None:
     """An ordinary user's store is in the directory for data; root's on the host in /var/lib."""
-    code = "from isolib.unionfs.store import default_path; print(default_path())"
+    code = "from isolib.unionfs.store.store import default_path; print(default_path())"
     root = os.geteuid() == 0
     for extra, expected in [
         ({"XDG_DATA_HOME": "/data"}, "/data/isolib"),

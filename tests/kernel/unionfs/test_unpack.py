@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from isolib._kernel.handle import Fd
 from isolib._kernel.mountapi import attach, clone_tree, new_mount
 from isolib.errors import ArchiveError, PermissionDenied, PlanError, SyscallError
-from isolib.unionfs import tar
-from isolib.unionfs.compare import difference
+from isolib.unionfs.archive import tar
+from isolib.unionfs.disk.compare import difference
+from isolib.unionfs.disk.files import clear_tree
+from isolib.unionfs.disk.scan import scan
+from isolib.unionfs.disk.unpack import Limits, unpack
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Entry, Kind
-from isolib.unionfs.files import clear_tree
-from isolib.unionfs.scan import scan
-from isolib.unionfs.unpack import Limits, unpack
 from tests import hostile
 from tests.interrupts import interrupt
 from tests.layered import (
@@ -261,7 +261,7 @@ from tests.seccomp import Denied
 from tests.threads import restrict_thread
 restrict_thread(*(Denied(name, {{error}}) for name in ("getxattrat", "listxattrat", "setxattrat")))
 from dataclasses import replace
-from isolib.unionfs.scan import scan
+from isolib.unionfs.disk.scan import scan
 layer = [file(b"f", b"x", xattrs={{{{b"user.a": b"b" * 1000}}}}), symlink(b"s", b"f"), file(b"t", b"x")]
 if {os.geteuid()} == 0:
     layer[1] = replace(layer[1][0], xattrs={{{{b"trusted.a": b"c"}}}}), b""

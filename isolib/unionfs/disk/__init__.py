@@ -1,0 +1,1 @@
+"""Layers and trees as directories: made, read and compared, name by name below a descriptor."""

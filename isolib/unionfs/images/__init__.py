@@ -1,0 +1,1 @@
+"""Images: what they say of themselves, and how they come and go."""

@@ -1,0 +1,87 @@
+"""Root file systems come into a store: a directory or a tar, as images of one layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from isolib.unionfs.archive import tar
+from isolib.unionfs.archive.compression import open_compressed
+from isolib.unionfs.archive.recipe import Recorder
+from isolib.unionfs.archive.streams import DigestReader, DigestWriter
+from isolib.unionfs.disk.scan import scan
+from isolib.unionfs.disk.unpack import unpack
+from isolib.unionfs.drivers.base import Form
+from isolib.unionfs.entry import Layer
+from isolib.unionfs.images.config import History, ImageConfig, new_config
+from isolib.unionfs.images.loading import Loader
+from isolib.unionfs.images.sources import SourceKind
+from isolib.unionfs.store.layers import RecipeFile, drafted, put_on_record
+from isolib.unionfs.store.records import LayerRecord, hex_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from isolib.unionfs.drivers.base import Draft
+    from isolib.unionfs.images.config import Platform
+    from isolib.unionfs.images.references import Reference
+    from isolib.unionfs.images.sources import Source
+    from isolib.unionfs.store.records import ImageRecord
+
+__all__ = ["RootLoader"]
+
+_MADE_BY: Final = {SourceKind.DIRECTORY: "isolib: load a directory", SourceKind.TAR: "isolib: load a tar"}
+
+
+class RootLoader(Loader):
+    """Brings root file systems into a store.
+
+    What a layer is called is its digest, which is known only when it has been read; so it is made first, and dropped where the
+    store has it. The image says nothing of when it was made: the same root file system makes the same image.
+    """
+
+    def load_root(self, source: Source, names: Iterable[Reference], platform: Platform) -> ImageRecord:
+        """Bring one in.
+
+        Parameters
+        ----------
+        source
+            A directory or a tar.
+        names
+            What to call the image.
+        platform
+            What it is for.
+        """
+        recipe = RecipeFile(self._records, self._area)
+        with drafted(self._records, self._area, ()) as draft:
+            make = self._directory if source.kind is SourceKind.DIRECTORY else self._tar
+            layer = make(source, draft, recipe)
+            with self._records.locks.layer(hex_of(layer.chain_id)):
+                if not self.has(layer.chain_id):
+                    put_on_record(self._records, recipe, LayerRecord(layer, None), draft)
+        self._tell(layer.size, layer.size)
+        config = ImageConfig(architecture=platform.architecture, variant=platform.variant, os=platform.os)
+        step = History(created_by=_MADE_BY[source.kind])
+        return self._records.add_image(self._area, new_config(config, [layer.diff_id], [step]), None, names)
+
+    def _tar(self, source: Source, draft: Draft, recipe: RecipeFile) -> Layer:
+        recorder, digest, size = self._read_tar(source, draft, recipe, set())
+        if recorder.lost:
+            recorder, digest, size = self._read_tar(source, None, recipe, recorder.lost)
+        return Layer(digest, digest, size)
+
+    def _read_tar(self, source: Source, draft: Draft | None, recipe: RecipeFile, keep: set[int]) -> tuple[Recorder, str, int]:
+        with source.files.open("") as (section, size), recipe.writing() as sink:
+            recorder = Recorder(sink, keep=keep)
+            plain = DigestReader(open_compressed(self._counted(section, size)))
+            self._through(plain, recorder, draft, (), unended=False)
+            recorder.finish()
+        return recorder, plain.digest, plain.size
+
+    def _directory(self, source: Source, draft: Draft, recipe: RecipeFile) -> Layer:
+        assert source.root is not None  # noqa: S101 - as the kind says
+        unpack(scan(source.root.fileno(), Form.MERGED), draft.root.fileno(), self._records.driver.form, limits=self._limits)
+        # What is in the draft stays as it is; the directory may be another already.
+        digest = DigestWriter()
+        with recipe.writing() as sink:
+            tar.write(scan(draft.root.fileno(), self._records.driver.form), digest, record=Recorder(sink))
+        return Layer(digest.digest, digest.digest, digest.size)

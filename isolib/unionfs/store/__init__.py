@@ -1,0 +1,1 @@
+"""What a store keeps: records, locks, trees, and how all of it stays whole."""

@@ -1,0 +1,65 @@
+"""What a directory needs to be a store: a file that says of which version it is, and which driver it has."""
+
+from __future__ import annotations
+
+from errno import EROFS
+from typing import TYPE_CHECKING, Final
+
+from isolib.errors import ArchiveError, PlanError, StoreDamaged, Unsupported, from_errno
+from isolib.unionfs.drivers import best, driver_class, examine
+from isolib.unionfs.images.documents import Document, dump
+from isolib.unionfs.store.locks import lock
+
+if TYPE_CHECKING:
+    from isolib.unionfs.store.layout import Layout
+
+__all__ = ["driver_of", "founded"]
+
+VERSION: Final = 1
+_FILE: Final = "store.json"
+_NEW: Final = "store.json.new"
+
+
+def driver_of(layout: Layout) -> str | None:
+    """Return the driver of a store; None where there is no store yet."""
+    try:
+        data = layout.read(_FILE)
+    except FileNotFoundError:
+        return None
+    what = f"{layout.path}/{_FILE}"
+    try:
+        document = Document.read(data, what)
+        version = document.number("version")
+        if version > VERSION:
+            raise Unsupported(
+                f"the store {layout.path}",
+                f"this isolib, which knows stores of version {VERSION}; it is of version {version}",
+                "a newer isolib",
+            )
+        name = document.text("driver")
+        driver_class(name)
+    except (ArchiveError, PlanError) as error:
+        raise StoreDamaged(str(error), what) from None
+    return name
+
+
+def founded(layout: Layout, driver: str | None) -> str:
+    """Make a store of an empty directory; return its driver."""
+    with lock(layout.root.fileno(), layout.path):
+        if (there := driver_of(layout)) is not None:
+            return there
+        if others := {*layout.names(".")} - {_NEW}:
+            raise PlanError(f"path: the directory {layout.path} is no store, and has {min(others)!r} in it")
+        if not layout.may_write():
+            raise from_errno(
+                "openat", f"{layout.path}/{_FILE}", EROFS, "this process cannot write there, and there is no store yet"
+            )
+        home = layout.root.fileno()
+        if driver is None:
+            found = best(home, layout.path)
+        else:
+            found = driver_class(driver)
+            examine(found, home, layout.path)
+        layout.write(_NEW, dump({"version": VERSION, "driver": found.name}))
+        layout.move(_NEW, _FILE)
+        return found.name

@@ -1,0 +1,192 @@
+"""What lies where in a store's directory, and how it is written so that a crash at any point leaves the old or the new.
+
+::
+
+    store.json      {"version": 1, "driver": "overlay"}; what has it is a store
+    lock            nobody's content: `isolib.unionfs.store.locks`
+    locks/          one file for each layer that is being made just now
+    blobs/HEX       configs and manifests, by their digests
+    images/HEX      an image, by the digest of its config: which manifest it came with
+    names/HEX       a name, by the digest of its full form: which image it is of
+    layers/HEX/     a layer, by its chain id: meta.json, and the recipe of its tar
+    trees/NAME/     a writable tree: meta.json; the flock on the directory is its owner's
+    staging/ID/     what is being made, and what a process relies on meanwhile; the flock on the directory is its owner's
+    driver/         the storage driver's: the files of layers and trees
+
+Every file is written whole in ``staging``, synced, and renamed to its place; every directory likewise.  So nothing in another
+place is ever half there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from errno import EACCES, EEXIST, ENOTEMPTY, EPERM, EROFS
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from isolib._kernel.handle import Fd
+from isolib._kernel.hints import typed
+from isolib.errors import from_errno
+from isolib.unionfs.images.documents import LARGEST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Layout"]
+
+PARTS: Final = ("blobs", "driver", "images", "layers", "locks", "names", "staging", "trees")
+_PRIVATE: Final = 0o700
+_REFUSED: Final = frozenset({EACCES, EPERM, EROFS})
+
+
+class Layout:
+    """A store's directory.
+
+    Every name is relative to it, and is made by this package: digests, and names of trees that were checked.
+
+    Parameters
+    ----------
+    root
+        A descriptor of the directory.
+    path
+        Its path, for messages.
+    """
+
+    def __init__(self, root: Fd, path: str) -> None:
+        self.root = root
+        self.path = path
+
+    def _typed(self, name: str) -> typed:
+        return typed(f"{self.path}/{name}")
+
+    def open(self, name: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> Fd:
+        """Open a file or a directory.
+
+        Raises
+        ------
+        SyscallError
+            As open(2); FileNotFoundError comes as it is, for it is an answer.
+        """
+        try:
+            opened = Fd.take(partial(os.open, dir_fd=self.root.fileno()), name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise self.refused(error, "openat", name) from None
+        assert opened is not None  # noqa: S101 - os.open raises
+        return opened
+
+    def refused(self, error: OSError, op: str, name: str) -> Exception:
+        """Return the exception for a call that failed, which says so where it is that the store cannot be written."""
+        number = error.errno or 0
+        hint = "the store can only be read by this process" if number in _REFUSED and not self.may_write() else None
+        return from_errno(op, f"{self.path}/{name}", number, hint)
+
+    def may_write(self) -> bool:
+        """Return whether this process can change the store."""
+        return os.access(".", os.W_OK | os.X_OK, dir_fd=self.root.fileno())
+
+    def read(self, name: str) -> bytes:
+        """Return a file's content.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is none.
+        """
+        with self.open(name) as file, self._typed(name), open(file.fileno(), "rb", closefd=False, buffering=0) as stream:
+            return stream.read(LARGEST + 1)
+
+    def names(self, part: str) -> list[str]:
+        """Return the names in a directory, sorted; none where there is no directory."""
+        try:
+            with self.open(part, os.O_DIRECTORY) as directory, self._typed(part):
+                return sorted(os.listdir(directory.fileno()))
+        except FileNotFoundError:
+            return []
+
+    def holds(self, name: str) -> bool:
+        """Return whether there is something of a name."""
+        try:
+            os.stat(name, dir_fd=self.root.fileno(), follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self.refused(error, "newfstatat", name) from None
+        return True
+
+    def make(self, name: str) -> None:
+        """Make a directory; where there is one, nothing."""
+        try:
+            os.mkdir(name, _PRIVATE, dir_fd=self.root.fileno())
+        except OSError as error:
+            if error.errno != EEXIST:
+                raise self.refused(error, "mkdirat", name) from None
+
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Write a file that nobody reads before it is renamed, or its directory is; if ``durable``, it is on disk on return."""
+        with self.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+            try:
+                with open(file.fileno(), "wb", closefd=False, buffering=0) as stream:
+                    left = memoryview(data)
+                    while left:
+                        left = left[stream.write(left) :]
+                if durable:
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise self.refused(error, "write", name) from None
+
+    def move(self, name: str, to: str, *, durable: bool = True) -> bool:
+        """Rename, and if ``durable`` see to it that the new name is on disk; a file replaces another.
+
+        Returns
+        -------
+        bool
+            False where a directory is there already.
+        """
+        root = self.root.fileno()
+        try:
+            os.rename(name, to, src_dir_fd=root, dst_dir_fd=root)
+        except OSError as error:
+            if error.errno in {EEXIST, ENOTEMPTY}:
+                return False
+            raise self.refused(error, "renameat", to) from None
+        if durable:
+            self.sync(os.path.dirname(to))
+        return True
+
+    def sync(self, name: str) -> None:
+        """Have what a file holds, or the names in a directory, on disk."""
+        with self.open(name or ".") as opened:
+            try:
+                os.fsync(opened.fileno())
+            except OSError as error:
+                raise self.refused(error, "fsync", name) from None
+
+    def unlink(self, name: str) -> bool:
+        """Remove a file; tell whether there was one."""
+        try:
+            os.unlink(name, dir_fd=self.root.fileno())
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self.refused(error, "unlinkat", name) from None
+        return True
+
+    def remove(self, name: str) -> None:
+        """Remove a directory of the store's own files; none is nothing."""
+        with suppress(FileNotFoundError):
+            try:
+                shutil.rmtree(name, dir_fd=self.root.fileno())
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                raise self.refused(error, "unlinkat", name) from None
+
+    def each(self, part: str) -> Iterator[tuple[str, bytes]]:
+        """Yield names and contents of the files of a part; what is removed meanwhile is left out."""
+        for name in self.names(part):
+            with suppress(FileNotFoundError):
+                yield name, self.read(f"{part}/{name}")

@@ -1,0 +1,125 @@
+"""Who may do what in a store while others are at it: locks that the kernel drops when their process is gone.
+
+All are flock(2) on descriptors that one call opens and closes, so threads exclude each other as processes do.  Whoever takes
+several takes them in this order, and holds none of a later kind while it waits for an earlier one:
+
+1. a **tree** (the directory ``trees/NAME``), by its owner, as long as he has it.  Never waited for: somebody else's is refused.
+2. a **layer** (``locks/HEX``), while it is made or removed, minutes perhaps: one makes it, the others wait and find it there.
+3. the **store** (``lock``), for moments: shared by those who look what there is *and* note that they rely on it, exclusive for
+   those who look what is relied on *and* take away what is not.
+4. an **area** (``staging/ID``), by who makes things in it.  Never waited for: one that can be locked is a dead process's.
+
+Beside these, a **part** (``staging/HEX``, see `isolib.unionfs.images.parts`) by who fetches it from a registry.  It is waited
+for by those who hold none of the others but their own area, and who has it waits for none of the others.
+
+What a process relies on it notes in its area (`isolib.unionfs.store.areas`); so neither a load that takes minutes keeps the
+collector waiting, nor the other way round.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import contextmanager
+from errno import EWOULDBLOCK
+from typing import TYPE_CHECKING
+
+from isolib._kernel.handle import Fd
+from isolib._kernel.hints import typed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isolib.unionfs.store.layout import Layout
+
+__all__ = ["Locks", "lock", "try_lock", "wait_for_lock"]
+
+
+def try_lock(fd: int) -> bool:
+    """Lock what a descriptor is of for this descriptor alone, unless somebody has it; tell whether it was done."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno != EWOULDBLOCK:
+            raise
+        return False
+    return True
+
+
+def wait_for_lock(fd: int) -> None:
+    """Lock what a descriptor is of for this descriptor alone, when nobody has it any more."""
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+@contextmanager
+def lock(fd: int, what: str) -> Iterator[None]:
+    """Hold what a descriptor is of alone, for the time of the block; whoever opens it anew is another."""
+    with typed(what), Fd(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)) as own:
+        fcntl.flock(own.fileno(), fcntl.LOCK_EX)
+        yield
+
+
+class Locks:
+    """The locks of a store.
+
+    Parameters
+    ----------
+    layout
+        Its directory.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Hold the store together with others: nothing that is there is taken away."""
+        with self._locked("lock", fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the store alone: nobody comes to rely on anything."""
+        with self._locked("lock", fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def _locked(self, name: str, how: int) -> Iterator[None]:
+        try:
+            file = self._layout.open(name)
+        except FileNotFoundError:
+            file = self._layout.open(name, os.O_RDONLY | os.O_CREAT)
+        with file:
+            self._flock(file, name, how)
+            yield
+
+    def _flock(self, file: Fd, name: str, how: int) -> None:
+        try:
+            fcntl.flock(file.fileno(), how)
+        except OSError as error:
+            raise self._layout.refused(error, "flock", name) from None
+
+    @contextmanager
+    def layer(self, name: str) -> Iterator[None]:
+        """Hold a layer alone, be it there or not."""
+        path = f"locks/{name}"
+        with self._own(path):
+            try:
+                yield
+            finally:
+                # While it is held: who waits for this file finds that it is not the one of that name any more.
+                self._layout.unlink(path)
+
+    def _own(self, path: str) -> Fd:
+        while True:
+            file = self._layout.open(path, os.O_RDONLY | os.O_CREAT)
+            try:
+                self._flock(file, path, fcntl.LOCK_EX)
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path, dir_fd=self._layout.root.fileno())):
+                    return file
+            except FileNotFoundError:
+                pass
+            except BaseException:
+                file.close()
+                raise
+            file.close()
