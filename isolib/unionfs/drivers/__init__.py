@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["NAMES", "best", "driver_class", "examine", "features"]
 
 #: In the order in which they are tried: the cheapest first, and last the one that always works.
-NAMES: Final = ("overlay", "btrfs", "fuse-overlayfs", "vfs")
+_TRIED: Final = ("overlay", "btrfs", "zfs", "fuse-overlayfs", "vfs")
+#: All; the last ones are used when they are named, for they take the disk for themselves, or few kernels have them.
+NAMES: Final = (*_TRIED, "devicemapper", "aufs")
 
 
 def driver_class(name: str) -> type[Driver]:
@@ -41,6 +43,12 @@ def driver_class(name: str) -> type[Driver]:
             from isolib.unionfs.drivers.btrfs import BtrfsDriver as Found  # type: ignore[assignment]  # noqa: PLC0415
         case "fuse-overlayfs":
             from isolib.unionfs.drivers.fuse_overlayfs import FuseOverlayDriver as Found  # noqa: PLC0415
+        case "zfs":
+            from isolib.unionfs.drivers.zfs import ZfsDriver as Found  # type: ignore[assignment]  # noqa: PLC0415
+        case "devicemapper":
+            from isolib.unionfs.drivers.devicemapper import DeviceMapperDriver as Found  # type: ignore[assignment]  # noqa: PLC0415
+        case "aufs":
+            from isolib.unionfs.drivers.aufs import AufsDriver as Found  # noqa: PLC0415
         case "vfs":
             from isolib.unionfs.drivers.vfs import VfsDriver as Found  # type: ignore[assignment]  # noqa: PLC0415
         case _:
@@ -79,7 +87,7 @@ def best(home: int, path: str) -> type[Driver]:
         None does: what refuses the last one, and in notes what refuses the others.
     """
     refusals = []
-    for name in NAMES:
+    for name in _TRIED:
         found = driver_class(name)
         try:
             examine(found, home, path)
@@ -94,7 +102,7 @@ def best(home: int, path: str) -> type[Driver]:
 
 
 def features(path: str) -> Mapping[str, Feature]:
-    """Return which drivers work in a directory, by their names, in the order in which they are tried."""
+    """Return which drivers work in a directory, by their names: first those that are tried, in that order."""
     with typed(path):
         home = Fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     with home:

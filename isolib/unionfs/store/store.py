@@ -98,7 +98,8 @@ def open_store(path: AnyPath | None = None, *, driver: str | None = None) -> Sto
         Its directory.  None: ``/var/lib/isolib`` for root of the host; for others ``isolib`` in ``$XDG_DATA_HOME``, or in
         ``~/.local/share`` where that is not set.
     driver
-        How a new store keeps layers and trees: ``"overlay"``, ``"btrfs"``, ``"fuse-overlayfs"`` or ``"vfs"``; `drivers` tells
+        How a new store keeps layers and trees: ``"overlay"``, ``"btrfs"``, ``"zfs"``, ``"fuse-overlayfs"``, ``"vfs"``,
+        ``"devicemapper"`` or ``"aufs"``; `drivers` tells
         which of them work.  None: the first that works.  A store keeps to its driver.
 
     Returns
@@ -441,6 +442,7 @@ class Store(Handle, made_by="open_store()"):
 
     def _release(self) -> None:
         with Rollback() as undo:
+            undo.push(self._records.driver.close)
             # What is removed behind is removed by way of the driver's descriptor.
             undo.push(self._records.driver.settle)
             for tree in [*self._trees]:
