@@ -193,7 +193,7 @@ def reapers() -> Iterable[_Reaper]:
 
 
 def deputies() -> list[tuple[Launched, int]]:
-    """Return what there is of those who mount for an ordinary user, with the socket of each; they stay as long as this process."""
+    """Return those who mount for an ordinary user, and the socket of each; they stay as long as this process."""
     found: dict[object, Deputy] = getattr(sys.modules.get("isolib.unionfs.deputy"), "_deputies", {})
     running = [deputy._running for deputy in found.values() if deputy._running is not None]
     return [(process._launched, socket.fileno()) for process, socket in running]

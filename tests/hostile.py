@@ -284,6 +284,16 @@ HEADERS: Final = [
     refused(
         "an extended header of a negative size", member(b"@", kind=b"x", size=binary(-1, 12)), "an extended header of -1 bytes"
     ),
+    refused(
+        "half a million records",
+        extended(b"".join(record(b"%x" % number, b"") for number in range(500_000))) + X,
+        "more than 16384 records",
+    ),
+    refused(
+        "global headers without end",
+        b"".join(extended({b"%d" % number: bytes(1000)}, b"g") for number in range(100)) + X,
+        "more than 65536 bytes of every entry",
+    ),
     refused("two extended headers", 2 * extended({b"path": b"y"}) + X, "two extended headers"),
     refused("an extended header at the end", extended({b"path": b"y"}), "not followed by the entry"),
     refused(
@@ -317,6 +327,7 @@ SIZES: Final = [
     bare("nothing at all", b"", "no end mark"),
     bare("an end for some, and more for others", X + bytes(BLOCK) + member(b"y") + END, "goes on after a single block"),
     refused("a bomb of 100 GiB", member(b"x", size=binary(100 << 30, 12)), "more than the limit"),
+    refused("a bomb among aufs's books", member(b".wh..wh.plnk/1", size=2 << 30), "pseudo-links have more than"),
     refused("a bomb of holes", sparse([(0, 1)], (1 << 62), b"x"), "more than the limit"),
     refused("holes that overlap", sparse([(0, 4), (2, 4)], 100, b"xxxxxxxx"), "overlap"),
     refused("holes in reverse", sparse([(50, 4), (0, 4)], 100, b"xxxxxxxx"), "out of order"),

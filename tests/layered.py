@@ -17,7 +17,9 @@ from isolib._kernel.mountapi import new_mount
 from isolib.errors import ArchiveError
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Entry, Kind
+from isolib.unionfs.files import clear_tree
 from isolib.unionfs.unpack import unpack
+from tests.storage import disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 Made: TypeAlias = "tuple[Entry, bytes]"
 
 OVERLAYS: Final = (Form.OVERLAY, Form.USER_OVERLAY)
+_ME: Final = (os.geteuid(), os.getegid())
+_MINE: Final[dict[str, object]] = {"uid": _ME[0], "gid": _ME[1]}
+#: Of what this user can look at afterwards.
+_READABLE: Final = 0 if _ME[0] == 0 else 0o700
 _MARKS: Final = {Kind.WHITEOUT, Kind.OPAQUE}
 _TYPES: Final = {
     stat.S_IFREG: Kind.FILE,
@@ -41,23 +47,23 @@ _TYPES: Final = {
 
 
 def file(path: bytes, content: bytes = b"", mode: int = 0o644, **fields: object) -> Made:
-    """Return a file."""
-    return Entry(path, Kind.FILE, mode, size=len(content), **fields), content  # type: ignore[arg-type]
+    """Return a file of the caller's."""
+    return Entry(path, Kind.FILE, mode, size=len(content), **(_MINE | fields)), content  # type: ignore[arg-type]
 
 
 def directory(path: bytes, mode: int = 0o755, **fields: object) -> Made:
-    """Return a directory."""
-    return Entry(path, Kind.DIRECTORY, mode, **fields), b""  # type: ignore[arg-type]
+    """Return a directory of the caller's."""
+    return Entry(path, Kind.DIRECTORY, mode, **(_MINE | fields)), b""  # type: ignore[arg-type]
 
 
 def symlink(path: bytes, target: bytes) -> Made:
-    """Return a symbolic link."""
-    return Entry(path, Kind.SYMLINK, 0o777, target=target), b""
+    """Return a symbolic link of the caller's."""
+    return Entry(path, Kind.SYMLINK, 0o777, *_ME, target=target), b""
 
 
 def link(path: bytes, target: bytes) -> Made:
     """Return a hard link."""
-    return Entry(path, Kind.HARDLINK, target=target), b""
+    return Entry(path, Kind.HARDLINK, 0o644, *_ME, target=target), b""
 
 
 def whiteout(path: bytes) -> Made:
@@ -98,7 +104,7 @@ def entries(draw: st.DrawFn, owners: Sequence[int], *, marks: bool) -> Made:
     if kind in _MARKS:
         return Entry(path, kind), b""
     owner = draw(st.sampled_from(owners))
-    mode = 0o777 if kind is Kind.SYMLINK else draw(st.sampled_from([0o644, 0o755, 0o000, 0o6711, 0o1777, 0o2555]))
+    mode = 0o777 if kind is Kind.SYMLINK else draw(st.sampled_from([0o644, 0o755, 0o000, 0o6711, 0o1777, 0o2555])) | _READABLE
     entry = Entry(path, kind, mode, owner, owner, draw(_TIMES))
     if kind is Kind.FILE:
         content = draw(st.sampled_from([b"", b"one", b"two", b"x" * 70_000]))
@@ -200,9 +206,6 @@ class Model:
         return {path: replace(self.inodes[number], names=frozenset(names[number])) for path, number in self.paths.items()}
 
 
-_ME: Final = (os.geteuid(), os.getegid())
-
-
 # ---- what the kernel shows ----
 
 
@@ -248,7 +251,20 @@ def places(count: int) -> Iterator[list[Fd]]:
         for _ in range(count):
             path = stack.enter_context(tempfile.TemporaryDirectory())
             made.append(stack.enter_context(Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC))))
+            # What is too deep for shutil, or closed to the caller.
+            stack.callback(clear_tree, made[-1].fileno(), b"")
         yield made
+
+
+@contextmanager
+def anywhere() -> Iterator[Fd]:
+    """Make an empty directory; in memory, where that is possible: a disk takes long to remove deep trees."""
+    if os.geteuid() == 0:
+        with disk("tmpfs") as made:
+            yield made.root
+    else:
+        with places(1) as (root,):
+            yield root
 
 
 @contextmanager
@@ -299,7 +315,7 @@ def check_union(form: Form, stack: Sequence[Sequence[Made]]) -> None:
     with places(len(stack) + 1) as (merged, *roots):
         lowers: list[Fd] = []
         for layer, root in zip(stack, roots, strict=True):
-            layer = [directory(b"", uid=_ME[0], gid=_ME[1]), *layer]  # noqa: PLW2901  # what is said of the root
+            layer = [directory(b""), *layer]  # noqa: PLW2901  # what is said of the root
             done = _outcome(layer, merged, Form.MERGED)
             assert _outcome(layer, root, form, lowers) == done
             if not done:

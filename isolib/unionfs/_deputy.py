@@ -35,17 +35,22 @@ def serve(fd: int) -> None:
 
 def _answer(socket: Socket) -> None:
     try:
-        function, args, kwargs = cast("tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]", courier.receive(socket))
-        try:
-            answer: tuple[object, BaseException | None] = (function(*args, **kwargs), None)
-        except BaseException as error:  # noqa: BLE001 - raised where it was called from
-            error.add_note("".join(traceback.format_exception(error)).rstrip())
-            answer = (None, error)
-        _send(socket, answer)
+        _send(socket, _result(socket))
     except (EOFError, OSError):  # who called waits no more
         pass
     finally:
         socket.close()
+
+
+def _result(socket: Socket) -> tuple[object, BaseException | None]:
+    try:
+        function, args, kwargs = cast("tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]", courier.receive(socket))
+        return function(*args, **kwargs), None
+    except EOFError:
+        raise
+    except BaseException as error:  # noqa: BLE001 - raised where it was called from
+        error.add_note("".join(traceback.format_exception(error)).rstrip())
+        return None, error
 
 
 def _send(socket: Socket, answer: tuple[object, BaseException | None]) -> None:

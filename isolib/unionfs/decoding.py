@@ -38,9 +38,9 @@ def chosen(written: bytes, long: bytes | None, recorded: bytes | None) -> bytes:
     Raises
     ------
     ArchiveError
-        Both of the latter have one: some programs take the one, some the other.
+        Both of the latter have one, and not the same: some programs take the one, some the other.
     """
-    if long is not None and recorded:
+    if long is not None and recorded and long != recorded:
         raise ArchiveError("is named twice, in a long header of GNU and in an extended one", recorded)
     return recorded or (written if long is None else long)
 

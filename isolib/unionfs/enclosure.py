@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from _queue import SimpleQueue  # not queue.SimpleQueue, which gevent replaces
-from errno import E2BIG, EINVAL
+from errno import E2BIG, EINVAL, EOPNOTSUPP
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
     from isolib.unionfs.stacking import Options
 
-__all__ = ["Enclosure", "enclosed"]
+__all__ = ["UNKNOWN", "Enclosure", "enclosed"]
 
 T = TypeVar("T")
 
 #: How layers are named, the newest way first.
 _WAYS: Final = (calls.STACK_BY_FD, calls.STACK_BY_PATH, calls.STACK_TOGETHER)
-_MOUNT: Final = 0
+#: What a kernel says of a way that is newer than it is.  The third: all names together are too long for it.
+UNKNOWN: Final = frozenset({EINVAL, EOPNOTSUPP, E2BIG})
 #: The way that has worked, unknown at first.
 _way: Final[dict[str, int]] = {}
 _PAGE: Final = 4095
@@ -78,9 +79,12 @@ class Enclosure:
         farthest: calls.StackRefused | None = None
         for way in _WAYS if known is None else (known,):
             try:
-                made = self._by(way, options, lowers, upper, work, attributes)
+                # Relative to the thread's directory: names are short then.
+                made = calls.new_stack(
+                    "overlay", options, lowers=lowers, upper=upper, work=work, attributes=attributes, way=way, prefix=""
+                )
             except calls.StackRefused as refused:
-                if refused.error.errno not in {EINVAL, E2BIG}:
+                if refused.error.errno not in UNKNOWN:
                     raise
                 if farthest is None or refused.stage > farthest.stage:
                     farthest = refused
@@ -92,12 +96,6 @@ class Enclosure:
             return self._by_mount(options, lowers, upper, work, attributes)
         except calls.StackRefused as refused:
             raise (farthest or refused) from None
-
-    def _by(self, way: int, options: Options, lowers: calls.Layers, upper: int, work: int, attributes: int) -> Fd:
-        # Relative to the thread's directory: names are short then.
-        return calls.new_stack(
-            "overlay", options, lowers=lowers, upper=upper, work=work, attributes=attributes, way=way, prefix=""
-        )
 
     def _by_mount(self, options: Options, lowers: calls.Layers, upper: int, work: int, attributes: int) -> Fd:
         words = [f"{key}={value}" if value else key for key, value in options]

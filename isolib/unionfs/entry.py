@@ -80,7 +80,10 @@ class Entry:
 
 
 class Content(Protocol):
-    """The content of a FILE, to be read once, front to back."""
+    """The content of a FILE, to be read once, front to back.
+
+    One that has a ``fileno`` is all of that file, from its beginning, and may be copied without being read.
+    """
 
     def read(self, size: int = -1, /) -> bytes:
         """Return the next bytes, at most so many; none at the end."""

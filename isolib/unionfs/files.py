@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd
-from isolib._kernel.mountapi import open_in_root
 from isolib.errors import PermissionDenied, SyscallError, from_errno
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = [
-    "BENEATH",
     "CHUNK",
     "NOT_A_DIRECTORY",
     "Descent",
@@ -41,8 +39,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: How a path is resolved that is somebody else's: openat2(2).
-BENEATH: Final = calls.RESOLVE_BENEATH | calls.RESOLVE_NO_SYMLINKS | calls.RESOLVE_NO_MAGICLINKS | calls.RESOLVE_NO_XDEV
 #: What openat2(2) says when something on the way is no directory.
 NOT_A_DIRECTORY: Final = frozenset({ELOOP, ENOTDIR})
 #: Bytes that are copied at once.
@@ -104,17 +100,10 @@ def open_beneath(root: int, path: bytes, flags: int = os.O_RDONLY | _DIRECTORY, 
     """
     what = path if what is None else what
     if len(path) <= _LONGEST:
-        return _beneath(root, path or b".", flags, what)
+        return calls.take_beneath(root, path or b".", flags, shown(what))
     cut = path.rindex(b"/", 0, _LONGEST)
-    with _beneath(root, path[:cut], os.O_PATH | _DIRECTORY, what) as held:
+    with calls.take_beneath(root, path[:cut], os.O_PATH | _DIRECTORY, shown(what)) as held:
         return open_beneath(held.fileno(), path[cut + 1 :], flags, what=what)
-
-
-def _beneath(base: int, name: bytes, flags: int, what: bytes) -> Fd:
-    try:
-        return Fd(open_in_root(base, os.fsdecode(name), flags | os.O_NOFOLLOW, resolve=BENEATH))
-    except SyscallError as error:
-        raise from_errno("openat2", shown(what), error.errno) from None
 
 
 def names_in(dir_fd: int, path: bytes) -> list[bytes]:

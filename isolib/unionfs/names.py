@@ -20,6 +20,8 @@ __all__ = ["LONGEST_COMPONENT", "LONGEST_PATH", "OPAQUE", "WHITEOUT", "Mark", "m
 #: PATH_MAX without its NUL, and NAME_MAX.
 LONGEST_PATH: Final = 4095
 LONGEST_COMPONENT: Final = 255
+#: Bytes of a path with all its slashes and dots that mean nothing.
+_LONGEST_WRITTEN: Final = 1 << 16
 
 WHITEOUT: Final = b".wh."
 #: What aufs keeps for itself begins so; OCI has taken over one of its names.
@@ -54,6 +56,8 @@ def relative(path: bytes, what: str = "its path") -> bytes:
     ArchiveError
         It is empty, leads upward, has a NUL, or is longer than Linux has room for.
     """
+    if len(path) > _LONGEST_WRITTEN:
+        raise ArchiveError(f"{what} is longer than {LONGEST_PATH} bytes", path[:LONGEST_COMPONENT])
     parts = path.split(b"/")
     clean = path
     if b"" in parts or b"." in parts:

@@ -10,14 +10,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from isolib._kernel import calls, reaper
-from isolib._kernel.handle import Handle
+from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.mountapi import attach
 from isolib.errors import PlanError, SyscallError, Unsupported, from_errno
 from isolib.types import check_id_map, check_path, parse_size
 from isolib.unionfs import overlay_diff, proxy, stacking
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.stack_checks import check_stack, check_unmarked
-from isolib.unionfs.stacking import Stack, Stacked
+from isolib.unionfs.stacking import Stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from isolib.unionfs.deputy import Deputy
     from isolib.unionfs.entry import Change
     from isolib.unionfs.overlay_diff import OverlayStats
+    from isolib.unionfs.stacking import Stacked
     from isolib.unionfs.streams import Writable
 
 __all__ = ["Branch", "OverlayMount", "new_overlay"]
@@ -85,6 +86,7 @@ class _Wish:
     stack: Stack
     target: str | None
     trees: tuple[str, ...]
+    layers: calls.Layers
 
 
 def new_overlay(
@@ -109,7 +111,8 @@ def new_overlay(
     ----------
     *lowers
         Directories, or `Branch`, the topmost first; any number.  The kernel takes 500: of more, the oldest are merged into one
-        first, by an overlay of their own, so that 999 are possible.
+        first, by an overlay of their own.  Of overlays, two can lie on one another: of more than 999, the oldest are copied
+        into memory, with room for ``size``.
     upper
         An existing directory that takes what is written.
     work
@@ -164,7 +167,7 @@ def new_overlay(
     wish = _checked(
         lowers, upper, work, target, size, readonly=readonly, id_map=id_map, nosuid=nosuid, nodev=nodev, noexec=noexec
     )
-    return OverlayMount._make(wish)  # noqa: SLF001 - this is its constructor
+    return OverlayMount._make(wish)
 
 
 def _checked(
@@ -180,12 +183,15 @@ def _checked(
     nodev: bool,
     noexec: bool,
 ) -> _Wish:
-    branches = [one if isinstance(one, Branch) else Branch(one) for one in lowers]
-    if branches and branches[0].rights == "rw":
+    # Of hundreds, most are plain paths.
+    branches = [
+        (os.fsdecode(one.path), one.rights) if isinstance(one, Branch) else (_absolute(one, "lower"), "") for one in lowers
+    ]
+    if branches and branches[0][1] == "rw":
         if upper is not None:
             raise PlanError("new_overlay: a branch to write to and upper= are the same, and were both given")
-        upper = branches.pop(0).path
-    if any(branch.rights == "rw" for branch in branches):
+        upper = branches.pop(0)[0]
+    if any(rights == "rw" for _, rights in branches):
         raise PlanError("new_overlay: overlayfs writes to the topmost directory alone, which is the first")
     if not branches:
         raise PlanError("new_overlay: at least one lower directory is wanted")
@@ -198,7 +204,7 @@ def _checked(
         raise PlanError("new_overlay: size=0 would be, for the kernel, no limit")
     flags = (nosuid, calls.MOUNT_ATTR_NOSUID), (nodev, calls.MOUNT_ATTR_NODEV), (noexec, calls.MOUNT_ATTR_NOEXEC)
     stack = Stack(
-        tuple(os.fsdecode(branch.path) for branch in branches),
+        tuple(path for path, _ in branches),
         None if upper is None else _absolute(upper, "new_overlay: upper"),
         None if work is None else _absolute(work, "new_overlay: work"),
         room=room,
@@ -207,12 +213,38 @@ def _checked(
         attributes=sum(flag for wanted, flag in flags if wanted),
         id_map=None if id_map is None else check_id_map(id_map, "new_overlay: id_map"),
     )
-    check_stack(stack)
-    return _Wish(
-        stack,
-        None if target is None else _absolute(target, "new_overlay: target"),
-        tuple(os.fsdecode(branch.path) for branch in branches if branch.rights == "ro"),
-    )
+    where = None if target is None else _absolute(target, "new_overlay: target")
+    return _Wish(stack, where, tuple(path for path, rights in branches if rights == "ro"), check_stack(stack))
+
+
+class _Attachment:
+    """That a mount is attached, of which the reaper knows."""
+
+    def __init__(self, mount: Fd) -> None:
+        self._mount = mount
+        self._ticket: Ticket | None = None
+
+    def attach(self, target: str) -> None:
+        if not os.path.samestat(os.stat("/proc/thread-self/ns/mnt"), os.stat("/proc/self/ns/mnt")):
+            raise PlanError("target=: this thread is in another mount namespace than its process, whose end would undo nothing")
+        with stacking.open_directory(target) as place:
+            reaper.entrust_mount(self._mount.fileno(), partial(setattr, self, "_ticket"))
+            attach(self._mount.fileno(), place.fileno(), target)
+
+    def detach(self) -> None:
+        """Detach it, wherever it was moved; again is nothing."""
+        ticket = self._ticket
+        if ticket is None:
+            return
+        # By its descriptor, so it is this mount.  What lies on top of it would go too, and goes before.
+        try:
+            while True:
+                calls.umount(f"/proc/self/fd/{self._mount.fileno()}", calls.MNT_DETACH)
+        except SyscallError as error:
+            if error.errno != EINVAL:  # else it is attached nowhere any more
+                raise
+        ticket.let_go()
+        self._ticket = None
 
 
 class OverlayMount(Handle, made_by="new_overlay()"):
@@ -230,11 +262,12 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         self._stack = wish.stack
         self.lowers = wish.stack.lowers
         self.target = wish.target
-        self._ticket: Ticket | None = None
+        self._undo = Rollback()
         self._below: Fd | None = None
         self._deputy: Deputy | None = None
         lock = None if wish.stack.upper is None else _locked(wish.stack.upper)
-        made = self._stacked(wish)
+        with wish.layers:
+            made = self._stacked(wish)
         super().__init__(made.mount)
         if lock is not None:
             self._adopt(lock)
@@ -242,7 +275,11 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         if made.space is not None:
             self._adopt(made.space)
         if wish.target is not None:
-            self._attach(wish.target)
+            with self._undo as undo:
+                attachment = _Attachment(made.mount)
+                undo.push(attachment.detach)
+                attachment.attach(wish.target)
+                undo.keep()
 
     def _stacked(self, wish: _Wish) -> Stacked:
         wanted = wish.stack
@@ -250,7 +287,7 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         for path in wish.trees:
             self._do(check_unmarked, path)
         try:
-            return stacking.stack(wanted)
+            return stacking.stack(wanted, wish.layers)
         except SyscallError as error:
             # Whoever may not even begin to: it is no matter of one layer.
             if (error.op, error.errno) != ("fsopen", EPERM) or not stacking.needs_deputy():
@@ -290,35 +327,8 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         """How the upper directory marks what is deleted."""
         return Form.USER_OVERLAY if self._deputy is not None or stacking.user_xattrs() else Form.OVERLAY
 
-    def _attach(self, target: str) -> None:
-        if not os.path.samestat(os.stat("/proc/thread-self/ns/mnt"), os.stat("/proc/self/ns/mnt")):
-            raise PlanError("target=: this thread is in another mount namespace than its process, whose end would undo nothing")
-        with stacking.open_directory(target) as place:
-            self._ticket = reaper.entrust_mount(self.fileno(), partial(setattr, self, "_ticket"))
-            try:
-                attach(self.fileno(), place.fileno(), target)
-            except BaseException:
-                self._detach()
-                raise
-
-    def _detach(self) -> None:
-        ticket = self._ticket
-        if ticket is None:
-            return
-        # By its descriptor, so it is this mount wherever it was moved.  What lies on top of it would go with it, and goes before.
-        try:
-            while True:
-                calls.umount(f"/proc/self/fd/{self.fileno()}", calls.MNT_DETACH)
-        except SyscallError as error:
-            if error.errno != EINVAL:  # else it is attached nowhere any more
-                raise
-        ticket.let_go()
-        self._ticket = None
-
     def _release(self) -> None:
-        self._detach()
-        if self._below is not None:
-            self._below.close()
+        self._undo.unwind()
 
     def _describe(self) -> str:
         more = f" and {len(self.lowers) - 1} more" if len(self.lowers) > 1 else ""
@@ -400,14 +410,14 @@ class OverlayMount(Handle, made_by="new_overlay()"):
             EBUSY: a file in it is open for writing.
         """
         self._check_open()
-        self._do(stacking.set_readonly, self._fds[0], self._describe(), True)  # noqa: FBT003
+        self._do(stacking.remount, self._fds[0], self._describe(), "ro")
 
     def thaw(self) -> None:
         """Undo `freeze`."""
         self._check_open()
         if self._upper is None:
             raise PlanError(f"{self!r} has no upper directory")
-        self._do(stacking.set_readonly, self._fds[0], self._describe(), False)  # noqa: FBT003
+        self._do(stacking.remount, self._fds[0], self._describe(), "rw")
 
 
 def _check_rights(wish: _Wish) -> None:
@@ -422,7 +432,7 @@ def _check_rights(wish: _Wish) -> None:
 
 
 def _locked(upper: str) -> Fd:
-    """Keep another one from having the same upper directory: overlayfs lets that happen, and says that anything may come of it."""
+    """Keep another one from having the same upper directory: overlayfs lets that happen, whatever comes of it."""
     lock = stacking.open_directory(upper, flags=os.O_RDONLY)
     try:
         fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

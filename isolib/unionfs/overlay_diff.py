@@ -18,8 +18,7 @@ from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
 from isolib.errors import from_errno
 from isolib.unionfs import stacking, tar
-from isolib.unionfs.drivers.base import Form
-from isolib.unionfs.entry import Change, ChangeKind, Entry, Kind
+from isolib.unionfs.entry import Change, ChangeKind, Kind
 from isolib.unionfs.files import attempt, joined, names_in, open_beneath, remove_tree, shown
 from isolib.unionfs.scan import FileContent, describe
 from isolib.unionfs.unpack import Limits, unpack
@@ -30,7 +29,8 @@ if TYPE_CHECKING:
 
     from isolib._kernel.calls import Found
     from isolib.unionfs.deputy import Deputy
-    from isolib.unionfs.entry import Content, Piece
+    from isolib.unionfs.drivers.base import Form
+    from isolib.unionfs.entry import Content, Entry, Piece
     from isolib.unionfs.streams import Writable
 
 __all__ = ["NO_LIMITS", "OverlayStats", "changed", "changes", "commit", "count", "write_tar", "write_tar_by"]
@@ -144,7 +144,7 @@ def _pairs(uppers: Uppers, below: int) -> Iterator[_Pair]:
             if not path:
                 (row,) = looker.look(below, [b"."], 0, 0)
                 sides.append(_Side(looker, uppers, open_beneath(below, b""), b"", under_opaque=False))
-                yield _Pair(entry, None, describe(below, row, b""), False, sides[-1])
+                yield _Pair(entry, None, describe(below, row, b""), hidden=False, side=sides[-1])
                 continue
             parent, _, name = path.rpartition(b"/")
             while sides[-1].path != parent:
@@ -331,8 +331,8 @@ def commit(upper: Fd, below: Fd, form: Form, path: str) -> None:
             with open_beneath(place.fileno(), draft) as root:
                 unpack(changed(Uppers([upper], form), below), root.fileno(), form, lowers=[below.fileno()], limits=NO_LIMITS)
                 stacking.copy_attributes(upper.fileno(), root.fileno())
-            # What has come meanwhile keeps its name: rename(2) replaces nothing but an empty directory, which is as good as none.
-            os.rename(draft, name, src_dir_fd=place.fileno(), dst_dir_fd=place.fileno())
+            here = place.fileno()
+            calls.rename(here, os.fsdecode(draft), here, name, calls.RENAME_NOREPLACE, path)
         except BaseException:
             remove_tree(place.fileno(), draft, draft)
             raise

@@ -36,12 +36,15 @@ __all__ = [
 #: Bytes that an extended header may have.  A file's extended attributes, of at most 64 KiB each, are what is long in it.
 LONGEST: Final = 8 << 20
 
+#: Different keys in it: a file's attributes have names of 64 KiB all told.
+_MOST: Final = 1 << 14
+
 _SECOND: Final = 1_000_000_000
 #: 35,000 years, beyond what any file system keeps.
 _FARTHEST: Final = 1 << 40
 
 _LENGTH: Final = re.compile(rb"([1-9][0-9]{0,7}) ")
-_DECIMAL: Final = re.compile(rb"[0-9]{1,20}")
+_DECIMAL: Final = re.compile(rb"[0-9]{1,40}")
 _TIME: Final = re.compile(rb"(-?)([0-9]{1,20})(?:\.([0-9]*))?")
 
 _SCHILY: Final = b"SCHILY.xattr."
@@ -92,6 +95,8 @@ def parse(data: bytes) -> Records:
             extents.append((key, value))
         else:
             values[key] = value
+        if len(values) > _MOST:
+            raise ArchiveError(f"an extended header of more than {_MOST} records")
         at = stop
     return Records(values, extents)
 

@@ -8,10 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
-from isolib._kernel.handle import Fd
 from isolib.errors import Unsupported
-from isolib.unionfs.deputy import Deputy, deputy
-from isolib.unionfs.stacking import Stack, Stacked, open_directory, stack
+from isolib.unionfs.deputy import deputy
+from isolib.unionfs.stacking import open_directory, stack
+
+if TYPE_CHECKING:
+    from isolib._kernel.handle import Fd
+    from isolib.unionfs.deputy import Deputy
+    from isolib.unionfs.stacking import Stack, Stacked
 
 __all__ = ["stack_by_deputy"]
 

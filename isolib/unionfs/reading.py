@@ -33,7 +33,7 @@ class Limits:
     Attributes
     ----------
     size
-        Bytes of all contents, holes included, and of everything else in the archive beside plain headers.
+        Bytes of all contents, holes included, and of everything else in the archive but the headers of entries.
     entries
         How many there may be.
     depth
@@ -43,7 +43,7 @@ class Limits:
     """
 
     size: int = 64 << 30
-    entries: int = 10_000_000
+    entries: int = 4_000_000
     depth: int = 2048
     path: int = LONGEST_PATH
 
@@ -77,7 +77,8 @@ _REFUSED: Final = {
 _NOT_GLOBAL: Final = (b"path", b"linkpath", b"size", b"GNU.sparse.", b"SCHILY.realsize")
 _CHARSETS: Final = (b"BINARY", b"ISO-IR 10646 2000 UTF-8", b"")
 
-_LONGEST_GLOBAL: Final = 1 << 20
+#: Bytes of all that global headers say: every entry has it.
+_LONGEST_GLOBAL: Final = 1 << 16
 _LONGEST_NAME: Final = 1 << 16
 _LARGEST: Final = (1 << 63) - 1
 
@@ -95,6 +96,7 @@ class Reader:
         self._used = 0
         self._count = 0
         self._global: dict[bytes, bytes] = {}
+        self._global_size = 0
         #: What the next entry gets from the headers before it.
         self._records: pax.Records | None = None
         self._long: dict[bytes, bytes] = {}
@@ -175,17 +177,22 @@ class Reader:
         size = header.number(SIZE)
         if not 0 <= size <= longest:
             raise ArchiveError(f"an extended header of {size} bytes; the most is {longest}", header.name)
-        self._use(size, header.name)
-        return self._source.take(size + -size % BLOCK)[:size]
+        filled = size + -size % BLOCK
+        self._use(BLOCK + filled, header.name)
+        return self._source.take(filled)[:size]
 
     def _add_global(self, records: pax.Records) -> None:
         for key, value in records.values.items():
             if key.startswith(_NOT_GLOBAL):
                 raise ArchiveError(f"a global header gives every entry the same {key.decode(errors='backslashreplace')}")
+            before = self._global.pop(key, None)
+            if before is not None:
+                self._global_size -= len(key) + len(before)
             if value:
                 self._global[key] = value
-            else:
-                self._global.pop(key, None)
+                self._global_size += len(key) + len(value)
+        if self._global_size > _LONGEST_GLOBAL:
+            raise ArchiveError(f"global headers say more than {_LONGEST_GLOBAL} bytes of every entry")
         if records.extents:
             raise ArchiveError("a global header gives every entry the same sparse map")
 

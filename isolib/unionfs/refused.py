@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
 from isolib._kernel.procfs import parse_mountinfo
-from isolib.errors import SyscallError, from_errno
+from isolib.errors import from_errno
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from isolib.errors import SyscallError
 
 __all__ = ["explained", "is_overlay"]
 

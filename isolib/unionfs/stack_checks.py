@@ -10,11 +10,13 @@ from isolib._kernel import calls
 from isolib.errors import PlanError, Unsupported, from_errno
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Kind
-from isolib.unionfs.scan import scan
 from isolib.unionfs.refused import is_overlay
-from isolib.unionfs.stacking import MAX_LAYERS, open_directory
+from isolib.unionfs.scan import scan
+from isolib.unionfs.stacking import open_directory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from isolib.unionfs.stacking import Stack
 
 __all__ = ["check_stack", "check_unmarked"]
@@ -23,8 +25,8 @@ __all__ = ["check_stack", "check_unmarked"]
 _OF_WORK: Final = frozenset({"work", "index"})
 
 
-def check_stack(wanted: Stack) -> None:
-    """Refuse what cannot work, as far as that can be seen.
+def check_stack(wanted: Stack) -> calls.Layers:
+    """Refuse what cannot work, as far as that can be seen; returns the lower directories, open.
 
     Raises
     ------
@@ -33,20 +35,15 @@ def check_stack(wanted: Stack) -> None:
     SyscallError
         Something cannot be opened.
     """
-    most = 2 * MAX_LAYERS - 1
-    if len(wanted.lowers) > most:
-        raise PlanError(
-            f"{len(wanted.lowers)} lower directories: the kernel stacks {MAX_LAYERS}, and two overlays over one another, so "
-            f"{most} is the most: merge some of the oldest into one directory"
-        )
-    with calls.Layers(wanted.lowers) as lowers:
-        seen: dict[tuple[int, int], str] = {}
-        for path, identity in zip(wanted.lowers, lowers.identities, strict=True):
-            before = seen.setdefault(identity, path)
-            if before is not path:
-                raise PlanError(f"one directory, two layers: {before}, {path}")
+    lowers = calls.Layers(wanted.lowers)
+    seen: dict[tuple[int, int], str] = {}
+    for path, identity in zip(wanted.lowers, lowers.identities, strict=True):
+        before = seen.setdefault(identity, path)
+        if before is not path:
+            raise PlanError(f"one directory, two layers: {before}, {path}")
     if wanted.upper is not None and wanted.work is not None:
         _check_upper(wanted.upper, wanted.work, seen)
+    return lowers
 
 
 def _check_upper(upper: str, work: str, lowers: dict[tuple[int, int], str]) -> None:
@@ -59,26 +56,31 @@ def _check_upper(upper: str, work: str, lowers: dict[tuple[int, int], str]) -> N
             raise PlanError(f"upper and work are one directory: {upper}")
         if identities[0][0] != identities[1][0]:
             raise PlanError(f"work must lie on the same file system as upper: {work}, {upper}")
-        real = {path: f"{os.path.realpath(path)}/" for path in (upper, work, *lowers.values())}
-        for one, other in ((upper, work), (work, upper)):
-            if real[one].startswith(real[other]):
-                raise PlanError(f"neither of upper and work may lie in the other: {one}, {other}")
-        for lower in lowers.values():
-            for path in (upper, work):
-                # A lower directory around the upper one is possible, and useless: it would show what is being written.
-                if real[lower].startswith(real[path]):
-                    raise PlanError(f"a layer must not lie in an upper or work directory: {lower}, {path}")
         if is_overlay(both.fd(0)):
             raise PlanError(f"upper lies in an overlay, which has no room for the marks of another one: {upper}")
         if os.fstatvfs(both.fd(0)).f_flag & os.ST_RDONLY:
             raise from_errno("fsconfig", f"upperdir {upper}", EROFS, "it lies on a read-only mount: readonly=True needs none")
-        _check_work(work)
+    _check_places(upper, work, lowers.values())
+    _check_work(work)
+
+
+def _check_places(upper: str, work: str, lowers: Iterable[str]) -> None:
+    """Refuse directories that lie in one another.  A lower one around the others is possible: it shows what is written."""
+    real = {path: f"{os.path.realpath(path)}/" for path in (upper, work)}
+    for one, other in ((upper, work), (work, upper)):
+        if real[one].startswith(real[other]):
+            raise PlanError(f"neither of upper and work may lie in the other: {one}, {other}")
+    for lower in lowers:
+        there = f"{os.path.realpath(lower)}/"
+        for path in (upper, work):
+            if there.startswith(real[path]):
+                raise PlanError(f"a layer must not lie in an upper or work directory: {lower}, {path}")
 
 
 def _check_work(work: str) -> None:
     names = set(os.listdir(work))
     if foreign := names - _OF_WORK:
-        raise PlanError(f"work must be empty, for the kernel removes what is in it: {work} has {sorted(foreign)[0]!r}")
+        raise PlanError(f"work must be empty, for the kernel removes what is in it: {work} has {min(foreign)!r}")
     if os.path.isdir(f"{work}/work/incompat/volatile"):
         raise PlanError(
             f"{work} was used by a volatile mount that has not ended well: what lies in its upper directory may be incomplete; "

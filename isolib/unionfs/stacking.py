@@ -26,7 +26,7 @@ import os
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
-from errno import EINVAL, EROFS
+from errno import EROFS
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -36,7 +36,8 @@ from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
 from isolib.errors import SyscallError, from_errno
 from isolib.types import IdMap
-from isolib.unionfs.enclosure import enclosed
+from isolib.unionfs.copying import copy_tree
+from isolib.unionfs.enclosure import UNKNOWN, enclosed
 from isolib.unionfs.refused import explained
 
 if TYPE_CHECKING:
@@ -130,11 +131,16 @@ class Place(Protocol):
 class _Here:
     """The calling thread, of a kernel that needs no detour."""
 
+    def __init__(self, opened: calls.Layers | None) -> None:
+        self._opened = opened
+
     def admit(self, mount: Fd) -> Fd:
         return mount
 
     def layers(self, paths: Sequence[str], mapped: int, userns: int | None) -> calls.Layers:
-        layers = calls.Layers(paths)
+        opened = self._opened
+        # What they were asked for is what they are, if nothing had to be merged.
+        layers = opened if opened is not None and opened.names == paths else calls.Layers(paths)
         if userns is not None:
             layers.map_ids(mapped, userns)
         return layers
@@ -155,7 +161,9 @@ def needs_deputy() -> bool:
 
 def _is_foreign() -> bool:
     """Return whether the mount namespace belongs to another user namespace than that of the calling thread."""
-    with Fd(os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)) as mounts:
+    own = Fd.take(os.open, "/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    assert own is not None  # noqa: S101 - os.open raises
+    with own as mounts:
         try:
             owner = calls.namespace_owner(mounts.fileno())
         except SyscallError:  # EPERM: it is one that this process may not see
@@ -164,9 +172,9 @@ def _is_foreign() -> bool:
         return not os.path.samestat(os.fstat(owner.fileno()), os.stat("/proc/thread-self/ns/user"))
 
 
-def set_readonly(mount: Fd, what: str, readonly: bool) -> None:  # noqa: FBT001 - pickled by position
-    """Make a whole overlay read-only, or writable again."""
-    calls.reconfigure(mount.fileno(), "ro" if readonly else "rw", f"overlay {what}")
+def remount(mount: Fd, what: str, flag: str) -> None:
+    """Make a whole overlay read-only ("ro"), or writable again ("rw")."""
+    calls.reconfigure(mount.fileno(), flag, f"overlay {what}")
 
 
 def open_directory(path: str, *, dir_fd: int | None = None, flags: int = os.O_PATH) -> Fd:
@@ -177,8 +185,15 @@ def open_directory(path: str, *, dir_fd: int | None = None, flags: int = os.O_PA
     return made
 
 
-def stack(wanted: Stack) -> Stacked:
+def stack(wanted: Stack, opened: calls.Layers | None = None) -> Stacked:
     """Make the mount.
+
+    Parameters
+    ----------
+    wanted
+        What it is made of.
+    opened
+        The lower directories, if they are open already; whatever lies at their paths by then.
 
     Raises
     ------
@@ -190,9 +205,9 @@ def stack(wanted: Stack) -> Stacked:
         if _direct.get("works") is False:
             return enclosed(partial(_build, wanted, userns))
         try:
-            made = _build(wanted, userns, _Here())
+            made = _build(wanted, userns, _Here(opened))
         except calls.StackRefused as refused:
-            if refused.error.errno != EINVAL or "works" in _direct:
+            if refused.error.errno not in UNKNOWN or "works" in _direct:
                 raise
             with suppress(calls.StackRefused):
                 made = enclosed(partial(_build, wanted, userns))
@@ -205,22 +220,25 @@ def stack(wanted: Stack) -> Stacked:
     return made
 
 
-def _build(wanted: Stack, userns: int | None, place: Place) -> Stacked:
+def _build(wanted: Stack, userns: int | None, place: Place, *, own: int = 0) -> Stacked:
+    """Make a mount; the last ``own`` layers were made here, and have their ids mapped already."""
     lowers = wanted.lowers
-    mapped = len(lowers) if userns is not None else 0
-    merged: Fd | None = None
-    if len(lowers) > MAX_LAYERS:
-        # Only the oldest can be one: what they delete has nothing below it, for a merged directory shows no whiteouts.
-        oldest = Stack(lowers[MAX_LAYERS - 1 :], readonly=True)
-        merged = place.admit(_build(oldest, userns, place).mount)
-        lowers = (*lowers[: MAX_LAYERS - 1], _path_of(merged))
-        mapped = min(mapped, MAX_LAYERS - 1)
+    kept: list[Fd] = []  # until the overlay has them
+    for most, make in ((2 * MAX_LAYERS - 1, _copied), (MAX_LAYERS, _merged)):
+        if len(lowers) > most:
+            # Only the oldest can be one: what they delete has nothing below it, for a merged directory shows no whiteouts.
+            oldest = Stack(lowers[most - 1 :], readonly=True, room=wanted.room)
+            path, fd = make(oldest, userns, place, own)
+            lowers, own = (*lowers[: most - 1], path), 1
+            kept.append(fd)
+    mapped = len(lowers) - own
     space = upper = work = around = None
     if wanted.upper is not None and wanted.work is not None:
         upper, work, around = _upper_on_disk(wanted.upper, wanted.work, userns, place)
     elif not wanted.readonly or len(lowers) == 1:
         space = _new_space(wanted.room)
         inside = place.admit(space)
+        kept.append(inside)
         if wanted.readonly:  # the kernel wants two layers, or an upper one
             os.mkdir("empty", 0o755, dir_fd=inside.fileno())
             lowers = (*lowers, f"{_path_of(inside)}/empty")
@@ -239,9 +257,28 @@ def _build(wanted: Stack, userns: int | None, place: Place) -> Stacked:
             raise from_errno("fsconfig", f"overlay workdir {wanted.work or 'in memory'}", EROFS, _READ_ONLY)
     finally:
         layers.close()
-        if around is not None:  # now the overlay has it
+        if around is not None:
             around.close()
     return Stacked(mount, upper, space)
+
+
+def _merged(oldest: Stack, userns: int | None, place: Place, own: int) -> tuple[str, Fd]:
+    """Return the path of what layers look like, which is an overlay of its own, and what it hangs on."""
+    fd = place.admit(_build(oldest, userns, place, own=own).mount)
+    return _path_of(fd), fd
+
+
+def _copied(oldest: Stack, userns: int | None, place: Place, own: int) -> tuple[str, Fd]:
+    """Return the same, as a copy in memory: of overlays, no more than two lie on one another."""
+    fd = place.admit(_new_space(oldest.room))
+    os.mkdir("all", 0o755, dir_fd=fd.fileno())
+    with (
+        _build(oldest, userns, place, own=own).mount as merged,
+        open_directory(".", dir_fd=merged.fileno(), flags=os.O_RDONLY) as source,
+        open_directory("all", dir_fd=fd.fileno(), flags=os.O_RDONLY) as target,
+    ):
+        copy_tree(source, target, "the oldest layers, merged in memory")
+    return f"{_path_of(fd)}/all", fd
 
 
 def _path_of(fd: Fd) -> str:
@@ -290,11 +327,13 @@ def copy_attributes(source: int, target: int) -> None:
     source, target
         Descriptors, which may be open as places only.
     """
-    status = os.stat(f"/proc/self/fd/{source}")
+    status, old = os.fstat(source), os.fstat(target)
     path, there = f"/proc/self/fd/{source}", f"/proc/self/fd/{target}"
-    with suppress(OSError):  # an id that is not mapped here
-        os.chown(there, status.st_uid, status.st_gid)
-    os.chmod(there, stat.S_IMODE(status.st_mode))
+    if (old.st_uid, old.st_gid) != (status.st_uid, status.st_gid):
+        with suppress(OSError):  # an id that is not mapped here
+            os.chown(there, status.st_uid, status.st_gid)
+    if old.st_mode != status.st_mode:
+        os.chmod(there, stat.S_IMODE(status.st_mode))
     for name in os.listxattr(path):
         if not name.startswith(("trusted.overlay.", "user.overlay.")):
             with suppress(OSError):  # one of the kind that this process may not set, or the file system does not have

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
 from isolib.errors import SyscallError, from_errno
-from isolib.unionfs.entry import Entry, Kind
+from isolib.unionfs.entry import Kind
 from isolib.unionfs.files import NOT_A_DIRECTORY, joined, names_in, open_beneath, shown
 from isolib.unionfs.scan import SMALL, describe, hard_link, scan, with_content
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from isolib._kernel.calls import Found
     from isolib._kernel.handle import Fd
     from isolib.unionfs.drivers.base import Form
-    from isolib.unionfs.entry import Piece
+    from isolib.unionfs.entry import Entry, Piece
 
 __all__ = ["Uppers"]
 
@@ -97,7 +97,7 @@ class Uppers:
     def _decide(
         self, path: bytes, whole: bytes, rows: list[tuple[Fd, Found]]
     ) -> tuple[tuple[Entry, Fd, Found] | None, list[Fd], bool]:
-        """Return what a name stands for and where that is; of a directory, the layers that it is made of, and if it is opaque."""
+        """Return what a name stands for and where that is; of a directory, what it is made of, and whether it is opaque."""
         merged: list[Fd] = []
         top: tuple[Entry, Fd, Found] | None = None
         for layer, row in rows:
@@ -114,9 +114,7 @@ class Uppers:
                 return top, merged, True
         return top, merged, False
 
-    def _file(
-        self, entry: Entry, layer: Fd, row: Found, path: bytes, first: dict[tuple[int, int], bytes]
-    ) -> Iterator[Piece]:
+    def _file(self, entry: Entry, layer: Fd, row: Found, path: bytes, first: dict[tuple[int, int], bytes]) -> Iterator[Piece]:
         if row.links > 1 and entry.kind is not Kind.WHITEOUT:
             name = first.setdefault((row.device, row.inode), entry.path)
             if name is not entry.path:
@@ -128,9 +126,7 @@ class Uppers:
         with open_beneath(layer.fileno(), path) as directory:
             yield from with_content(entry, directory.fileno(), row)
 
-    def _names(
-        self, looker: calls.Looker, path: bytes, layers: list[Fd]
-    ) -> Iterator[tuple[bytes, list[tuple[Fd, Found]]]]:
+    def _names(self, looker: calls.Looker, path: bytes, layers: list[Fd]) -> Iterator[tuple[bytes, list[tuple[Fd, Found]]]]:
         """Yield the names in a directory, sorted, each with the layers that have it, the topmost first."""
         found: dict[bytes, list[tuple[Fd, Found]]] = {}
         for layer in layers:

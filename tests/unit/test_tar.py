@@ -243,6 +243,12 @@ def test_long_names_of_gnu() -> None:
     assert [(entry.path, entry.target) for entry in read] == [(path, link), (b"short", b"")]
 
 
+def test_named_twice_alike() -> None:
+    """An entry may have its name in a long header and in an extended one, as some programs write it, if it is the same."""
+    long = member(b"././@LongLink", b"n" * 120 + b"\0", b"L") + extended({b"path": b"n" * 120})
+    assert [entry.path for entry in entries(long + member(b"n"))] == [b"n" * 120]
+
+
 def test_global_headers() -> None:
     """A global header is for all that follow, until the next; an entry's own goes before it; an empty record is none."""
     read = entries(
@@ -327,6 +333,9 @@ def test_extended_headers_only_where_needed() -> None:
         (Entry(b"n" * 100, Kind.FILE), 1),
         (Entry(directories + b"/" + b"n" * 100, Kind.FILE), 1),
         (Entry(directories + b"/" + b"n" * 101, Kind.FILE), 3),
+        (Entry(b"p" * 155 + b"/" + b"n" * 100, Kind.FILE), 1),
+        (Entry(b"p" * 156 + b"/" + b"n" * 50, Kind.FILE), 3),
+        (Entry(b"p" * 99 + b"/n", Kind.FILE), 1),
         (Entry("é".encode(), Kind.FILE), 3),
         (Entry(b"f", Kind.SYMLINK, target=b"t" * 100), 1),
         (Entry(b"f", Kind.SYMLINK, target=b"t" * 101), 3),

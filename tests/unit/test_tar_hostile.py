@@ -212,6 +212,14 @@ def test_limits(limits: tar.Limits, reason: str) -> None:
         )
 
 
+def test_extended_headers_count() -> None:
+    """Extended headers count as size, with their own blocks: a small archive may hold many that expand to nothing."""
+    archive = packed([(Entry(b"f", Kind.FIFO, mtime=1), None)])
+    assert len(unpacked(archive, limits=tar.Limits(size=1024))) == 1
+    with pytest.raises(ArchiveError, match="more than the limit of 1023 bytes"):
+        unpacked(archive, limits=tar.Limits(size=1023))
+
+
 class Endless:
     """A stream that begins with an archive's beginning, and never ends."""
 
@@ -238,7 +246,8 @@ def read_in_parts(stream: Endless) -> None:
         (sparse([(0, 1)], 1 << 40, b"x"), b"x"),
         (member(b"x") + END, bytes(512)),
         (member(b"x") + END, b"junk"),
-        (b"", extended({b"comment": bytes(1 << 19)}, b"g")),
+        (b"", extended({b"comment": bytes(1 << 19)}) + member(b"x")),
+        (b"", extended({b"comment": b"x"}, b"g")),
         (b"", member(b"x", b"x" * 1000)),
         (extended({b"GNU.sparse.major": b"1", b"GNU.sparse.realsize": b"1"}) + member(b"x", size=1 << 30), b"1\n" * 256),
         (
@@ -246,7 +255,7 @@ def read_in_parts(stream: Endless) -> None:
             b"0 \0" + b"1" * 509,
         ),
     ],
-    ids=["content", "holes", "zeros at the end", "junk at the end", "headers", "entries", "map", "old map"],
+    ids=["content", "holes", "zeros at the end", "junk at the end", "headers", "global headers", "entries", "map", "old map"],
 )
 def test_bombs(head: bytes, more: bytes) -> None:
     """An archive that never ends is refused at its limits, and takes no more memory than a fixed amount."""

@@ -115,7 +115,7 @@ class Layers:
         return self._layers
 
 
-class StackRefused(Exception):  # noqa: N818 - it is caught where it is known what it is about
+class StackRefused(Exception):
     """A file system was refused: the exception to raise, what it was about, and what the kernel said.
 
     Attributes

@@ -609,7 +609,6 @@ int isolib_bpf_program_info(int fd, struct isolib_bpf_program *program);
 int64_t isolib_xattr_list(int dir, const char *name, char *names, uint64_t room);
 int64_t isolib_xattr_get(int dir, const char *name, const char *attribute, void *value, uint64_t room);
 int isolib_xattr_set(int dir, const char *name, const char *attribute, const void *value, uint64_t size);
-int isolib_xattr_remove(int dir, const char *name, const char *attribute);
 int isolib_chmod_at(int dir, const char *name, uint32_t mode);
 int isolib_open_to_read(int dir, const char *name);
 
@@ -617,8 +616,8 @@ enum { ISOLIB_XATTRS_ROOM = 65536 }; /* XATTR_LIST_MAX */
 /* what a name stands for */
 struct isolib_found {
     uint64_t device, inode, size;
-    int64_t modified_s, changed_s;
-    uint32_t modified_ns, changed_ns;
+    int64_t modified_s;
+    uint32_t modified_ns;
     uint32_t mode, uid, gid, links;
     uint32_t major, minor;
     uint32_t xattrs;  /* how many of the data's bytes are the names of its attributes, a NUL after each */

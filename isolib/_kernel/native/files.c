@@ -29,7 +29,7 @@ static void close_quietly(int fd) {
 /* ---- extended attributes ---- */
 
 /* The same number in every architecture, since 6.13. */
-enum { NR_SETXATTRAT = 463, NR_GETXATTRAT, NR_LISTXATTRAT, NR_REMOVEXATTRAT };
+enum { NR_SETXATTRAT = 463, NR_GETXATTRAT, NR_LISTXATTRAT };
 
 struct xattr_value {
     uint64_t value __attribute__((aligned(8)));
@@ -82,13 +82,6 @@ int isolib_xattr_set(int dir, const char *name, const char *attribute, const voi
     return in_proc(path, dir, name) ? lsetxattr(path, attribute, value, size, 0) : -1;
 }
 
-int isolib_xattr_remove(int dir, const char *name, const char *attribute) {
-    char path[IN_PROC_ROOM];
-    if (has_xattrat())
-        return (int)syscall(NR_REMOVEXATTRAT, dir, name, AT_SYMLINK_NOFOLLOW, attribute);
-    return in_proc(path, dir, name) ? lremovexattr(path, attribute) : -1;
-}
-
 int isolib_chmod_at(int dir, const char *name, uint32_t mode) {
     /* libc goes by way of an O_PATH descriptor where the kernel has no fchmodat2 (6.6). */
     return fchmodat(dir, name, mode, AT_SYMLINK_NOFOLLOW);
@@ -131,8 +124,6 @@ static void note(struct isolib_found *row, const struct statx *seen) {
     row->size = seen->stx_size;
     row->modified_s = seen->stx_mtime.tv_sec;
     row->modified_ns = seen->stx_mtime.tv_nsec;
-    row->changed_s = seen->stx_ctime.tv_sec;
-    row->changed_ns = seen->stx_ctime.tv_nsec;
     row->mode = seen->stx_mode;
     row->uid = seen->stx_uid;
     row->gid = seen->stx_gid;

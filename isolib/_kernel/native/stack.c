@@ -94,8 +94,8 @@ static int put_together(int context, const struct isolib_stack *stack) {
     char value[VALUE_ROOM];
     size_t size = 0;
     for (uint32_t i = 0; i < stack->lowers->count; i++) {
-        int more = snprintf(value + size, sizeof(value) - size, "%s%s%d", i ? ":" : "", stack->prefix,
-                            stack->lowers->layers[i].fd);
+        int more =
+            snprintf(value + size, sizeof(value) - size, "%s%s%d", i ? ":" : "", stack->prefix, stack->lowers->layers[i].fd);
         if (more < 0 || (size += (size_t)more) >= sizeof(value)) {
             errno = E2BIG;
             return -1;

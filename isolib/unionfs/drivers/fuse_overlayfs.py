@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from isolib._kernel.request import MountValue
-    from isolib.process import Process
 
 __all__ = ["FuseOverlayDriver"]
 
@@ -43,7 +42,7 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class _Service:
     """A mount and the process that serves it, as `Fd` wants its owner."""
 
-    def __init__(self, mount: Fd, process: Process) -> None:
+    def __init__(self, mount: Fd, process: seam.Process) -> None:
         self._mount = mount
         self._process = process
 

@@ -111,24 +111,19 @@ class OverlayDriver(DirectoryDriver):
         Unsupported
             It cannot.
         """
-        place = Home(Fd(os.dup(home)), path, _remove)
-        try:
-            with place.making() as made:
-                for name in ("lower", "upper", "work"):
-                    place.make(f"{made}/{name}")
-                with place.open(f"{made}/lower") as lower:
-                    os.close(os.open("file", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, dir_fd=lower.fileno()))
-                where = [place.show(f"{made}/{name}") for name in ("lower", "upper", "work")]
-                with stack(Stack((where[0],), where[1], where[2])).mount as mount:
-                    os.unlink("file", dir_fd=mount.fileno())  # leaves a whiteout
-                    os.mkdir("file", dir_fd=mount.fileno())  # and this an attribute
-            place.settle()
-        except (SyscallError, OSError) as error:
-            raise Unsupported(
-                "the overlay driver",
-                f"{path}: {error}",
-                "a directory on ext4, xfs, btrfs or tmpfs that is no overlay itself, CAP_SYS_ADMIN in this user namespace",
-            ) from error
+        with _twin(home) as fd:
+            place = Home(fd, path, _remove)
+            try:
+                with place.making() as made:
+                    _try_out(place, made)
+            except OSError as error:
+                raise Unsupported(
+                    "the overlay driver",
+                    f"{path}: {error}",
+                    "a directory on ext4, xfs, btrfs or tmpfs that is no overlay itself, CAP_SYS_ADMIN in this user namespace",
+                ) from error
+            finally:
+                place.settle()
 
     @property
     def form(self) -> Form:
@@ -216,6 +211,7 @@ class OverlayDriver(DirectoryDriver):
     # Trees
 
     def new_tree(self, tree: str, below: Sequence[str], *, quota: int | None = None) -> None:
+        """Write down what it is made of; its directories are made when it is mounted."""
         check_name(tree)
         if quota is not None:
             raise Unsupported(
@@ -231,6 +227,7 @@ class OverlayDriver(DirectoryDriver):
             self._place.put(made, f"trees/{tree}")
 
     def mount(self, tree: str) -> Fd:
+        """Mount it, or return the mount again that it has."""
         with self._lock:
             key = (home(), tree)
             found = self._mounts.get(key)
@@ -239,7 +236,7 @@ class OverlayDriver(DirectoryDriver):
                 part = self._place.show(self._provide_part(state))
                 wanted = Stack(self._lowers(state.below), f"{part}/root", f"{part}/work", attributes=_SAFE)
                 found = self._mounts[key] = self._stack(wanted)
-            return _twin(found)
+            return _twin(found.fileno())
 
     def release(self, tree: str) -> None:
         """Forget the mount.  What is written to a descriptor of it after that may be in a layer that was made meanwhile."""
@@ -252,7 +249,7 @@ class OverlayDriver(DirectoryDriver):
         if mount is None:
             return True
         try:
-            stacking.set_readonly(mount, tree, True)  # noqa: FBT003
+            stacking.remount(mount, tree, "ro")
         except SyscallError as error:
             if error.errno != EBUSY:
                 raise
@@ -262,6 +259,7 @@ class OverlayDriver(DirectoryDriver):
     # What was written
 
     def changed(self, tree: str) -> Pieces:
+        """Compare what was written, in all its parts, with the layers."""
         state = self._state(tree)
         self._tidy(tree, state.part)
         return self._changed(state, [f"layer {layer}" for layer in state.layers])
@@ -274,6 +272,7 @@ class OverlayDriver(DirectoryDriver):
             yield from overlay_diff.changed(Uppers(written, self.form), merged)
 
     def commit(self, tree: str, layer: str) -> None:
+        """Make the upper directory a layer by a rename; a copy where snapshots lie between, or somebody is writing."""
         check_name(layer)
         with self._lock:
             state, is_still = self._state(tree), self._frozen(tree)
@@ -302,6 +301,7 @@ class OverlayDriver(DirectoryDriver):
             self._place.move(made, f"layers/{layer}")  # if there is one of this name, that is it
 
     def snapshot(self, tree: str, snapshot: str) -> None:
+        """Let the upper directory be below the tree from now on; where that is mounted, a copy of it, for the mount stays."""
         path = self._path(tree, snapshot)
         with self._lock:
             state = self._state(tree)
@@ -311,6 +311,7 @@ class OverlayDriver(DirectoryDriver):
                 self._place.write(path, _State("", below).text())
 
     def fork(self, tree: str, new: str) -> None:
+        """Put another tree on the same layers and parts; as with a snapshot."""
         check_name(new)
         with self._lock, self._shared_part(tree, self._state(tree)) as below:
             self._put_tree(new, _State(_new_part(), below))
@@ -338,9 +339,10 @@ class OverlayDriver(DirectoryDriver):
                 yield (f"part {part}", *state.below)  # meanwhile it is locked, and no sweep takes it for nobody's
         finally:
             if is_still:
-                stacking.set_readonly(self._mounts[home(), tree], tree, False)  # noqa: FBT003
+                stacking.remount(self._mounts[home(), tree], tree, "rw")
 
     def reset(self, tree: str, snapshot: str | None = None) -> None:
+        """Begin a new upper directory, and remove the other one behind."""
         with self._lock:
             state = self._state(tree)
             below = tuple(f"layer {one}" for one in state.layers)
@@ -350,10 +352,12 @@ class OverlayDriver(DirectoryDriver):
             self._leave_behind(tree, [state.part, *state.parts])
 
     def snapshots(self, tree: str) -> set[str]:
+        """Return the names of the snapshots."""
         self._state(tree)
         return self._place.names(f"trees/{tree}/snapshots")
 
     def remove_tree(self, tree: str) -> None:
+        """Remove what says that it is there, and behind, what no other tree stands on."""
         check_name(tree)
         with self._lock:
             parts: list[str] = []
@@ -363,6 +367,7 @@ class OverlayDriver(DirectoryDriver):
             self._leave_behind(tree, parts)
 
     def usage(self, tree: str) -> TreeUsage:
+        """Add up what was written, snapshots that it stands on included."""
         state = self._state(tree)
         self._tidy(tree, state.part)
         size = files = 0
@@ -401,7 +406,10 @@ class OverlayDriver(DirectoryDriver):
         for part in parts:
             if part not in used:
                 # Who makes one holds a lock of it until a state names it.
-                self._place.remove_unless(f"parts/{part}", lambda: part in self._used())
+                self._place.remove_unless(f"parts/{part}", partial(self._is_used, part))
+
+    def _is_used(self, part: str) -> bool:
+        return part in self._used()
 
     def _states(self, tree: str) -> Iterator[_State]:
         """Yield the states of a tree, as they stand there; none where there is no such tree."""
@@ -419,6 +427,7 @@ class OverlayDriver(DirectoryDriver):
         return used
 
     def sweep(self) -> None:
+        """Finish commits, and remove parts that no state names."""
         for tree in self.trees():
             with suppress(SyscallError):  # it was removed meanwhile
                 self._state(tree)
@@ -426,6 +435,7 @@ class OverlayDriver(DirectoryDriver):
         super().sweep()
 
     def settle(self) -> None:
+        """Wait until what is removed behind is gone."""
         for thread in tuple(self._behind):
             thread.join()
         super().settle()
@@ -435,8 +445,20 @@ def _new_part() -> str:
     return token_hex(8)
 
 
-def _twin(fd: Fd) -> Fd:
-    made = Fd.take(fcntl.fcntl, fd.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
+def _try_out(place: Home, made: str) -> None:
+    """Mount an overlay in a directory, and write to it."""
+    for name in ("lower", "upper", "work"):
+        place.make(f"{made}/{name}")
+    with place.open(f"{made}/lower") as lower:
+        os.mkdir("directory", dir_fd=lower.fileno())
+    where = [place.show(f"{made}/{name}") for name in ("lower", "upper", "work")]
+    with stack(Stack((where[0],), where[1], where[2])).mount as mount:
+        os.rmdir("directory", dir_fd=mount.fileno())  # leaves a whiteout
+        os.mkdir("directory", dir_fd=mount.fileno())  # and this an attribute
+
+
+def _twin(fd: int) -> Fd:
+    made = Fd.take(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, 3)
     assert made is not None  # noqa: S101 - fcntl raises
     return made
 

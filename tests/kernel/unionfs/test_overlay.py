@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import io
 import os
+import select
 import shutil
 import signal
 import stat
@@ -13,17 +15,21 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import pytest
 
 import isolib
 from isolib import IdMap, PlanError, SyscallError, Unsupported
-from isolib.unionfs import Branch, ChangeKind, new_overlay, stacking
+from isolib._kernel import calls
+from isolib._kernel.procfs import parse_mountinfo
+from isolib.unionfs import Branch, ChangeKind, enclosure, new_overlay, stacking
 from isolib.unionfs.drivers.base import Form
+from tests.interrupts import interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import CodeType
 
     from isolib.unionfs import OverlayMount
 
@@ -31,6 +37,13 @@ IS_ROOT = os.geteuid() == 0
 ADDED, MODIFIED, DELETED = ChangeKind.ADDED, ChangeKind.MODIFIED, ChangeKind.DELETED
 
 pytestmark = pytest.mark.usefixtures("overlays")
+
+
+class Disk(TypedDict, total=False):
+    """An upper and a work directory, as `new_overlay` takes them."""
+
+    upper: str
+    work: str
 
 
 @pytest.fixture(scope="session")
@@ -56,11 +69,11 @@ def layers(tmp_path: Path) -> tuple[str, str]:
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> dict[str, str]:
+def disk(tmp_path: Path) -> Disk:
     """Return an upper and a work directory on disk."""
     for name in ("upper", "work"):
         (tmp_path / name).mkdir()
-    return {"upper": str(tmp_path / "upper"), "work": str(tmp_path / "work")}
+    return Disk(upper=str(tmp_path / "upper"), work=str(tmp_path / "work"))
 
 
 def write(path: Path | str, text: str) -> None:
@@ -134,21 +147,22 @@ def tree(path: str) -> dict[str, tuple[int, int, bytes]]:
 def test_nothing_is_attached(layers: tuple[str, str]) -> None:
     """A mount is in no mount table, and other programs of the same user reach it by its path."""
     with new_overlay(*layers) as mount:
-        assert "overlay" not in "".join(set(lines()) - set())
+        assert mine() == []
         assert mount.path.startswith(f"/proc/{os.getpid()}/fd/")
         assert subprocess.run(["cat", f"{mount.path}/file"], capture_output=True, check=True).stdout == b"top"
         subprocess.run(["cp", "/etc/passwd", f"{mount.path}/new"], check=True)
         assert "new" in names(mount)
 
 
-def lines() -> list[str]:
-    """Return the mounts of this process that are ours."""
-    return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "lowerdir" in line and "isolib" in line]
+def mine() -> list[str]:
+    """Return where overlays of directories of these tests are attached, and what is mounted of such directories."""
+    mounts = parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+    return [one.mount_point for one in mounts if "/pytest-" in f"{one.root} {one.mount_point} {one.super_options}"]
 
 
-@pytest.mark.parametrize("count", [1, 2, 10, 100, 400, 499, 500, 501, 999])
+@pytest.mark.parametrize("count", [1, 2, 10, 100, 400, 499, 500, 501, 999, 1000, 1200])
 def test_many_layers(tmp_path: Path, count: int) -> None:
-    """Any number of layers up to 999 is merged, each hiding what those below it have."""
+    """Any number of layers is merged, each hiding what those below it have."""
     for number in range(count):
         write(tmp_path / f"{number}/own{number}", str(number))
         write(tmp_path / f"{number}/shared", str(number))
@@ -201,7 +215,7 @@ def test_relative_paths(layers: tuple[str, str], monkeypatch: pytest.MonkeyPatch
         assert names(mount) == ["dir", "file", "old", "same"]
 
 
-def test_upper_on_disk(layers: tuple[str, str], disk: dict[str, str]) -> None:
+def test_upper_on_disk(layers: tuple[str, str], disk: Disk) -> None:
     """What is written to an upper directory on disk is there after the mount is gone, and when it is mounted again."""
     with new_overlay(*layers, **disk) as mount:
         write(f"{mount.path}/new", "new")
@@ -246,9 +260,12 @@ def test_room_in_memory(layers: tuple[str, str]) -> None:
 
 def test_number_of_files_in_memory(layers: tuple[str, str]) -> None:
     """A place in memory has room for as many files as pages, empty ones too."""
-    with new_overlay(*layers, size="1M") as mount, pytest.raises(OSError, match="No space left"):
-        for number in range(1000):
-            Path(mount.path, f"empty{number}").touch()
+    with new_overlay(*layers, size="1M") as mount:
+        made = 0
+        with contextlib.suppress(OSError):
+            for made in range(1000):
+                Path(mount.path, f"empty{made}").touch()
+        assert 200 < made < 256
 
 
 def test_attributes(layers: tuple[str, str]) -> None:
@@ -402,7 +419,7 @@ def test_commit(layers: tuple[str, str], tmp_path: Path) -> None:
         assert sorted(os.listdir(tmp_path)) == ["bottom", "layer", "top"]
 
 
-def test_freeze(layers: tuple[str, str], disk: dict[str, str]) -> None:
+def test_freeze(layers: tuple[str, str], disk: Disk) -> None:
     """A frozen mount is read-only until it is thawed; with a file open to be written it cannot be frozen."""
     with new_overlay(*layers, **disk) as mount:
         with open(f"{mount.path}/new", "w", encoding="utf-8"), pytest.raises(SyscallError) as caught:
@@ -416,7 +433,7 @@ def test_freeze(layers: tuple[str, str], disk: dict[str, str]) -> None:
         Path(mount.path, "more").touch()
 
 
-def test_upper_is_an_exact_diff(layers: tuple[str, str], disk: dict[str, str]) -> None:
+def test_upper_is_an_exact_diff(layers: tuple[str, str], disk: Disk) -> None:
     """The upper directory holds no redirect, no file without its content and no index: it is a layer as it lies there."""
     with new_overlay(*layers, **disk) as mount:
         os.chmod(f"{mount.path}/same", 0o600)
@@ -437,7 +454,7 @@ def test_upper_is_an_exact_diff(layers: tuple[str, str], disk: dict[str, str]) -
 # ---- whose rights ----
 
 
-def test_branches(layers: tuple[str, str], disk: dict[str, str]) -> None:
+def test_branches(layers: tuple[str, str], disk: Disk) -> None:
     """A branch may be read-only, with or without whiteouts, and the first one may be written to."""
     top, bottom = layers
     with new_overlay(Branch(disk["upper"], "rw"), Branch(top, "ro"), bottom, work=disk["work"]) as mount:
@@ -446,7 +463,7 @@ def test_branches(layers: tuple[str, str], disk: dict[str, str]) -> None:
     assert os.listdir(disk["upper"]) == ["new"]
 
 
-def test_tree_without_whiteouts(layers: tuple[str, str], disk: dict[str, str]) -> None:
+def test_tree_without_whiteouts(layers: tuple[str, str], disk: Disk) -> None:
     """A branch that is to be read-only without whiteouts is refused when it has any, or an opaque directory, by its path."""
     with new_overlay(*layers, **disk) as mount:
         os.unlink(f"{mount.path}/dir/x")
@@ -457,14 +474,14 @@ def test_tree_without_whiteouts(layers: tuple[str, str], disk: dict[str, str]) -
 
 
 @pytest.mark.root
-def test_id_map(layers: tuple[str, str], tmp_path: Path, disk: dict[str, str]) -> None:
+def test_id_map(layers: tuple[str, str], tmp_path: Path, disk: Disk) -> None:
     """With an id map, files of one user on disk are another's in the mount, of every layer, and there is no mount for it."""
     os.chown(f"{layers[1]}/same", 5, 5)
     ranges = [IdMap(1000, 0), IdMap(0, 1000), IdMap(2000, 5)]
-    for options in ({}, disk):
+    for options in (Disk(), disk):
         with new_overlay(*layers, id_map=ranges, **options) as mount:
             assert (os.stat(f"{mount.path}/file").st_uid, os.stat(f"{mount.path}/same").st_uid) == (1000, 2000)
-            assert lines() == []
+            assert mine() == []
             os.chmod(f"{mount.path}/file", 0o600)
             assert os.stat(f"{mount.path}/file").st_uid == 1000
             assert changes(mount) == {"/file": MODIFIED}
@@ -473,7 +490,7 @@ def test_id_map(layers: tuple[str, str], tmp_path: Path, disk: dict[str, str]) -
 
 
 @pytest.mark.root
-def test_id_map_without_who_writes(layers: tuple[str, str], disk: dict[str, str]) -> None:
+def test_id_map_without_who_writes(layers: tuple[str, str], disk: Disk) -> None:
     """A mount that could not be written to, for its id map has nobody who could, is refused and not made read-only."""
     with pytest.raises(SyscallError, match="must be in the id map") as caught:
         new_overlay(*layers, id_map=[IdMap(1000, 0)], **disk)
@@ -546,7 +563,7 @@ def test_moved_and_covered(layers: tuple[str, str], target: str, tmp_path: Path)
 
 
 @pytest.mark.root
-def test_same_upper_again_at_once(layers: tuple[str, str], disk: dict[str, str], target: str) -> None:
+def test_same_upper_again_at_once(layers: tuple[str, str], disk: Disk, target: str) -> None:
     """When a mount is closed, nothing uses its directories any more: they are at once another one's."""
     for _ in range(20):
         with new_overlay(*layers, target=target, **disk) as mount:
@@ -554,7 +571,7 @@ def test_same_upper_again_at_once(layers: tuple[str, str], disk: dict[str, str],
         assert "in use" not in kernel_says(disk)
 
 
-def kernel_says(disk: dict[str, str]) -> str:
+def kernel_says(disk: Disk) -> str:
     """Return what the kernel says of mounting an overlay that insists on having its directories alone."""
     options = f"lowerdir=/etc,upperdir={disk['upper']},workdir={disk['work']},index=on"
     command = ["unshare", "-m", "mount", "-t", "overlay", "overlay", "-o", options, "/mnt"]
@@ -576,14 +593,7 @@ signal.pause()
 @pytest.mark.root
 def test_killed_host(layers: tuple[str, str], target: str) -> None:
     """Of a process that is killed no mount is left, attached or not."""
-    from isolib._kernel.procfs import parse_mountinfo  # noqa: PLC0415
-
-    def attached() -> set[str]:
-        return {one.mount_point for one in parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())}
-
     with open("/proc/self/mountinfo", encoding="utf-8") as table:
-        import select  # noqa: PLC0415
-
         poll = select.poll()
         poll.register(table, select.POLLPRI)
         table.read()
@@ -591,9 +601,9 @@ def test_killed_host(layers: tuple[str, str], target: str) -> None:
             with subprocess.Popen([sys.executable, "-c", HOST, layers[0], where], stdout=subprocess.PIPE, text=True) as host:
                 assert host.stdout is not None
                 assert host.stdout.readline().strip()
-                assert (target in attached()) is bool(where)
+                assert (target in mine()) is bool(where)
                 host.send_signal(signal.SIGKILL)
-            while target in attached():
+            while target in mine():
                 assert poll.poll(10_000)
 
 
@@ -606,7 +616,7 @@ def refused(call: Callable[[], object], text: str) -> None:
         call()
 
 
-def test_bad_arguments(layers: tuple[str, str], disk: dict[str, str], tmp_path: Path) -> None:
+def test_bad_arguments(layers: tuple[str, str], disk: Disk, tmp_path: Path) -> None:
     """What cannot work is refused before anything is done, and the message says what it is."""
     top, bottom = layers
     upper, work = disk["upper"], disk["work"]
@@ -631,7 +641,6 @@ def test_bad_arguments(layers: tuple[str, str], disk: dict[str, str], tmp_path: 
     refused(lambda: new_overlay(top, size=0), "no limit")
     refused(lambda: new_overlay(""), "empty")
     refused(lambda: new_overlay("a\0b"), "NUL")
-    refused(lambda: new_overlay(*[f"{top}"] * 1000), "999 is the most")
     with new_overlay(top) as mount:
         for name in ("upper", "work"):
             Path(mount.path, name).mkdir()
@@ -647,25 +656,13 @@ def test_absent_and_no_directory(layers: tuple[str, str], tmp_path: Path) -> Non
         assert (caught.value.errno, caught.value.target) == (number, str(path))
 
 
-def test_one_upper_one_mount(layers: tuple[str, str], disk: dict[str, str]) -> None:
+def test_one_upper_one_mount(layers: tuple[str, str], disk: Disk) -> None:
     """An upper directory that a mount has is not another one's, which the kernel itself would let happen."""
     with new_overlay(*layers, **disk):
         with pytest.raises(SyscallError) as caught:
             new_overlay(*layers, **disk)
         assert (caught.value.errno, caught.value.target) == (errno.EBUSY, disk["upper"])
     new_overlay(*layers, **disk).close()
-
-
-def test_upper_on_an_unfit_file_system(layers: tuple[str, str], tmp_path: Path) -> None:
-    """What the kernel calls an invalid argument is explained: by the file system that the upper directory lies on."""
-    if not os.path.isdir("/sys/fs/cgroup") or not IS_ROOT:
-        pytest.skip("there is no file system here that takes directories and is no upper one")
-    root = Path("/dev/mqueue")
-    if not root.is_dir():
-        pytest.skip("there is no file system of message queues")
-    with pytest.raises(SyscallError) as caught:
-        new_overlay(layers[0], upper=root, work=root)
-    del caught
 
 
 # ---- as a handle ----
@@ -677,7 +674,6 @@ def test_forgotten(layers: tuple[str, str]) -> None:
     path = mount.path
     with pytest.warns(ResourceWarning, match="never closed: <OverlayMount"):
         del mount
-        gc.collect()
     assert not os.path.exists(path)
 
 
@@ -707,15 +703,10 @@ def test_fork(layers: tuple[str, str]) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("way", ["descriptors", "paths", "one value", "mount(2)"])
-def test_old_ways(
-    layers: tuple[str, str], disk: dict[str, str], tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every way in which older kernels take layers makes the same mount: in memory, on disk, with mapped ids, of many layers."""
-    from isolib._kernel import calls  # noqa: PLC0415
-    from isolib.unionfs import enclosure  # noqa: PLC0415
-
+def test_old_ways(layers: tuple[str, str], disk: Disk, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way in which older kernels take layers makes the same mount: in memory, on disk, with mapped ids, of many."""
     known = {"descriptors": calls.STACK_BY_FD, "paths": calls.STACK_BY_PATH, "one value": calls.STACK_TOGETHER}
-    monkeypatch.setitem(stacking._direct, "works", False)
+    monkeypatch.setattr(stacking, "_direct", {"works": False})
     monkeypatch.setattr(enclosure, "_WAYS", (known[way],) if way in known else ())
     monkeypatch.setattr(enclosure, "_way", {})
     many = [tmp_path / f"many{number}" for number in range(520)]
@@ -733,3 +724,31 @@ def test_old_ways(
     for count in (70, 300, 500, 520):
         with new_overlay(*many[:count]) as mount:
             assert len(names(mount)) == count
+
+
+# ---- bad moments ----
+
+
+@pytest.mark.parametrize("attached", [False, pytest.param(True, marks=pytest.mark.root)])
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # which closes itself all the same
+@pytest.mark.filterwarnings("ignore:never closed:ResourceWarning")  # its close was interrupted at its entry, and comes anyway
+def test_interrupts(layers: tuple[str, str], tmp_path: Path, attached: bool) -> None:  # noqa: FBT001
+    """Wherever an interrupt comes, no mount and no descriptor is left."""
+    (tmp_path / "target").mkdir()
+    target = tmp_path / "target" if attached else None
+    new_overlay(*layers, target=target).close()  # what stays for the life of the process is there
+
+    def make() -> None:
+        with new_overlay(*layers, target=target) as mount:
+            write(f"{mount.path}/new", "new")
+            assert mount.changes()
+
+    def counts(code: CodeType) -> bool:
+        return "/unionfs/over" in code.co_filename or "/unionfs/stacking" in code.co_filename or "reaper" in code.co_filename
+
+    turn = 1
+    while not interrupt(turn, make, counts):
+        turn += 1
+    assert turn > 50
+    gc.collect()
+    assert mine() == []
