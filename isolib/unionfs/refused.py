@@ -39,14 +39,11 @@ def fs_type_of(path: str) -> str:
 def explained(refused: calls.StackRefused, lowers: Sequence[str], upper: str | None) -> SyscallError:
     """Return the exception for a refused overlay, whose hint says which layer or option it was, as far as that can be told."""
     error = refused.error
-    if error.errno not in {EINVAL, ELOOP}:
-        return error
-    reasons = [refused.said] if refused.said else []
+    reasons = [refused.said] if refused.said and error.errno in {EINVAL, ELOOP} else []
     if error.errno == EINVAL:
         reasons += _reasons(lowers, upper)
-    if not reasons:
-        return error
-    return from_errno(error.op, error.target, error.errno, "; ".join(reasons))
+    # Another one: that which it is raised in the place of would be in a circle with itself, and keep all that callers have.
+    return from_errno(error.op, error.target, error.errno, "; ".join(reasons) or error.hint)
 
 
 def _reasons(lowers: Sequence[str], upper: str | None) -> list[str]:

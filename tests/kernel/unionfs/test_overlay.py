@@ -39,6 +39,15 @@ ADDED, MODIFIED, DELETED = ChangeKind.ADDED, ChangeKind.MODIFIED, ChangeKind.DEL
 pytestmark = pytest.mark.usefixtures("overlays")
 
 
+@pytest.fixture(autouse=True)
+def removable(tmp_path: Path) -> Iterator[None]:
+    """Let everybody remove what overlayfs leaves in a work directory, which nobody may read."""
+    yield
+    for path in tmp_path.glob("**/work"):
+        if path.is_dir():
+            path.chmod(0o700)
+
+
 class Disk(TypedDict, total=False):
     """An upper and a work directory, as `new_overlay` takes them."""
 
