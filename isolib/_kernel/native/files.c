@@ -102,20 +102,25 @@ int isolib_open_to_read(int dir, const char *name) {
     return open_to_read(dir, name);
 }
 
-/* Whether all of a file was read, and it is the one that was looked at. */
-static int read_whole(int dir, const char *name, const struct statx *seen, char *data) {
-    uint64_t done = 0;
+/* Opens a file if it is the one that was looked at; -1 otherwise. */
+static int open_seen(int dir, const char *name, const struct statx *seen) {
     struct stat status;
-    ssize_t got = 0;
-    int is_it, fd = open_to_read(dir, name);
+    int fd = open_to_read(dir, name);
     if (fd < 0)
-        return 0;
-    is_it = fstat(fd, &status) == 0 && status.st_ino == seen->stx_ino && (uint64_t)status.st_size == seen->stx_size &&
-            status.st_dev == makedev(seen->stx_dev_major, seen->stx_dev_minor);
-    while (is_it && done < seen->stx_size && (got = read(fd, data + done, seen->stx_size - done)) > 0)
-        done += (uint64_t)got;
+        return -1;
+    if (fstat(fd, &status) == 0 && status.st_ino == seen->stx_ino && (uint64_t)status.st_size == seen->stx_size &&
+        status.st_dev == makedev(seen->stx_dev_major, seen->stx_dev_minor))
+        return fd;
     close_quietly(fd);
-    return is_it && done == seen->stx_size;
+    return -1;
+}
+
+static int read_whole(int fd, uint64_t size, char *data) {
+    uint64_t done = 0;
+    ssize_t got = 0;
+    while (done < size && (got = read(fd, data + done, size - done)) > 0)
+        done += (uint64_t)got;
+    return done == size;
 }
 
 static void note(struct isolib_found *row, const struct statx *seen) {
@@ -133,9 +138,9 @@ static void note(struct isolib_found *row, const struct statx *seen) {
 }
 
 /* The kernel takes as much memory as there is room for: little will do, nearly always. */
-static int64_t list_attributes(int dir, const char *name, char *data) {
+static int64_t list_attributes(int fd, int dir, const char *name, char *data) {
     enum { FEW = 256 };
-    int64_t size = isolib_xattr_list(dir, name, data, FEW);
+    int64_t size = fd >= 0 ? flistxattr(fd, data, FEW) : isolib_xattr_list(dir, name, data, FEW);
     if (size < 0 && errno == ERANGE)
         size = isolib_xattr_list(dir, name, data, ISOLIB_XATTRS_ROOM);
     return size < 0 && errno == ENOTSUP ? 0 : size;
@@ -145,15 +150,20 @@ static int64_t list_attributes(int dir, const char *name, char *data) {
 static uint64_t look_at(int dir, const char *name, struct isolib_found *row, char *data, uint32_t small) {
     struct statx seen;
     int64_t size;
+    int fd = -1;
     memset(row, 0, sizeof(*row));
     if (statx(dir, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STATX_BASIC_STATS, &seen) < 0) {
         row->error = errno;
         return 0;
     }
     note(row, &seen);
-    size = list_attributes(dir, name, data);
+    if (S_ISREG(seen.stx_mode) && seen.stx_size > 0 && seen.stx_size <= small)
+        fd = open_seen(dir, name, &seen);
+    size = list_attributes(fd, dir, name, data);
     if (size < 0) {
         row->error = errno;
+        if (fd >= 0)
+            close(fd);
         return 0;
     }
     row->xattrs = (uint32_t)size;
@@ -166,9 +176,11 @@ static uint64_t look_at(int dir, const char *name, struct isolib_found *row, cha
             row->content = (uint32_t)size;
         row->is_whole = size >= 0;
     } else if (S_ISREG(seen.stx_mode) && seen.stx_size <= small) {
-        row->is_whole = seen.stx_size == 0 || read_whole(dir, name, &seen, data);
+        row->is_whole = seen.stx_size == 0 || (fd >= 0 && read_whole(fd, seen.stx_size, data));
         row->content = row->is_whole ? (uint32_t)seen.stx_size : 0;
     }
+    if (fd >= 0)
+        close(fd);
     return row->xattrs + row->content;
 }
 
