@@ -83,7 +83,7 @@ def _trees(records: Records, needed: _Needed) -> list[str]:
     dead = []
     for name, directory in _opened(records, "trees"):
         if not records.layout.holds(f"trees/{name}/meta.json"):
-            records.layout.remove(f"trees/{name}")  # its owner was about to
+            records.layout.remove(f"trees/{name}")  # its owner was killed while he did
             continue
         record = records.tree(name)
         if not record.kept and try_lock(directory.fileno()):

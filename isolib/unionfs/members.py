@@ -109,6 +109,8 @@ def members(read: Callable[[int, int], bytes]) -> Iterator[Member]:
             said.take(header.kind, read(length, at))
         else:
             member = said.member(header, at, length)
+            if member.size and not read(1, at + member.size - 1):
+                raise ArchiveError("the archive is cut short", header.name)
             yield member
             length, said = member.size, _Said()
         at += length + -length % BLOCK

@@ -292,8 +292,11 @@ class Reader:
         self, header: Header, records: pax.Records, kind: Kind, path: bytes, stored: int
     ) -> tuple[Plain | Sparse | None, int]:
         """Return the content of a file and its size; what else there is in the archive is passed over."""
-        if kind is not Kind.FILE and header.kind != _INCREMENTAL:
-            return None, 0  # whatever the header says: there is none (POSIX)
+        if kind is not Kind.FILE:
+            if header.kind == _INCREMENTAL and stored > 0:
+                self._use(stored, path)
+                self._open = Plain(self._source, path, stored)
+            return None, 0  # whatever the header says: others have none (POSIX)
         if not 0 <= stored <= _LARGEST:
             raise ArchiveError(f"has a size of {stored} bytes", path)
         values = records.values

@@ -394,6 +394,16 @@ class Records:
             data = self.layout.read(what)
             return TreeRecord.read(data, what)
 
+    def kept_trees(self) -> Iterator[str]:
+        """Yield the names of the trees that are kept."""
+        for name in self.trees():
+            try:
+                if self.tree(name).kept:
+                    yield name
+            except StoreDamaged:
+                if self.layout.holds(f"trees/{name}/meta.json"):  # else it was removed just now
+                    raise
+
     def trees(self) -> list[str]:
         """Return the names of the trees on record."""
         return self.layout.names("trees")

@@ -22,7 +22,7 @@ from isolib.unionfs import docker
 from isolib.unionfs.blobs import DirectoryFiles, TarFiles, read
 from isolib.unionfs.compression import Compression, open_compressed
 from isolib.unionfs.members import Section, members
-from isolib.unionfs.offers import LAYOUT
+from isolib.unionfs.offers import INDEX, LAYOUT
 from isolib.unionfs.streams import CHUNK
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ _OF_A_ROOT: Final = frozenset(
         "var",
     ]
 )
+_OF_IMAGES: Final = frozenset({LAYOUT, INDEX, docker.MANIFEST})
+_BLOBS: Final = "blobs/sha256/"
+_SUFFIXES: Final = (".json", "/layer.tar")
 #: More than any archive of images has.
 _MOST: Final = 100_000
 
@@ -196,7 +199,7 @@ def _pread(fd: int, size: int, offset: int) -> bytes:
 def _index(read_at: Callable[[int, int], bytes]) -> dict[str, Member] | None:
     """Return where the files are; None as soon as it is clear that it is a root file system.
 
-    So it is where something is wrong: who reads that one will say what.
+    So it is where something is wrong before anything of an archive of images has come: who reads it will say what.
     """
     index: dict[str, Member] = {}
     try:
@@ -205,6 +208,8 @@ def _index(read_at: Callable[[int, int], bytes]) -> dict[str, Member] | None:
                 return None
             index[member.path] = member
     except ArchiveError:
+        if any(path in _OF_IMAGES or path.startswith(_BLOBS) or path.endswith(_SUFFIXES) for path in index):
+            raise
         return None
     return index
 

@@ -13,7 +13,7 @@ from weakref import WeakSet
 from isolib._kernel.assembly import is_host_root
 from isolib._kernel.handle import Fd, Handle, Rollback
 from isolib._kernel.hints import typed
-from isolib.errors import ArchiveError, PlanError, StoreDamaged, Unsupported, from_errno
+from isolib.errors import ArchiveError, ImageNotFound, PlanError, StoreDamaged, Unsupported, from_errno
 from isolib.types import check_path, parse_size
 from isolib.unionfs import tar
 from isolib.unionfs.collecting import collect
@@ -33,7 +33,7 @@ from isolib.unionfs.tree import Keeper, new_tree, open_tree
 from isolib.unionfs.verifying import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from isolib.types import AnyPath, Feature
     from isolib.unionfs.areas import Area
@@ -293,10 +293,18 @@ class Store(Handle, made_by="open_store()"):
     def images(self) -> tuple[Image, ...]:
         """Return the images, the newest first; those that do not say when they were made last."""
         self._check_open()
-        found = [opened_image(self._records, digest) for digest in self._records.images()]
+        found = [*self._opened()]
         dated = [(image.config.created, image) for image in found if image.config.created is not None]
         dated.sort(key=itemgetter(0), reverse=True)
         return (*(image for _, image in dated), *(image for image in found if image.config.created is None))
+
+    def _opened(self) -> Iterator[Image]:
+        for digest in self._records.images():
+            try:
+                yield opened_image(self._records, digest)
+            except (ImageNotFound, StoreDamaged):
+                if self._records.has_image(digest):  # else it was removed just now
+                    raise
 
     def image(self, name: str) -> Image:
         """Return an image.
@@ -364,10 +372,7 @@ class Store(Handle, made_by="open_store()"):
     def trees(self) -> tuple[str, ...]:
         """Return the names of the trees that are kept."""
         self._check_open()
-        records = self._records
-        return tuple(
-            name for name in records.trees() if records.layout.holds(f"trees/{name}/meta.json") and records.tree(name).kept
-        )
+        return tuple(self._records.kept_trees())
 
     def _keep(self, tree: Tree) -> Tree:
         self._trees.add(tree)

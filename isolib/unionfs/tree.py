@@ -349,9 +349,7 @@ class Tree(Handle, made_by="Store.checkout() or Store.tree()"):
             # A fork of this process may have the descriptor still.
             fcntl.flock(self._lock.fileno(), fcntl.LOCK_UN)
             return
-        records.layout.unlink(f"trees/{self.name}/meta.json")
-        records.driver.remove_tree(self._record.tree)
-        records.layout.remove(f"trees/{self.name}")
+        _take_off(records, self.name, self._record.tree)
 
     def _describe(self) -> str:
         return self.name
@@ -399,10 +397,16 @@ def _made(keeper: Keeper, standing: Standing, name: str | None, source: str | No
     try:
         return keeper.keep(Tree._make(keeper, name or area.name, record, lock))
     except BaseException:
-        records.layout.unlink(f"trees/{name or area.name}/meta.json")
-        records.driver.remove_tree(record.tree)
-        records.layout.remove(f"trees/{name or area.name}")
+        _take_off(records, name or area.name, record.tree)
         raise
+
+
+def _take_off(records: Records, name: str, tree: str) -> None:
+    """Remove a tree; the caller has it.  The collector does not come in between."""
+    with records.locks.shared():
+        records.layout.unlink(f"trees/{name}/meta.json")
+        records.driver.remove_tree(tree)
+        records.layout.remove(f"trees/{name}")
 
 
 def open_tree(keeper: Keeper, name: str) -> Tree:

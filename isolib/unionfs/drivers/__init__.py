@@ -6,8 +6,6 @@ Each is a module with one class, a `isolib.unionfs.drivers.base.Driver`, and is 
 from __future__ import annotations
 
 import os
-import shutil
-from importlib import import_module
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +13,7 @@ from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
 from isolib.errors import PlanError, Unsupported
 from isolib.types import Feature
+from isolib.unionfs.files import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,14 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NAMES", "best", "driver_class", "examine", "features"]
 
-#: Where each is, in the order in which they are tried: the cheapest first, and last the one that always works.
-_MODULES: Final = {
-    "overlay": ("isolib.unionfs.drivers.overlay", "OverlayDriver"),
-    "btrfs": ("isolib.unionfs.drivers.btrfs", "BtrfsDriver"),
-    "fuse-overlayfs": ("isolib.unionfs.drivers.fuse_overlayfs", "FuseOverlayDriver"),
-    "vfs": ("isolib.unionfs.drivers.vfs", "VfsDriver"),
-}
-NAMES: Final = (*_MODULES,)
+#: In the order in which they are tried: the cheapest first, and last the one that always works.
+NAMES: Final = ("overlay", "btrfs", "fuse-overlayfs", "vfs")
 
 
 def driver_class(name: str) -> type[Driver]:
@@ -41,11 +34,18 @@ def driver_class(name: str) -> type[Driver]:
     PlanError
         There is none of this name.
     """
-    if name not in _MODULES:
-        raise PlanError(f"driver: {name!r} is none; there are {', '.join(NAMES)}")
-    module, member = _MODULES[name]
-    found: type[Driver] = getattr(import_module(module), member)
-    return found
+    match name:
+        case "overlay":
+            from isolib.unionfs.drivers.overlay import OverlayDriver as Found  # noqa: PLC0415
+        case "btrfs":
+            from isolib.unionfs.drivers.btrfs import BtrfsDriver as Found  # type: ignore[assignment]  # noqa: PLC0415
+        case "fuse-overlayfs":
+            from isolib.unionfs.drivers.fuse_overlayfs import FuseOverlayDriver as Found  # noqa: PLC0415
+        case "vfs":
+            from isolib.unionfs.drivers.vfs import VfsDriver as Found  # type: ignore[assignment]  # noqa: PLC0415
+        case _:
+            raise PlanError(f"driver: {name!r} is none; there are {', '.join(NAMES)}")
+    return Found
 
 
 def examine(found: type[Driver], home: int, path: str) -> None:
@@ -67,7 +67,7 @@ def examine(found: type[Driver], home: int, path: str) -> None:
             with Fd(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=home)) as own:
                 found.examine(own.fileno(), f"{path}/{name}")
         finally:
-            shutil.rmtree(name, dir_fd=home)
+            remove_tree(home, name.encode(), name.encode())
 
 
 def best(home: int, path: str) -> type[Driver]:

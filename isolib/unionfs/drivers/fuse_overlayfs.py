@@ -96,7 +96,6 @@ class FuseOverlayDriver(OverlayDriver):
                     os.mkdir("directory", dir_fd=mount.fileno())
                 if not place.has(f"{made}/upper/directory"):
                     raise from_errno("mkdirat", where[1], ENOENT)
-            place.settle()
         except OSError as error:
             remedy = (
                 "a directory that is attached in this mount namespace, on a file system with extended attributes; and "
@@ -104,6 +103,7 @@ class FuseOverlayDriver(OverlayDriver):
             )
             raise Unsupported("the fuse-overlayfs driver", f"{path}: {error}", remedy) from error
         finally:
+            place.settle()
             driver.home.close()
 
     def _stack(self, wanted: Stack) -> Fd:

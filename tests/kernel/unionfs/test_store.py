@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import isolib
 from isolib import ImageNotFound, PermissionDenied, PlanError, StoreDamaged, SyscallError, Unsupported
 from isolib.unionfs import Subject, drivers
 from tests.images import Draft, layer, layout, packed, written
+from tests.interrupts import interrupt
 from tests.storage import disk
 from tests.stores import check, driver, leftovers, store
 
@@ -514,6 +516,42 @@ def test_a_kill_at_any_time_loses_nothing(store: Store, tmp_path: Path, image: P
 def test_a_hundred_kills_lose_nothing(store: Store, tmp_path: Path, image: Path) -> None:
     """The same, a hundred times over, at other points each time."""
     survives(store, tmp_path, image, random.Random(), 100)  # noqa: S311 - any points
+
+
+def descriptors() -> set[str]:
+    """Return what is open in this process."""
+    return {
+        f"{number} {os.readlink(f'/proc/self/fd/{number}')}"
+        for number in os.listdir("/proc/self/fd")
+        if os.path.lexists(f"/proc/self/fd/{number}")
+    }
+
+
+def test_an_interrupt_at_any_time_leaves_nothing(store: Store, image: Path) -> None:
+    """KeyboardInterrupt anywhere in a load, a checkout or a commit is raised, and nothing stays half made or open."""
+    base = store.load(image, name="base")
+
+    def action() -> None:
+        store.load(image)
+        with store.checkout(base) as tree:
+            Path(tree.path, "new").write_text("x")
+            tree.commit("interrupted")
+
+    action()
+    driver = store._records.driver
+    driver.settle()
+    gc.collect()
+    before = descriptors()
+    turn, step = 1, 301
+    while interrupt(turn, action, lambda code: "isolib/unionfs" in code.co_filename) <= 0:
+        gc.collect()
+        driver.settle()
+        assert descriptors() == before, turn
+        assert store.verify(contents=False) == (), turn
+        turn += step
+    assert turn > 5 * step
+    store.gc(unnamed=True)
+    assert store.images() == (base,)
 
 
 def test_a_forked_child_gives_nothing_back(store: Store, image: Path) -> None:
