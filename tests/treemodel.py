@@ -145,7 +145,7 @@ class Model:
 
     # What is to be seen of it
 
-    def facts(self, *, all_times: bool = True) -> dict[str, Facts]:
+    def facts(self) -> dict[str, Facts]:
         """Return all that there is, as `tests.trees.facts` tells it."""
         first = {id(node): path for path, node in sorted(self.nodes.items(), key=lambda one: one[0].split("/"), reverse=True)}
         children: dict[str, list[str]] = defaultdict(list)
@@ -154,8 +154,7 @@ class Model:
         found: dict[str, Facts] = {}
         for path, node in self.nodes.items():
             content = tuple(sorted(children[path], reverse=True)) if node.is_directory else node.content
-            mtime = node.mtime if all_times or stat.S_ISREG(node.mode) else None
-            found[path] = (node.mode, *node.owner, mtime, content, node.xattrs, first[id(node)])
+            found[path] = (node.mode, *node.owner, node.mtime, content, node.xattrs, first[id(node)])
         return found
 
     def changes(self, base: Model) -> tuple[dict[str, str], set[str]]:

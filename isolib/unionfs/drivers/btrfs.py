@@ -56,7 +56,8 @@ class BtrfsDriver(MergedDriver):
         try:
             with place.making() as made, place.open(made) as directory:
                 calls.btrfs_create(directory.fileno(), "root", path)
-                calls.btrfs_nested(directory.fileno(), path)
+                with place.open(f"{made}/root") as root:  # of a mere directory, those that lie elsewhere would be refused
+                    calls.btrfs_nested(root.fileno(), path)
                 _remove(directory.fileno(), "root")
             place.settle()
         except SyscallError as error:

@@ -134,3 +134,13 @@ def test_without_privileges(where: Place) -> None:
     command = [sys.executable, "-c", code, where.path, root]
     done = subprocess.run(command, pass_fds=[number], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_other_subvolumes_do_not_matter(where: Place, driver: Driver) -> None:
+    """A directory is found to do for the driver although the file system has subvolumes elsewhere."""
+    driver.new_tree("tree", ["base"])
+    beside = f"{where.path}-beside"
+    os.mkdir(beside)
+    with Fd(os.open(beside, os.O_RDONLY)) as home:
+        where.kind.examine(home.fileno(), beside)
+    assert os.listdir(beside) in ([], ["aside"])
