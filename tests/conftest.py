@@ -391,8 +391,6 @@ class Watch:
 def wait_until_gone(before: dict[str, Things]) -> dict[str, Things]:
     """Return what is left when the kernel has had its time."""
     difference = compare(before, look(set(before)))
-    if difference:
-        gc.collect()  # what hangs in a cycle is not lost
     deadline = time.monotonic() + PATIENCE
     while difference and time.monotonic() < deadline:
         # Opened first, looked at then: what goes in between is told too.
@@ -401,6 +399,7 @@ def wait_until_gone(before: dict[str, Things]) -> dict[str, Things]:
             now = compare(before, look(set(before) - {"descriptors"}))
             if now:
                 watch.wait()
+        gc.collect()  # what hangs in a cycle is not lost, also what a thread has left there that has ended only now
         difference = compare(before, look(set(before)))
     return difference
 

@@ -50,7 +50,9 @@ class Boot:
     def _qemu(self, words: Sequence[str]) -> list[str]:
         options = {
             "-machine": "q35",
-            "-accel": "tcg,thread=multi,tb-size=512",
+            # One thread for both processors: with one for each, a kernel that patches its code dies now and then on a busy
+            # host, of what another processor has still of the old (int3).
+            "-accel": "tcg,thread=single,tb-size=512",
             "-cpu": "Nehalem",  # emulating what later ones have is slower
             "-smp": "2",
             "-m": str(self.memory),
