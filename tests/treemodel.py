@@ -303,6 +303,9 @@ class Actor:
                 node = self.model.nodes[one] = copy.deepcopy(node)
                 node.is_lower = False
         self.model.move(old, new)
+        for one in self.model.inside(new):
+            if self.model.nodes[one].is_directory:  # in a set-group-id directory mv(1) makes others such
+                os.chmod(self.at(one), stat.S_IMODE(self.model.nodes[one].mode))
         self.touch(parent(old), parent(new))
 
     # To change things
