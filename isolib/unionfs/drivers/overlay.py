@@ -269,7 +269,7 @@ class OverlayDriver(DirectoryDriver):
             written = [undo.adopt(self._place.open(f"{self._provide_part(state)}/root"))]
             written += [undo.adopt(self._place.open(f"parts/{part}/root")) for part in state.parts]
             merged = undo.adopt(self._merged(below))
-            yield from overlay_diff.changed(Uppers(written, self.form), merged)
+            yield from overlay_diff.changed(Uppers(written, self.form), merged, with_time_of_top=True)
 
     def commit(self, tree: str, layer: str) -> None:
         """Make the upper directory a layer by a rename; a copy where snapshots lie between, or somebody is writing."""

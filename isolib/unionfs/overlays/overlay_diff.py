@@ -214,7 +214,7 @@ def _part(content: Content, path: bytes, at: int, size: int) -> bytes:
     return attempt("read", path, os.pread, content.fileno(), size, at)
 
 
-def changed(uppers: Uppers, below: Fd) -> Iterator[Piece]:
+def changed(uppers: Uppers, below: Fd, *, with_time_of_top: bool = False) -> Iterator[Piece]:
     """Yield what upper directories change, parents before children, names in the order of their bytes.
 
     Parameters
@@ -223,6 +223,8 @@ def changed(uppers: Uppers, below: Fd) -> Iterator[Piece]:
         The directories.
     below
         What lies below them, merged; it stays open until the last piece has been taken.
+    with_time_of_top
+        The top, which is there at any rate, is told also if nothing of it is other than its time.
     """
     same = _Same(uppers, below.fileno(), keep_linked=True)
     for pair in _pairs(uppers, below.fileno()):
@@ -234,8 +236,7 @@ def changed(uppers: Uppers, below: Fd) -> Iterator[Piece]:
         if entry.opaque and (pair.below is None or pair.below.kind is not Kind.DIRECTORY or pair.hidden):
             entry = replace(entry, opaque=False)
         is_directory = entry.kind is Kind.DIRECTORY
-        # The top is always there, so it is told only if something of it is other; its time, too, is what the tree shows.
-        is_told = bool(entry.path) or pair.below is None or entry.mtime != pair.below.mtime
+        is_told = bool(entry.path) or (with_time_of_top and pair.below is not None and entry.mtime != pair.below.mtime)
         if is_directory and is_told and not pair.hidden:
             yield entry, None
         elif pair.hidden or not same(pair):
