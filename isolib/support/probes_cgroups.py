@@ -9,7 +9,7 @@ import os
 import pwd
 import threading
 from contextlib import contextmanager, suppress
-from errno import EACCES, ECHILD, EPERM, EPIPE
+from errno import EACCES, ECHILD, EPERM
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +17,7 @@ from isolib._kernel import calls
 from isolib._kernel.cgroupfs import controller_state, mode, own_group
 from isolib._kernel.plan import Builder
 from isolib._kernel.procfs import parse_cgroup
-from isolib.errors import SyscallError, from_errno
+from isolib.errors import SyscallError
 from isolib.support import refusals
 from isolib.support.attempts import attempt
 from isolib.support.examination import Probe
@@ -246,11 +246,6 @@ def _be_born(path: str, exam: Examination) -> None:
         builder = Builder()
         builder.cgroup = builder.declare(fd, "cgroup")
         attempt(exam.facts, builder)
-    except SyscallError as error:
-        if error.errno != EPIPE:
-            raise
-        # It was killed already when it was first spoken to; a moment later it would have been found dead.
-        raise from_errno("launch", path, ECHILD) from error
     finally:
         os.close(fd)
 
