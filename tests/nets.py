@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from ipaddress import IPv4Address, IPv6Address
 
+    from isolib.namespaces import NetNS
     from isolib.types import HasFileno
 
 PATIENCE = 30
@@ -58,6 +59,25 @@ def dial(ns: HasFileno | None, address: str, port: int) -> socket.socket:
     return made
 
 
+def talk(server: socket.socket, client: socket.socket) -> str:
+    """Send a word over a connection that was made, and one back; return from where the server sees it come."""
+    server.settimeout(PATIENCE)
+    accepted, peer = server.accept()
+    with accepted:
+        accepted.settimeout(PATIENCE)
+        client.sendall(b"word")
+        assert accepted.recv(100) == b"word"
+        accepted.sendall(b"answer")
+        assert client.recv(100) == b"answer"
+    return str(peer[0])
+
+
+def reach(client: HasFileno | None, host: str, port: int, server: socket.socket) -> str:
+    """Connect and talk; return from where the server sees it come."""
+    with dial(client, host, port) as connection:
+        return talk(server, connection)
+
+
 def reaches(
     ns: HasFileno | None, other: HasFileno | None, address: str | IPv4Address | IPv6Address, *, patience: float = PATIENCE
 ) -> bool:
@@ -99,3 +119,23 @@ def datagram_reaches(ns: HasFileno | None, other: HasFileno | None, address: str
         there.sendto(data, back)
         return here.recv(16) == b"ping"
     return False
+
+
+def holders() -> list[Callable[[NetNS], Callable[[], object]]]:
+    """Return ways to have a namespace although its handle is closed; each returns how to let it go."""
+
+    def descriptor(ns: NetNS) -> Callable[[], object]:
+        number = os.dup(ns.fileno())
+        return lambda: os.close(number)
+
+    def program(ns: NetNS) -> Callable[[], object]:
+        process = ns.spawn(["sleep", "1000"])
+
+        def end() -> None:
+            process.kill()
+            process.wait(PATIENCE)
+            process.close()
+
+        return end
+
+    return [descriptor, lambda ns: socket_in(ns).close, program]

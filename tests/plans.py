@@ -216,8 +216,7 @@ def faults(plan: Plan) -> Iterator[Fault]:
                 yield Fault(number, step, "write", ((2, len(step.text2)),))
             written.add(len(step.text2))
         elif step.kind == "GO":
-            if step.value:
-                yield Fault(number, step, "write", ((2, 1),))
+            yield Fault(number, step, "write", ((2, 1),))
         else:
             for name in _names(step):
                 yield from (Fault(number, step, name, arguments) for arguments in _told_apart(step, name))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from copy import copy
 from dataclasses import replace
-from errno import ECHILD, ENOSYS, EPERM, EPIPE
+from errno import ECHILD, ENOSYS, EPERM
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from isolib._kernel import assembly, calls
@@ -53,9 +53,8 @@ T = TypeVar("T")
 _MAX_ID: Final = 2**32 - 2
 _INFINITY: Final = 2**64 - 1
 _MAX_DEADLINE: Final = (2**31 - 1) // 1000
-#: How a launch fails where CLONE_INTO_CGROUP is not to be had: the kernel kills the process, before or after it is first
-#: spoken to (EPIPE), or a filter hides clone3.
-_CLONE_FAILS: Final = frozenset({ECHILD, ENOSYS, EPERM, EPIPE})
+#: How a launch fails where CLONE_INTO_CGROUP is not to be had: the kernel kills the process, or a filter hides clone3.
+_CLONE_FAILS: Final = frozenset({ECHILD, ENOSYS, EPERM})
 _TOO_LITTLE: Final = "the memory limit of its control group was reached before the program could start: raise memory_max"
 _RLIMITS: Final = 16  # RLIM_NLIMITS of asm-generic/resource.h
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 __all__ = [
+    "HIGHEST_PORT",
     "check_address",
     "check_alias",
     "check_choice",
@@ -41,6 +42,7 @@ __all__ = [
     "check_pair",
 ]
 
+HIGHEST_PORT: Final = 65535
 #: IFNAMSIZ, less its NUL.
 NAME_MAX: Final = 15
 _ALIAS_MAX: Final = 255

@@ -25,11 +25,6 @@ __all__ = ["check_apart", "check_beyond", "choose", "keep"]
 
 NetworkT = TypeVar("NetworkT", bound="AnyNetwork")
 
-#: Where in a struct rtmsg the length of the prefix is, and the table, and the number of the main one (rtnetlink(7)).
-_LENGTH: Final = 1
-_TABLE: Final = 4
-_MAIN: Final = 254
-
 
 class _Taken:
     """What has been given or chosen, until it is given back; a fork keeps its parent's, whose networks are still there."""
@@ -110,7 +105,8 @@ def _ways(where: Where, subnets: Sequence[AnyNetwork], is_own: Callable[[int], b
     for version in {subnet.version for subnet in subnets}:
         for message in where.socket.dump(requests.dump_routes(version)):
             # Most are others, and need not be read whole.
-            if message.body[_TABLE] == _MAIN and message.body[_LENGTH] > BROAD:
+            table, length = parsing.parse_extent(message)
+            if table == "main" and length > BROAD:
                 way = parsing.parse_way(message)
                 if way is None or not is_own(way):
                     yield parsing.parse_route(message)

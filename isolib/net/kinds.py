@@ -18,6 +18,7 @@ from isolib.errors import PlanError, SyscallError, Unsupported
 from isolib.net import parsing, requests
 from isolib.net.carrier import settle_addresses
 from isolib.net.checks import (
+    HIGHEST_PORT,
     check_address,
     check_choice,
     check_interfaces,
@@ -77,7 +78,6 @@ _IPVLAN_ISOLATION: Final = {"bridge": 0, "private": 1, "vepa": 2}
 _VLAN_PROTOCOLS: Final = {"802.1Q": 0x8100, "802.1ad": 0x88A8}
 _VLAN_MOST: Final = 4094
 _VNI_MOST: Final = (1 << 24) - 1
-_PORT_MOST: Final = 65535
 #: IFLA_VXLAN_*: of the group or remote, and of the local address, by the version of IP.
 _VXLAN_REMOTE: Final = {4: 2, 6: 16}
 _VXLAN_LOCAL: Final = {4: 4, 6: 17}
@@ -441,7 +441,7 @@ def new_vxlan(
     ends = [None if end is None else check_address(end, what) for end, what in ((remote, "remote"), (local, "local"))]
     below = None if lower is None else _check_lower(lower)
     _check_ends(ends, has_lower=below is not None)
-    own = [codec.u32(1, number), codec.be16(15, check_number(port, "port", 1, _PORT_MOST)), codec.u8(7, int(bool(learning)))]
+    own = [codec.u32(1, number), codec.be16(15, check_number(port, "port", 1, HIGHEST_PORT)), codec.u8(7, int(bool(learning)))]
     kinds = (_VXLAN_REMOTE, _VXLAN_LOCAL)
     own += [codec.attribute(kind[end.version], end.packed) for kind, end in zip(kinds, ends, strict=True) if end is not None]
     wanted = _wanted(ns, f"vxlan{number}" if name is None else name, mtu, mac, addresses)

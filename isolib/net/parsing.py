@@ -25,6 +25,7 @@ __all__ = [
     "is_of_ip",
     "parse_address",
     "parse_destination",
+    "parse_extent",
     "parse_link",
     "parse_neighbour",
     "parse_route",
@@ -299,6 +300,12 @@ def parse_destination(message: Message) -> AnyNetwork:
     family, length = _unpack(RTMSG, message)[:2]
     value = first(message.body, 1, RTMSG.size)
     return _network(bytes(_LENGTHS[family]) if value is None else value, length)
+
+
+def parse_extent(message: Message) -> tuple[str | int, int]:
+    """Return no more than the table of the same, where that has a name, and the length of the destination's prefix."""
+    _, length, _, _, number = _unpack(RTMSG, message)[:5]
+    return TABLES.get(number, number), length
 
 
 def parse_way(message: Message) -> int | None:

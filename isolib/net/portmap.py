@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Rollback
 from isolib.errors import PlanError, SyscallError, Unsupported
+from isolib.net.checks import HIGHEST_PORT
 from isolib.net.ruleset import check_published
 from isolib.net.where import Where
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PortMaps"]
 
-_HIGHEST: Final = 65535
 _LACKING: Final = frozenset({EINVAL, EOPNOTSUPP})
 
 
@@ -101,11 +101,11 @@ class PortMaps:
     def _take(self, undo: Rollback, proto: str, version: int, wanted: int) -> int:
         """Return a port of the cable's end: the same as outside, unless another address is published at that one too."""
         with self._lock:
-            ports: Iterable[int] = (wanted, *range(_HIGHEST, 0, -1))
+            ports: Iterable[int] = (wanted, *range(HIGHEST_PORT, 0, -1))
             for port in ports:
                 key = proto, version, port
                 if key not in self._used:
                     undo.push(self._used.discard, key)
                     self._used.add(key)
                     return port
-        raise PlanError(f"host_port: all {_HIGHEST} ports of the way out are published")
+        raise PlanError(f"host_port: all {HIGHEST_PORT} ports of the way out are published")

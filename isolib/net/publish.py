@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from isolib.errors import PlanError
-from isolib.net.checks import check_address, check_number
+from isolib.net.checks import HIGHEST_PORT, check_address, check_number
 from isolib.net.plugs import KINDS, check_path
 
 if TYPE_CHECKING:
@@ -17,13 +17,12 @@ if TYPE_CHECKING:
 
     from isolib.net.values import AnyAddress
 
-__all__ = ["HIGHEST_PORT", "Path", "Publish", "Wanted", "check_proto", "read_all"]
+__all__ = ["Path", "Publish", "Wanted", "check_proto", "read_all"]
 
 Path: TypeAlias = "str | os.PathLike[str]"
 _Entry: TypeAlias = "Publish | str | tuple[int | Path, int] | tuple[int | Path, int, str]"
 Wanted: TypeAlias = "Mapping[int, int] | Mapping[int | Path, int] | Sequence[_Entry]"
 
-HIGHEST_PORT: Final = 65535
 _LOCAL: Final = "127.0.0.1"
 _WAYS: Final = (None, "kernel", "forwarder")
 #: An address, which in brackets may have colons; the ports; a protocol.

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, TypeAlias
 from isolib._kernel.handle import Fd, Handle, Rollback
 from isolib._kernel.sockets import open_socket
 from isolib.errors import PlanError, Unsupported
-from isolib.net.checks import check_address, check_number
+from isolib.net.checks import HIGHEST_PORT, check_address, check_number
 from isolib.net.forward import Traffic, new_forwarder
 from isolib.net.plugs import KINDS, SocketFile, bound_socket, check_path, new_socket
-from isolib.net.publish import HIGHEST_PORT, check_proto
+from isolib.net.publish import check_proto
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -28,7 +28,7 @@ from isolib._kernel.netlink.nft_expressions import ACCEPT, DROP
 from isolib._kernel.netlink.nft_match import PROTOCOLS, rule
 from isolib._kernel.netlink.nft_numbers import MetaKey
 from isolib.errors import PlanError
-from isolib.net.checks import check_address
+from isolib.net.checks import HIGHEST_PORT, check_address
 from isolib.net.egress import Egress
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ _FOR_NOBODY: Final = (IPv6Network("::/128"), IPv6Network("::ffff:0:0/96"))
 _ROUTER_ADVERTISEMENT: Final = 134
 _REDIRECT: Final = 137
 _WITH_PORTS: Final = ("tcp", "udp", "sctp")
-_PORTS: Final = range(1, 1 << 16)
+_PORTS: Final = range(1, HIGHEST_PORT + 1)
 _UNTOLD: Final = Egress()
 
 
@@ -426,7 +426,7 @@ def check_port(proto: str, port: int, what: str) -> tuple[str, int]:
         raise PlanError(f"{what}: a protocol with ports is one of {', '.join(_WITH_PORTS)}, not {proto!r}")
     number: object = port
     if not isinstance(number, int) or isinstance(number, bool) or number not in _PORTS:
-        raise PlanError(f"{what}: a port is a number from 1 to 65535, not {port!r}")
+        raise PlanError(f"{what}: a port is a number from 1 to {HIGHEST_PORT}, not {port!r}")
     return proto, port
 
 

@@ -199,8 +199,8 @@ def connect(
         raise
     link.is_sure = True
     if settled is not None:
-        heed(two, turns[-2].answers()[-1])
-        for end, answer in zip(beside, turns[-1].answers(), strict=True):
+        heed(two, turns[-2].answers[-1])
+        for end, answer in zip(beside, turns[-1].answers, strict=True):
             heed(end, answer)
         settle(*(end for end in settled if end not in beside))
     return one, two

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from isolib._kernel import calls, seam
 from isolib._kernel.assembly import outside
 from isolib._kernel.handle import Fd, Rollback
+from isolib._kernel.netlink.conversation import Turn
 from isolib._kernel.programs import find_program
 from isolib._kernel.streams import DEVNULL
 from isolib._kernel.waiting import Deadline, poll
@@ -215,14 +216,12 @@ def open_way(
     made = _start(undo, way, where, cables)
     link = parsing.parse_link(where.socket.ask(requests.get_link(UPLINK))[0])
     interface = Interface(where, link.index, UPLINK)
-    settings, accepting = sysctl.Sysctls(where.net), f"net.ipv6.conf.{UPLINK}.accept_ra"
-    if accepting in settings:  # without IPv6 there is none, and no advertisement
-        settings[accepting] = 0
-    where.socket.send(
+    wanted = (
         requests.set_link(link.index, UPLINK, up=True),
         *(requests.add_address(other, link.index, UPLINK) for _, other in cables),
         *(requests.default_route(own.ip, link.index) for own, _ in cables),
     )
+    where.converse(Turn(where.net, None, wanted, sysctl.no_advertisements(UPLINK)))
     settle_addresses(interface, [other for _, other in cables])
     return made
 

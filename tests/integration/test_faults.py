@@ -154,3 +154,13 @@ def test_a_call_that_fails_by_strace(name: str, tmp_path: Path) -> None:
         for injection in found:
             check_injection(injection, subject)
     assert len(found) > 5
+
+
+def test_killed_before_it_is_let_go_on(tmp_path: Path) -> None:
+    """Who finds stage 2 dead when it is to go on says no more than who finds it dead a moment later: it was killed."""
+    with SUBJECTS["everything"](tmp_path) as subject:
+        (go,) = (fault for fault in faults(subject.plan) if fault.step.kind == "GO")
+        plan, _ = go.plan(subject.plan, errno.EPIPE)
+        error = refusal(plan, subject)
+    assert error is not None
+    assert (error.op, error.errno) == ("launch", errno.ECHILD)

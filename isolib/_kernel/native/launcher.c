@@ -158,6 +158,8 @@ static void step_go(struct launcher *l) {
     long result = SYS2(setpgid, 0, 0);
     if (result == 0)
         result = SYS3(write, l->go, "", 1);
+    if (result == -EPIPE) /* it was killed already: the host learns that from the end of the socket, as a moment later */
+        leave(127);
     if (result < 0)
         fail(l, result);
     do

@@ -46,7 +46,7 @@ class Turn:
         A file of /proc/sys/net and what is written to it before; where there is no such file, nothing is.
     """
 
-    __slots__ = ("heard", "net", "put", "requests", "socket")
+    __slots__ = ("answers", "net", "put", "requests", "socket")
 
     def __init__(
         self,
@@ -59,11 +59,8 @@ class Turn:
         self.socket = socket
         self.requests = requests
         self.put = put
-        self.heard = b""
-
-    def answers(self) -> list[Message]:
-        """Return what those of the requests were answered that ask for something, in their order."""
-        return [message for message in codec.messages(self.heard) if message.type not in _ENDS]
+        #: What those of the requests were answered that ask for something, in their order.
+        self.answers: list[Message] = []
 
 
 def converse(turns: tuple[Turn, ...]) -> None:
@@ -84,6 +81,9 @@ def converse(turns: tuple[Turn, ...]) -> None:
 
 
 def _hold(turns: tuple[Turn, ...]) -> None:
+    if any(turn.socket is not None and turn.socket.has_interrupted for turn in turns):
+        _hold_apart(turns)
+        return
     said: list[calls.Said] = []
     numbers = []
     for turn in turns:
@@ -105,12 +105,19 @@ def _hold(turns: tuple[Turn, ...]) -> None:
             conversation.change(at, _by_other_ways(turns[at], error))
         else:
             break
-    for turn, heard in zip(turns, conversation.heard(), strict=True):
-        turn.heard = heard
-        if turn.socket is not None:
-            turn.socket.overhear(turn.heard)
+    all_heard = conversation.heard()
+    for turn, heard in zip(turns, all_heard, strict=True):
+        turn.answers = [message for message in codec.messages(heard) if message.type not in _ENDS]
     if at < len(turns):
-        raise refused(turns[at].requests, numbers[at], turns[at].heard, conversation.error)
+        raise refused(turns[at].requests, numbers[at], all_heard[at], conversation.error)
+
+
+def _hold_apart(turns: tuple[Turn, ...]) -> None:
+    """Take turns in a call for each, between which whoever was interrupted gets his answers."""
+    for turn in turns:
+        _prepare(turn)
+        assert turn.socket is not None  # noqa: S101 - it has one now
+        turn.answers = [message for answer in turn.socket.send(*turn.requests) for message in answer]
 
 
 def _own(turns: tuple[Turn, ...], made: Fd | None) -> None:
@@ -122,15 +129,21 @@ def _by_other_ways(turn: Turn, error: SyscallError) -> int:
     """Do what comes before a turn, and was refused; return the socket for it, or -1."""
     if turn.put is None or error.errno != ENOENT:
         check_refusal(error, _LABEL)
-        try:
-            _send_somebody(turn)
-        except SyscallError as other:
-            if turn.put is None or other.errno != ENOENT:
-                raise
-            turn.put = None
-            _send_somebody(turn)
+        _prepare(turn)
     turn.put = None
     return -1 if turn.socket is None else turn.socket.fileno()
+
+
+def _prepare(turn: Turn) -> None:
+    """Do what comes before a turn."""
+    try:
+        _send_somebody(turn)
+    except SyscallError as error:
+        if turn.put is None or error.errno != ENOENT:
+            raise
+        turn.put = None
+        _send_somebody(turn)
+    turn.put = None
 
 
 def _send_somebody(turn: Turn) -> None:

@@ -219,7 +219,8 @@ class Socket:
     def lend(self, call: Callable[[], T]) -> T:
         """Return what a function returns that uses the descriptor: meanwhile it is nobody else's turn.
 
-        Of what it reads, `overhear` gives others theirs; where it fails, the next one hears what was left.
+        Where this thread `has_interrupted` somebody, what it reads may be that one's.  Where it fails, the next one hears what
+        was left.
 
         Raises
         ------
@@ -231,10 +232,10 @@ class Socket:
         with self._lock:
             return self._turn(_NOBODY, call)
 
-    def overhear(self, part: bytes) -> None:
-        """Hand over what was read, for those that this thread has interrupted."""
-        if len(self._hearers) > 1:
-            self._hand_over(part)
+    @property
+    def has_interrupted(self) -> bool:
+        """Whether this thread, to which it is lent, has left others' answers unread, as a signal handler may."""
+        return len(self._hearers) > 1
 
     def _talk(
         self, sent: bytes, requests: Sequence[Request], numbers: list[int], *, fatal: int | None = None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 import isolib
 from isolib import ClosedError, SyscallError
 from isolib._kernel.netlink.conversation import Turn, converse
+from isolib._kernel.netlink.socket import Socket
 from isolib._kernel.sockets import open_file_in
 from isolib.net import parsing, requests
 from isolib.net.queries import links
@@ -20,6 +23,7 @@ from isolib.net.where import Where
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
     from isolib._kernel.netlink.socket import Request
     from isolib.namespaces import NetNS
@@ -60,7 +64,7 @@ def test_turns_are_taken_in_their_order(a: NetNS, b: NetNS) -> None:
         Turn(a, one, (requests.get_state(1, "lo"), requests.get_link("x"))),
     )
     converse(turns)
-    answered = [[parsing.parse_link(message).name for message in turn.answers()] for turn in turns]
+    answered = [[parsing.parse_link(message).name for message in turn.answers] for turn in turns]
     assert answered == [["x"], [], ["lo", "x"]]
     assert (names(a), names(b)) == ({"lo", "x"}, {"lo", "y"})
 
@@ -89,7 +93,7 @@ def test_setting_on_the_way(a: NetNS, new: NetNS, *, is_new: bool) -> None:
     Where(new).converse(*turns)
     assert forwarding(new) == b"1\n"
     assert forwarding(None) == outside
-    assert [parsing.parse_link(message).name for message in turns[1].answers()] == ["lo"]
+    assert [parsing.parse_link(message).name for message in turns[1].answers] == ["lo"]
     assert turns[1].socket is new.netlink()
     assert (names(a), names(new)) == ({"lo", "x"}, {"lo"})
 
@@ -132,7 +136,7 @@ def test_threads_with_the_same_sockets(a: NetNS, b: NetNS) -> None:
         for _ in range(10):
             turns = tuple(Turn(ns, socket, (bridge(name), requests.get_link(name))) for ns, socket in order)
             converse(turns)
-            found = [parsing.parse_link(turn.answers()[0]) for turn in turns]
+            found = [parsing.parse_link(turn.answers[0]) for turn in turns]
             if {link.name for link in found} != {name}:
                 return False
             removals = [requests.remove_link(link.index, name) for link in found]
@@ -151,4 +155,30 @@ def test_answers_of_whom_it_has_interrupted(a: NetNS, b: NetNS) -> None:
     assert parsing.parse_link(found[0]).name == "lo"
     turns = Turn(a, socket, (requests.get_link("lo"),)), Turn(b, other, (requests.get_link("lo"),))
     socket.lend(lambda: other.lend(lambda: converse(turns)))
-    assert [len(turn.answers()) for turn in turns] == [1, 1]
+    assert [len(turn.answers) for turn in turns] == [1, 1]
+
+
+def test_in_the_midst_of_a_long_dump(a: NetNS, b: NetNS, new: NetNS) -> None:
+    """A conversation that interrupts a long dump on its socket gets its answers, does what it is to do, and spoils nothing."""
+    socket = a.netlink()
+    ways = [ip_network((10 << 24 | number << 8, 24)) for number in range(3000)]
+    with isolib.new_veth(a, b, names=("wire", "far"), addresses=("192.0.2.1/24", None)) as cable:
+        socket.send(*(requests.add_route(way, index=cable.a.index) for way in ways))
+        turns = (
+            Turn(a, socket, (bridge("x"), requests.get_link("x"))),
+            Turn(new, None, (bridge("y"), requests.get_link("y")), (ABSENT, "1")),
+        )
+
+        def interrupt(frame: FrameType, event: str, _: object) -> None:
+            if event == "call" and frame.f_code is Socket._hear.__code__:
+                sys.setprofile(None)
+                Where(new).converse(*turns)
+
+        sys.setprofile(interrupt)
+        try:
+            found = socket.dump(requests.dump_routes(4))
+        finally:
+            sys.setprofile(None)
+    assert {parsing.parse_destination(message) for message in found} >= set(ways)
+    assert [[parsing.parse_link(message).name for message in turn.answers] for turn in turns] == [["x"], ["y"]]
+    assert (names(a), names(new)) == ({"lo", "x"}, {"lo", "y"})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +22,11 @@ from isolib.net.ending import _Watch, dump_numbers, number_of
 from tests import oracles
 from tests.descriptors import refusals
 from tests.interrupts import interrupt
-from tests.nets import PATIENCE, SOON, socket_in
+from tests.nets import PATIENCE, SOON, holders
 from tests.watches import check_fork, join
 from tests.wires import connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import CodeType
 
     from isolib.net import Ending
@@ -68,23 +66,7 @@ def test_nothing_is_there(a: NetNS) -> None:
 
 def test_namespace_that_somebody_holds(a: NetNS) -> None:
     """A namespace lives on, and its end is not told, while a descriptor, a socket, or a program is in it or for it."""
-
-    def descriptor(ns: NetNS) -> Callable[[], object]:
-        number = os.dup(ns.fileno())
-        return lambda: os.close(number)
-
-    def program(ns: NetNS) -> Callable[[], object]:
-        process = ns.spawn(["sleep", "1000"])
-
-        def end() -> None:
-            process.kill()
-            process.wait(PATIENCE)
-            process.close()
-
-        return end
-
-    holders: list[Callable[[NetNS], Callable[[], object]]] = [descriptor, lambda ns: socket_in(ns).close, program]
-    for hold in holders:
+    for hold in holders():
         other = new_netns()
         with new_veth(a, other, names=("near", "far")), ending(other) as end:
             leave = hold(other)

@@ -29,7 +29,7 @@ from isolib.errors import PlanError, SyscallError
 from isolib.net.firewall import BRIDGE_SETTINGS, Group, open_firewall
 from tests import by_nft
 from tests.examined import nft_can
-from tests.nets import PATIENCE, dial, family_of, listen, socket_in, until
+from tests.nets import PATIENCE, dial, family_of, listen, reach, socket_in, talk, until
 from tests.oracles import agree
 from tests.packets import checksum
 from tests.wires import Lab, add, address, connect, look, plug, route, sysctl, up
@@ -139,25 +139,6 @@ def nft(net: NetNS, *argv: str, text: str = "") -> str:
         out, _ = process.communicate(text.encode(), timeout=PATIENCE)
         assert process.wait().returncode == 0, out
         return (out or b"").decode()
-
-
-def talk(server: socket.socket, client: socket.socket) -> str:
-    """Send a word over a connection that was made, and return from where the server sees it come."""
-    server.settimeout(PATIENCE)
-    accepted, peer = server.accept()
-    with accepted:
-        accepted.settimeout(PATIENCE)
-        client.sendall(b"word")
-        assert accepted.recv(100) == b"word"
-        accepted.sendall(b"answer")
-        assert client.recv(100) == b"answer"
-    return str(peer[0])
-
-
-def reach(client: NetNS, host: str, port: int, server: socket.socket) -> str:
-    """Connect and talk; return from where the server sees it come."""
-    with dial(client, host, port) as connection:
-        return talk(server, connection)
 
 
 def counted(firewall: Firewall, comment: str, least: int = 1) -> int:

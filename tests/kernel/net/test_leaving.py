@@ -16,7 +16,7 @@ from isolib import SyscallError, new_netns
 from isolib.net import leaving, links, new_network
 from tests import oracles
 from tests.interrupts import interrupt
-from tests.nets import PATIENCE, SOON, reaches, socket_in, until
+from tests.nets import SOON, holders, reaches, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,23 +104,7 @@ def test_address_is_free_at_once(new_ns: Callable[[], NetNS]) -> None:
 
 def test_namespace_that_somebody_holds(network: Network) -> None:
     """Where somebody else has the namespace, by a descriptor, a socket or a program, the cable is removed all the same."""
-
-    def descriptor(ns: NetNS) -> Callable[[], object]:
-        number = os.dup(ns.fileno())
-        return lambda: os.close(number)
-
-    def program(ns: NetNS) -> Callable[[], object]:
-        process = ns.spawn(["sleep", "1000"])
-
-        def end() -> None:
-            process.kill()
-            process.wait(PATIENCE)
-            process.close()
-
-        return end
-
-    holders: list[Callable[[NetNS], Callable[[], object]]] = [descriptor, lambda ns: socket_in(ns).close, program]
-    for hold in holders:
+    for hold in holders():
         ns = new_netns()
         endpoint = network.attach(ns)
         with ExitStack() as stack:

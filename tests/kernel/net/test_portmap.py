@@ -15,7 +15,7 @@ from isolib import PlanError, SyscallError
 from isolib._kernel.netlink import conntrack
 from isolib._kernel.netlink.socket import NETFILTER
 from isolib.net import addresses, links, new_network, new_veth
-from tests.nets import PATIENCE, dial, listen, socket_in
+from tests.nets import dial, listen, reach, socket_in
 from tests.oracles import run_in
 
 if TYPE_CHECKING:
@@ -55,18 +55,6 @@ def network(outside: NetNS) -> Iterator[Network]:
         yield made
 
 
-def talk(client: socket.socket, server: socket.socket) -> str:
-    """Let a client and a server that it is connected to exchange something; return who the server thinks that it is."""
-    inner, peer = server.accept()
-    with inner, client:
-        inner.settimeout(PATIENCE)
-        client.sendall(b"ping")
-        assert inner.recv(4) == b"ping"
-        inner.sendall(b"pong")
-        assert client.recv(4) == b"pong"
-    return str(peer[0])
-
-
 @pytest.mark.parametrize("host", ["0.0.0.0", HOST])
 def test_client_keeps_its_address(network: Network, outside: NetNS, new_ns: Callable[[], NetNS], host: str) -> None:
     """Who comes from outside is seen by the server as himself; and nobody else comes in by another port."""
@@ -74,7 +62,7 @@ def test_client_keeps_its_address(network: Network, outside: NetNS, new_ns: Call
     endpoint = network.attach(ns)
     with network.publish(8080, endpoint, 80, host=host) as published, listen(ns, str(endpoint.address), 80) as server:
         assert published.via == "kernel"
-        assert talk(dial(outside, HOST, 8080), server) == OUTSIDE
+        assert reach(outside, HOST, 8080, server) == OUTSIDE
         assert published.stats().connections == 0
         with pytest.raises(ConnectionRefusedError):
             dial(outside, HOST, 80)
@@ -99,7 +87,7 @@ def test_from_everywhere(network: Network, outside: NetNS, new_ns: Callable[[], 
             (beside, HOST),
             (other, HOST),
         ):
-            assert talk(dial(client, address, 8080), server), address
+            assert reach(client, address, 8080, server), address
 
 
 def test_datagrams(network: Network, outside: NetNS, new_ns: Callable[[], NetNS]) -> None:
@@ -126,8 +114,8 @@ def test_ipv6(outside: NetNS, new_ns: Callable[[], NetNS]) -> None:
             published = network.publish(8080, endpoint, 80, host="::")
             other = network.publish(8081, endpoint, 80, host=HOST6)
             assert (published.via, other.via) == ("kernel", "kernel")
-            assert talk(dial(outside, HOST6, 8080), server) == OUTSIDE6
-            assert talk(dial(None, "::1", 8080), server)
+            assert reach(outside, HOST6, 8080, server) == OUTSIDE6
+            assert reach(None, "::1", 8080, server)
             with dial(outside, HOST6, 8080) as stands, server.accept()[0] as inner:
                 with dial(outside, HOST6, 8081) as client, server.accept()[0]:
                     other.close()
@@ -145,8 +133,8 @@ def test_two_addresses_one_port(network: Network, outside: NetNS, new_ns: Callab
     with listen(a, str(one.address), 80) as first, listen(b, str(other.address), 80) as second:
         network.publish(80, one, 80, host=HOST)
         network.publish(80, other, 80, host=SECOND)
-        assert talk(dial(outside, HOST, 80), first) == OUTSIDE
-        assert talk(dial(outside, SECOND, 80), second) == OUTSIDE
+        assert reach(outside, HOST, 80, first) == OUTSIDE
+        assert reach(outside, SECOND, 80, second) == OUTSIDE
 
 
 def test_by_the_forwarder(network: Network, outside: NetNS, new_ns: Callable[[], NetNS]) -> None:
@@ -156,7 +144,7 @@ def test_by_the_forwarder(network: Network, outside: NetNS, new_ns: Callable[[],
     with listen(ns, str(endpoint.address), 80) as server:
         published = network.publish(8080, endpoint, 80, host=HOST, via="forwarder")
         assert published.via == "forwarder"
-        assert talk(dial(outside, HOST, 8080), server) == str(network.gateway)
+        assert reach(outside, HOST, 8080, server) == str(network.gateway)
         assert published.stats().connections == 1
 
 

@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import warnings
 from contextlib import ExitStack, contextmanager
@@ -29,7 +30,7 @@ from tests.interrupts import interrupt
 from tests.nets import PATIENCE, family_of, listen, socket_in, until
 from tests.rights import having
 from tests.wires import address
-from tests.worlds import HERE, HERE6, ORDINARY, OTHER, SERVER, SERVER6, argv_of, environment, heard, say, world
+from tests.worlds import HERE, HERE6, ORDINARY, OTHER, SERVER, SERVER6, heard, say, world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -357,8 +358,10 @@ def test_interrupt_at_every_point(place: World, kind: str, lost: list[type[BaseE
 @pytest.mark.root
 def test_ordinary_user(place: World, kind: str) -> None:
     """An ordinary user, who is in no user namespace of anybody's, gets a way out where he may open /dev/net/tun."""
-    if subprocess.run([*ORDINARY, *argv_of("", ())], env=environment(), check=False, capture_output=True).returncode:
-        pytest.skip("an ordinary user cannot run this Python here, or may make no user namespace")
+    reading = [sys.executable, "-I", "-c", f"open({isolib.__file__!r}).close()"]
+    needed = reading, ["unshare", "--user", "true"]
+    if any(subprocess.run([*ORDINARY, *argv], check=False, capture_output=True).returncode for argv in needed):
+        pytest.skip("an ordinary user cannot run this Python here or read its packages, or may make no user namespace")
     body = f"""
     tell(os.geteuid(), network.way_out.kind, get(ns, "{SERVER}", {PORT}), get(ns, "{SERVER6}", {PORT}))
     """
