@@ -42,7 +42,7 @@ _HELPERS: Final = ("/usr/bin/newuidmap", "/usr/bin/newgidmap")
 _START: Final = (
     "import sys; sys.path.insert(0, sys.argv[1]); from isolib.unionfs.overlays._deputy import serve; serve(int(sys.argv[2]))"
 )
-_PACKAGE: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_PACKAGE: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 
 class Call(Generic[R]):
