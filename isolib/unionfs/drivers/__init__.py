@@ -9,10 +9,11 @@ import os
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
+from isolib._kernel import calls
 from isolib._kernel.hints import typed
 from isolib.errors import PlanError, Unsupported
 from isolib.types import Feature
-from isolib.unionfs.disk.files import open_at, remove_tree
+from isolib.unionfs.disk.files import open_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,7 +75,7 @@ def examine(found: type[Driver], home: int, path: str) -> None:
             with open_at(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=home) as own:
                 found.examine(own.fileno(), f"{path}/{name}")
         finally:
-            remove_tree(home, name.encode(), name.encode())
+            calls.remove_tree(home, name, f"{path}/{name}")
 
 
 def best(home: int, path: str) -> type[Driver]:
