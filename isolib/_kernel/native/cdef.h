@@ -410,11 +410,13 @@ void isolib_copy_end(struct isolib_copy *copy);
 struct isolib_removal {
     int32_t base;
     int32_t error;
-    const char *name; /* what is in that directory */
+    const char *name; /* what is in that directory; NULL: all that is in it */
     const char *call;
+    int32_t rounds;              /* 0 at first */
     char path[ISOLIB_TREE_PATH]; /* of what cannot be removed, below the name */
 };
-/* Removes for a while; 1: to be called again, until 0.  What is not there is removed. */
+/* Removes for a while; 1: to be called again, until 0.  What is not there is removed.  ENOTEMPTY: somebody keeps making things;
+ * EXDEV: something is mounted there. */
 int isolib_remove_run(struct isolib_removal *removal);
 
 /* ---- btrfs.c ------------------------------------------------------------------------------------------------------------ */
@@ -639,9 +641,6 @@ struct isolib_dress {
 enum isolib_make { ISOLIB_MAKE_OPEN = 1, ISOLIB_MAKE_WRITE, ISOLIB_MAKE_OWNER, ISOLIB_MAKE_MODE, ISOLIB_MAKE_TIME };
 /* 0: a file that was not there is, complete; otherwise it is not, and this is what failed */
 int isolib_make_file(int dir, const char *name, const char *data, uint64_t size, const struct isolib_dress *dress);
-/* Removes what is in a directory but directories, and returns how many bytes their names have, a NUL after each: of some, where
- * there is no room for all.  -1: it cannot be read; -2: what `left` names cannot be removed. */
-int64_t isolib_clear(int dir, char *left, uint64_t room);
 /* whether two files are made of the same blocks; 0: that cannot be told */
 int isolib_same_extents(int one, int other);
 

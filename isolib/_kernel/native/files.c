@@ -237,56 +237,6 @@ int isolib_make_file(int dir, const char *name, const char *data, uint64_t size,
     return stage;
 }
 
-/* ---- removing ---- */
-
-struct entry { /* as getdents64 gives it */
-    uint64_t inode;
-    int64_t offset;
-    uint16_t length;
-    uint8_t type;
-    char name[];
-};
-
-static int is_dots(const char *name) {
-    return name[0] == '.' && (name[1] == '\0' || (name[1] == '.' && name[2] == '\0'));
-}
-
-/* 0: gone; 1: a directory; -1: neither */
-static int remove_one(int dir, const struct entry *entry) {
-    if (entry->type == DT_DIR)
-        return 1;
-    if (unlinkat(dir, entry->name, 0) == 0 || errno == ENOENT)
-        return 0;
-    return errno == EISDIR ? 1 : -1;
-}
-
-int64_t isolib_clear(int dir, char *left, uint64_t room) {
-    char buffer[32768] __attribute__((aligned(8)));
-    uint64_t used = 0;
-    long got;
-    if (lseek(dir, 0, SEEK_SET) < 0)
-        return -1;
-    while ((got = syscall(SYS_getdents64, dir, buffer, sizeof(buffer))) > 0) {
-        for (long at = 0; at < got;) {
-            const struct entry *entry = (const struct entry *)(buffer + at);
-            size_t length = strlen(entry->name) + 1;
-            int result = is_dots(entry->name) ? 0 : remove_one(dir, entry);
-            at += entry->length;
-            if (result == 0)
-                continue;
-            if (result < 0) {
-                memcpy(left, entry->name, length);
-                return -2;
-            }
-            if (used + length > room)
-                return (int64_t)used;
-            memcpy(left + used, entry->name, length);
-            used += length;
-        }
-    }
-    return got < 0 ? -1 : (int64_t)used;
-}
-
 /* ---- comparing ---- */
 
 /* Of an encoded (compressed) extent it is told where that begins, and not which part of it the file has. */

@@ -19,7 +19,6 @@ does the rename, for who wrote it was interrupted.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -30,10 +29,11 @@ from threading import RLock
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from isolib._kernel import calls
-from isolib._kernel.handle import Fd, Rollback, home
+from isolib._kernel.handle import Rollback, home
 from isolib._kernel.threads import OwnThread
 from isolib.errors import SyscallError, Unsupported, from_errno
 from isolib.unionfs.disk.copying import copy_tree
+from isolib.unionfs.disk.files import twin
 from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form, TreeUsage
 from isolib.unionfs.drivers.directories import DirectoryDriver, Home, check_name
@@ -46,6 +46,7 @@ from isolib.unionfs.overlays.uppers import Uppers
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from isolib._kernel.handle import Fd
     from isolib.unionfs.entry import Piece, Pieces
 
 __all__ = ["OverlayDriver"]
@@ -111,7 +112,7 @@ class OverlayDriver(DirectoryDriver):
         Unsupported
             It cannot.
         """
-        with _twin(home) as fd:
+        with twin(home) as fd:
             place = Home(fd, path, _remove)
             try:
                 with place.making() as made:
@@ -236,7 +237,7 @@ class OverlayDriver(DirectoryDriver):
                 part = self._place.show(self._provide_part(state))
                 wanted = Stack(self._lowers(state.below), f"{part}/root", f"{part}/work", attributes=_SAFE)
                 found = self._mounts[key] = self._stack(wanted)
-            return _twin(found.fileno())
+            return twin(found.fileno())
 
     def release(self, tree: str) -> None:
         """Forget the mount.  What is written to a descriptor of it after that may be in a layer that was made meanwhile."""
@@ -455,12 +456,6 @@ def _try_out(place: Home, made: str) -> None:
     with stack(Stack((where[0],), where[1], where[2])).mount as mount:
         os.rmdir("directory", dir_fd=mount.fileno())  # leaves a whiteout
         os.mkdir("directory", dir_fd=mount.fileno())  # and this an attribute
-
-
-def _twin(fd: int) -> Fd:
-    made = Fd.take(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    assert made is not None  # noqa: S101 - fcntl raises
-    return made
 
 
 def _remove(directory: int, name: str) -> None:

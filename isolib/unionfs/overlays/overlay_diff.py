@@ -18,7 +18,7 @@ from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
 from isolib.errors import from_errno
 from isolib.unionfs.archive import tar
-from isolib.unionfs.disk.files import attempt, joined, names_in, open_beneath, remove_tree, shown
+from isolib.unionfs.disk.files import attempt, joined, names_in, open_beneath, shown
 from isolib.unionfs.disk.scan import FileContent, describe
 from isolib.unionfs.disk.unpack import Limits, unpack
 from isolib.unionfs.entry import Change, ChangeKind, Kind
@@ -336,5 +336,5 @@ def commit(upper: Fd, below: Fd, form: Form, path: str) -> None:
             here = place.fileno()
             calls.rename(here, os.fsdecode(draft), here, name, calls.RENAME_NOREPLACE, path)
         except BaseException:
-            remove_tree(place.fileno(), draft, draft)
+            calls.remove_tree(place.fileno(), draft, shown(draft))
             raise

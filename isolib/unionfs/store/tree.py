@@ -392,7 +392,10 @@ def _made(keeper: Keeper, standing: Standing, name: str | None, source: str | No
             if lock is None:
                 raise PlanError(f"name: the store has a tree {name!r} already")
         except BaseException:
-            records.driver.remove_tree(record.tree)
+            if records.layout.holds(area.path):
+                records.driver.remove_tree(record.tree)
+            else:  # it was interrupted when it was on record already
+                _take_off(records, name or area.name, record.tree)
             raise
     try:
         return keeper.keep(Tree._make(keeper, name or area.name, record, lock))
