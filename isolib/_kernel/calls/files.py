@@ -104,7 +104,7 @@ class Looker:
         self._data: Any = ffi.new(_CHARS, room)
         self._found: Any = ffi.new(_FOUND, _ROWS)
 
-    def look(self, dir_fd: int, names: list[bytes], start: int, small: int) -> list[Found]:
+    def look(self, dir_fd: int, names: list[bytes], start: int, small: int, most: int | None = None) -> list[Found]:
         """Look at names of a directory, from one on, in order: up to the first directory, or as many as there is room for.
 
         Parameters
@@ -117,8 +117,10 @@ class Looker:
             With which to begin.
         small
             The content of files of up to so many bytes comes along.
+        most
+            No more names than this.
         """
-        part = names[start : start + _ROWS]
+        part = names[start : start + min(most or _ROWS, _ROWS)]
         joined = b"\0".join(part)
         count = lib.isolib_look(dir_fd, joined, len(part), self._found, self._data, self._room, small)
         view = memoryview(ffi.buffer(self._data, self._room))

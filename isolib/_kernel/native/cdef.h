@@ -644,6 +644,27 @@ int isolib_make_file(int dir, const char *name, const char *data, uint64_t size,
 /* whether two files are made of the same blocks; 0: that cannot be told */
 int isolib_same_extents(int one, int other);
 
+/* ---- pack.c: small files of one directory, as they are in a tar; no symbolic link is followed ---------------------------- */
+
+struct isolib_pack {
+    int32_t dir;      /* the directory */
+    int32_t below;    /* what lies below it: a file that is as there is not packed; -1: nothing does */
+    const char *path; /* of the directory, in the tar: empty, or without a slash at the end */
+    int64_t latest_s; /* later times become this one */
+    uint32_t latest_ns;
+    uint32_t is_recorded;
+    char *tar; /* the archive goes here */
+    uint64_t tar_room, tar_used;
+    char *records; /* and here what recipe.py writes of it */
+    uint64_t records_room, records_used;
+    uint32_t contents; /* how many of the records tell of a file's content */
+    uint32_t is_full;  /* there was no room for the next one */
+};
+enum { ISOLIB_PACK_SMALL = 65536, ISOLIB_PACK_ROOM = 70000 }; /* the largest content; what one file takes at most, of either */
+/* Packs files by their names, one NUL after each, in their order; returns how many: up to one that is not small and plain (one
+ * name, no attributes, a path and numbers that fit), or for which there is no room. */
+uint32_t isolib_pack(struct isolib_pack *pack, const char *names, uint32_t count);
+
 /* ---- relay.c: bad weather in user space --------------------------------------------------------------------------------- */
 
 /* Probabilities are in parts of 2^32. */

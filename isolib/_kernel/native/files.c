@@ -18,6 +18,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include "files.h"
 #include "wrappers.h"
 
 static void close_quietly(int fd) {
@@ -102,8 +103,7 @@ int isolib_open_to_read(int dir, const char *name) {
     return open_to_read(dir, name);
 }
 
-/* Opens a file if it is the one that was looked at; -1 otherwise. */
-static int open_seen(int dir, const char *name, const struct statx *seen) {
+int isolib_open_seen(int dir, const char *name, const struct statx *seen) {
     struct stat status;
     int fd = open_to_read(dir, name);
     if (fd < 0)
@@ -115,7 +115,7 @@ static int open_seen(int dir, const char *name, const struct statx *seen) {
     return -1;
 }
 
-static int read_whole(int fd, uint64_t size, char *data) {
+int isolib_read_whole(int fd, uint64_t size, char *data) {
     uint64_t done = 0;
     ssize_t got = 0;
     while (done < size && (got = read(fd, data + done, size - done)) > 0)
@@ -158,7 +158,7 @@ static uint64_t look_at(int dir, const char *name, struct isolib_found *row, cha
     }
     note(row, &seen);
     if (S_ISREG(seen.stx_mode) && seen.stx_size > 0 && seen.stx_size <= small)
-        fd = open_seen(dir, name, &seen);
+        fd = isolib_open_seen(dir, name, &seen);
     size = list_attributes(fd, dir, name, data);
     if (size < 0) {
         row->error = errno;
@@ -176,7 +176,7 @@ static uint64_t look_at(int dir, const char *name, struct isolib_found *row, cha
             row->content = (uint32_t)size;
         row->is_whole = size >= 0;
     } else if (S_ISREG(seen.stx_mode) && seen.stx_size <= small) {
-        row->is_whole = seen.stx_size == 0 || (fd >= 0 && read_whole(fd, seen.stx_size, data));
+        row->is_whole = seen.stx_size == 0 || (fd >= 0 && isolib_read_whole(fd, seen.stx_size, data));
         row->content = row->is_whole ? (uint32_t)seen.stx_size : 0;
     }
     if (fd >= 0)

@@ -38,8 +38,8 @@ from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form, TreeUsage
 from isolib.unionfs.drivers.directories import DirectoryDriver, Home, check_name
 from isolib.unionfs.drivers.usage import usage_of
-from isolib.unionfs.overlays import overlay_diff, stacking
-from isolib.unionfs.overlays.overlay_diff import NO_LIMITS
+from isolib.unionfs.overlays import stacking
+from isolib.unionfs.overlays.overlay_diff import NO_LIMITS, Changed
 from isolib.unionfs.overlays.stacking import Stack, open_directory, stack
 from isolib.unionfs.overlays.uppers import Uppers
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from isolib._kernel.handle import Fd
-    from isolib.unionfs.entry import Piece, Pieces
+    from isolib.unionfs.entry import Offered, Piece, Pieces
 
 __all__ = ["OverlayDriver"]
 
@@ -265,12 +265,16 @@ class OverlayDriver(DirectoryDriver):
         self._tidy(tree, state.part)
         return self._changed(state, [f"layer {layer}" for layer in state.layers])
 
-    def _changed(self, state: _State, below: Sequence[str]) -> Iterator[Piece]:
+    def _changed(self, state: _State, below: Sequence[str]) -> Pieces:
+        return _Changes(self, state, below)
+
+    @contextmanager
+    def _compared(self, state: _State, below: Sequence[str]) -> Iterator[Changed]:
         with Rollback() as undo:
             written = [undo.adopt(self._place.open(f"{self._provide_part(state)}/root"))]
             written += [undo.adopt(self._place.open(f"parts/{part}/root")) for part in state.parts]
             merged = undo.adopt(self._merged(below))
-            yield from overlay_diff.changed(Uppers(written, self.form), merged, with_time_of_top=True)
+            yield Changed(Uppers(written, self.form), merged, with_time_of_top=True)
 
     def commit(self, tree: str, layer: str) -> None:
         """Make the upper directory a layer by a rename; a copy where snapshots lie between, or somebody is writing."""
@@ -440,6 +444,22 @@ class OverlayDriver(DirectoryDriver):
         for thread in tuple(self._behind):
             thread.join()
         super().settle()
+
+
+class _Changes:
+    """What was written, compared; opened when it is gone through."""
+
+    def __init__(self, driver: OverlayDriver, state: _State, below: Sequence[str]) -> None:
+        self._compared = partial(driver._compared, state, below)  # noqa: SLF001 - a part of it
+
+    def __iter__(self) -> Iterator[Piece]:
+        with self._compared() as compared:
+            yield from compared
+
+    def offers(self) -> Iterator[Offered]:
+        """As iterating it, with offers of small files."""
+        with self._compared() as compared:
+            yield from compared.offers()
 
 
 def _new_part() -> str:

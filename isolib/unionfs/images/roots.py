@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from isolib.unionfs.archive import tar
+from isolib.unionfs.archive.behind import Behind
 from isolib.unionfs.archive.compression import open_compressed
 from isolib.unionfs.archive.recipe import Recorder
 from isolib.unionfs.archive.streams import DigestReader, DigestWriter
@@ -82,6 +83,7 @@ class RootLoader(Loader):
         unpack(scan(source.root.fileno(), Form.MERGED), draft.root.fileno(), self._records.driver.form, limits=self._limits)
         # What is in the draft stays as it is; the directory may be another already.
         digest = DigestWriter()
-        with recipe.writing() as sink:
-            tar.write(scan(draft.root.fileno(), self._records.driver.form), digest, record=Recorder(sink))
+        with recipe.writing() as sink, Behind() as behind:
+            pieces = scan(draft.root.fileno(), self._records.driver.form)
+            tar.write(pieces, behind.sink(digest), record=Recorder(sink, behind=behind))
         return Layer(digest.digest, digest.digest, digest.size)

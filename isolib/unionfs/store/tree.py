@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from isolib._kernel.handle import Handle, Rollback
 from isolib.errors import ImageNotFound, PlanError, SyscallError
 from isolib.unionfs.archive import tar
+from isolib.unionfs.archive.behind import Behind
 from isolib.unionfs.archive.recipe import Recorder
 from isolib.unionfs.archive.streams import DigestWriter, chain_id
-from isolib.unionfs.entry import Kind, Layer
+from isolib.unionfs.entry import Kind, Layer, Offering
 from isolib.unionfs.images.config import History, ImageConfig, Platform, derive, new_config
 from isolib.unionfs.images.documents import dump
 from isolib.unionfs.images.images import opened_image
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from isolib._kernel.handle import Fd
     from isolib.unionfs.archive.streams import Writable
     from isolib.unionfs.drivers.base import TreeUsage
-    from isolib.unionfs.entry import Change, Piece, Pieces
+    from isolib.unionfs.entry import Change, Offered, Piece, Pieces
     from isolib.unionfs.images.images import Image
     from isolib.unionfs.store.areas import Area
     from isolib.unionfs.store.records import Records
@@ -219,8 +220,8 @@ class Tree(Handle, made_by="Store.checkout() or Store.tree()"):
         """Write the recipe of the layer that the changes are; None: there are none."""
         digest = DigestWriter()
         seen = _Seen(self._changed())
-        with recipe.writing() as sink:
-            tar.write(seen, digest, record=Recorder(sink))
+        with recipe.writing() as sink, Behind() as behind:
+            tar.write(seen, behind.sink(digest), record=Recorder(sink, behind=behind))
         if not seen.more_than_directories and not self.changes():
             return None
         return Layer(digest.digest, chain_id(self._top, digest.digest), digest.size)
@@ -366,6 +367,18 @@ class _Seen:
         for entry, content in self._pieces:
             self.more_than_directories |= entry.kind is not Kind.DIRECTORY
             yield entry, content
+
+    def offers(self) -> Iterator[Offered]:
+        """As iterating it, with offers of files, where there are any."""
+        if not isinstance(self._pieces, Offering):
+            yield from self
+            return
+        for one in self._pieces.offers():
+            if isinstance(one, tuple):
+                self.more_than_directories |= one[0].kind is not Kind.DIRECTORY
+            yield one
+            if not isinstance(one, tuple):
+                self.more_than_directories |= one.taken > 0
 
 
 def new_tree(keeper: Keeper, standing: Standing, name: str | None, *, quota: int | None = None) -> Tree:
