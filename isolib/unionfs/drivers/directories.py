@@ -288,7 +288,8 @@ class _Remover:
         """Have something removed; the lock is closed then."""
         if self._home != home():
             self._forget()  # the thread has stayed in the process that this one is a fork of
-        kept = Fd(fcntl.fcntl(lock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
+        with _named("fcntl", path):
+            kept = Fd(fcntl.fcntl(lock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
         with self._changed:
             self._waiting.append((path, kept))
             if self._is_running:
