@@ -260,7 +260,7 @@ TABLE: Final = _table(
         (("move_mount",), e.ELOOP, "the mount would come below itself"),
         (("open_tree",), e.EINVAL, "the path is on no mount of this mount namespace, or holds unbindable mounts"),
         (("fsconfig",), e.ENOSPC, "the disk that an overlay's upper and work directories are on is full"),
-        (MOUNT, e.ENOSPC, "too many mounts in the mount namespace: sysctl fs.mount-max"),
+        (("mount", "move_mount", "open_tree"), e.ENOSPC, "too many mounts in the mount namespace: sysctl fs.mount-max"),
         (("pivot_root",), e.EINVAL, "the new root is no mount point, its parent mount is shared, or / is the initial ramfs"),
         (("pivot_root",), e.EBUSY, "the new root is on the mount of the current one: bind it onto itself first"),
         (("umount", "umount2"), e.EBUSY, "files in it are open, or something is mounted below: detach it (MNT_DETACH)"),
