@@ -301,7 +301,8 @@ class _Remover:
         """Have something removed; the lock is closed then."""
         if self._home != home():
             self._forget()  # the thread has stayed in the process that this one is a fork of
-        kept = twin(lock.fileno())
+        with _named("fcntl", path):
+            kept = twin(lock.fileno())
         with self._changed:
             self._waiting.append((path, kept))
             if self._is_running:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from isolib.errors import StoreDamaged
 from isolib.unionfs.store.areas import owner, relied_on
 from isolib.unionfs.store.locks import try_lock
 from isolib.unionfs.store.records import chain, hex_of
@@ -110,10 +111,18 @@ def _images(records: Records, needed: _Needed, *, unnamed: bool) -> list[str]:
     return dropped
 
 
+def _parent(records: Records, layer: str) -> str | None:
+    """Return what a layer that nobody needs stands on; what its record says does not matter any more if it is damaged."""
+    try:
+        return records.layer(layer).parent
+    except StoreDamaged:
+        return None
+
+
 def _take_records(records: Records, area: Area, needed: _Needed) -> list[str]:
     """Take layers and blobs off the record; return the layers, those on top of others first."""
     layout = records.layout
-    parents = {one: records.layer(one).parent for one in records.layers() if one not in needed.layers}
+    parents = {one: _parent(records, one) for one in records.layers() if one not in needed.layers}
     for one in parents:
         layout.move(f"layers/{hex_of(one)}", f"{area.path}/{hex_of(one)}")
     for name in layout.names("blobs"):

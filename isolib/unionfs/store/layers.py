@@ -13,6 +13,7 @@ from isolib._kernel import calls
 from isolib.errors import ArchiveError, StoreDamaged, SyscallError
 from isolib.unionfs.archive.recipe import replay
 from isolib.unionfs.archive.streams import DigestWriter
+from isolib.unionfs.store.layout import damaged
 from isolib.unionfs.store.records import hex_of
 
 if TYPE_CHECKING:
@@ -93,21 +94,23 @@ def replayed(records: Records, layer: Layer) -> Iterator[bytes]:
     what = f"layers/{name}"
     digest = DigestWriter()
     try:
-        recipe = records.layout.open(f"{what}/recipe")
+        recipe = records.layout.open_file(f"{what}/recipe")
     except FileNotFoundError:
         raise StoreDamaged("the recipe is missing", what) from None
     try:
         root = records.driver.open_layer(name)
-    except SyscallError as error:
+    except OSError as error:
         recipe.close()
-        raise StoreDamaged(f"the driver has no such layer: {error}", what) from None
+        raise damaged(error, what) from None
     with recipe, root, open(recipe.fileno(), "rb", closefd=False) as stream:
         try:
             for data in replay(stream, _opener(root)):
                 digest.write(data)
                 yield data
-        except (ArchiveError, SyscallError) as error:
+        except ArchiveError as error:
             raise StoreDamaged(str(error), what) from None
+        except OSError as error:
+            raise damaged(error, what) from None
     if (digest.digest, digest.size) != (layer.diff_id, layer.size):
         raise StoreDamaged(f"its content has changed: the digest of its tar is {digest.digest}, not {layer.diff_id}", what)
 

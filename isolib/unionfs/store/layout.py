@@ -21,24 +21,48 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from contextlib import suppress
-from errno import EACCES, EEXIST, ENOTEMPTY, EPERM, EROFS
+from errno import (
+    EACCES,
+    EBADMSG,
+    EEXIST,
+    EIO,
+    EISDIR,
+    ELOOP,
+    ENODATA,
+    ENOENT,
+    ENOTDIR,
+    ENOTEMPTY,
+    ENXIO,
+    EPERM,
+    EROFS,
+    EUCLEAN,
+    EXDEV,
+)
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel.handle import Fd
-from isolib._kernel.hints import typed
-from isolib.errors import from_errno
+from isolib._kernel.hints import hint, typed
+from isolib.errors import StoreDamaged, from_errno
 from isolib.unionfs.images.documents import LARGEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Layout"]
+__all__ = ["Layout", "damaged"]
 
 PARTS: Final = ("blobs", "driver", "images", "layers", "locks", "names", "staging", "trees")
 _PRIVATE: Final = 0o700
 _REFUSED: Final = frozenset({EACCES, EPERM, EROFS})
+#: What is said of a file that is lost, or is another thing, or lies on a disk that is failing.
+_DAMAGE: Final = frozenset({EBADMSG, EIO, EISDIR, ELOOP, ENODATA, ENOENT, ENOTDIR, ENXIO, EUCLEAN, EXDEV})
+
+
+def damaged(error: OSError, what: str) -> Exception:
+    """Return the exception for a part of a store that cannot be read: damage, unless it is this process that cannot (EMFILE)."""
+    return StoreDamaged(f"it cannot be read: {error.strerror}", what) if error.errno in _DAMAGE else error
 
 
 class Layout:
@@ -80,9 +104,11 @@ class Layout:
 
     def refused(self, error: OSError, op: str, name: str) -> Exception:
         """Return the exception for a call that failed, which says so where it is that the store cannot be written."""
-        number = error.errno or 0
-        hint = "the store can only be read by this process" if number in _REFUSED and not self.may_write() else None
-        return from_errno(op, f"{self.path}/{name}", number, hint)
+        number, target = error.errno or 0, f"{self.path}/{name}"
+        readonly = number in _REFUSED and not self.may_write()
+        return from_errno(
+            op, target, number, "the store can only be read by this process" if readonly else hint(op, number, target)
+        )
 
     def may_write(self) -> bool:
         """Return whether this process can change the store."""
@@ -95,9 +121,35 @@ class Layout:
         ------
         FileNotFoundError
             There is none.
+        StoreDamaged
+            It is no file, or cannot be read.
         """
-        with self.open(name) as file, self._typed(name), open(file.fileno(), "rb", closefd=False, buffering=0) as stream:
-            return stream.read(LARGEST + 1)
+        with self.open_file(name) as file, self._typed(name), open(file.fileno(), "rb", closefd=False, buffering=0) as stream:
+            try:
+                return stream.read(LARGEST + 1)
+            except OSError as error:
+                raise damaged(error, name) from None
+
+    def open_file(self, name: str) -> Fd:
+        """Open a plain file, and wait for nobody if it is something else.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is none.
+        StoreDamaged
+            It is something else.
+        """
+        try:
+            opened = self.open(name, os.O_RDONLY | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise damaged(error, name) from None
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            opened.close()
+            raise StoreDamaged("it is not a plain file", name)
+        return opened
 
     def names(self, part: str) -> list[str]:
         """Return the names in a directory, sorted; none where there is no directory."""

@@ -272,8 +272,9 @@ class Records:
                 data = self.layout.read(what)
             except FileNotFoundError:
                 raise ImageNotFound(f"the store has no image {digest} any more") from None
-            manifest = Document.read(data, what).value.get("manifest")
-            if not (manifest is None or is_digest(manifest)):
+            told = Document.read(data, what).value
+            manifest = told.get("manifest")
+            if "manifest" not in told or not (manifest is None or is_digest(manifest)):
                 raise ArchiveError("manifest: this is no digest", what)
             return ImageRecord(digest, manifest)
 
@@ -317,7 +318,9 @@ class Records:
 
     def _put_blob(self, area: Area, digest: str, data: bytes) -> None:
         area.rely_on([f"blob:{digest}"])
-        if not self.layout.holds(f"blobs/{hex_of(digest)}"):
+        try:
+            self.blob(digest)
+        except StoreDamaged:  # it is missing, or is not what it was: to bring it in again mends that
             area.put(f"blobs/{hex_of(digest)}", data)
 
     def remove_image(self, digest: str) -> None:
