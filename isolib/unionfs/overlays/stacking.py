@@ -85,6 +85,8 @@ class Stack:
         MOUNT_ATTR_* of the mount.
     id_map
         Which id on disk (``outside``) is which in the mount (``inside``), for every layer on disk.
+    userns
+        In place of that, a descriptor of a user namespace, in which ids on disk are those inside.
     """
 
     lowers: tuple[str, ...]
@@ -95,6 +97,7 @@ class Stack:
     volatile: bool = False
     attributes: int = 0
     id_map: tuple[IdMap, ...] | None = None
+    userns: int | None = None
 
 
 class Stacked(NamedTuple):
@@ -200,7 +203,7 @@ def stack(wanted: Stack, opened: calls.Layers | None = None) -> Stacked:
     SyscallError
         The kernel refused; the hint says which option or layer it was, as far as that can be told.
     """
-    userns = _userns(wanted.id_map)
+    userns = _userns(wanted.id_map) if wanted.userns is None else wanted.userns
     try:
         if _direct.get("works") is False:
             return enclosed(partial(_build, wanted, userns))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import stat
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from errno import EBUSY
 from threading import RLock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from isolib._kernel.handle import Handle, Rollback
-from isolib.errors import ImageNotFound, PlanError, SyscallError
+from isolib._kernel.handle import Fd, Handle, Rollback
+from isolib.errors import ClosedError, ImageNotFound, PlanError, SyscallError
 from isolib.unionfs.archive import tar
 from isolib.unionfs.archive.recipe import Recorder
 from isolib.unionfs.archive.streams import DigestWriter, chain_id
@@ -21,18 +23,20 @@ from isolib.unionfs.images.config import History, ImageConfig, Platform, derive,
 from isolib.unionfs.images.documents import dump
 from isolib.unionfs.images.images import opened_image
 from isolib.unionfs.images.references import Reference
+from isolib.unionfs.rooted import Rooted, ids_of
 from isolib.unionfs.store.changes import changes
 from isolib.unionfs.store.layers import RecipeFile
 from isolib.unionfs.store.locks import try_lock
 from isolib.unionfs.store.records import LayerRecord, Standing, TreeRecord, hex_of
 from isolib.unionfs.store.recovery import PENDING, finish, move_layer, recover, reset, write_tree
+from isolib.unionfs.store.stays import Stay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from isolib._kernel.handle import Fd
+    from isolib._kernel.assembly import Scene
     from isolib.unionfs.archive.streams import Writable
-    from isolib.unionfs.drivers.base import TreeUsage
+    from isolib.unionfs.drivers.base import IdMaps, TreeUsage
     from isolib.unionfs.entry import Change, Piece, Pieces
     from isolib.unionfs.images.images import Image
     from isolib.unionfs.store.areas import Area
@@ -71,11 +75,17 @@ class Keeper(NamedTuple):
     keep: Callable[[Tree], Tree]
 
 
-class Tree(Handle, made_by="Store.checkout() or Store.tree()"):
+class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
     """A tree that can be written to, above an image that is not changed by it.
 
     One process has it; its threads may use it together.  What is in it is reached by `path`, or by the descriptor, which stay
     the same as long as it is open.
+
+    As ``root=`` of `isolib.spawn`, `isolib.run` and `isolib.Sandbox` it is the root of any number of processes, one after
+    another and at once: what they write is written to it.  What is root's in it is root's inside, whoever that is outside.
+    Where the driver is overlay and root has started them, files belong at `path` to who they are outside, as long as any of
+    them is there, and nothing can be made there by somebody whom they do not know (EOVERFLOW).
+    What is closed while processes are in it stays for them, and goes with the last of them.
 
     Attributes
     ----------
@@ -86,6 +96,9 @@ class Tree(Handle, made_by="Store.checkout() or Store.tree()"):
     """
 
     def __init__(self, keeper: Keeper, name: str, record: TreeRecord, lock: Fd) -> None:
+        self._guests = 0
+        self._ids: IdMaps | None = None
+        self._last_lock: Fd | None = None
         self._keeper = keeper
         self._records = records = keeper.records
         self._record = record
@@ -255,6 +268,73 @@ class Tree(Handle, made_by="Store.checkout() or Store.tree()"):
             raise
         self._mount_again()
 
+    # ---- who is in it ----
+
+    def lend(self, scene: Scene) -> Stay:
+        """Return a mount for one more process (for the modules that compose; `isolib.spawn` and others take ``root=tree``).
+
+        Raises
+        ------
+        SyscallError
+            EBUSY: a process is in it whose ids are mapped in another way.
+        """
+        driver, ids = self._records.driver, ids_of(scene)
+        with self._using:
+            self._check_open()
+            self._map(ids)
+            mount = driver.lend(self._record.tree, ids)
+            self._guests += 1
+        return Stay(mount, self._left)
+
+    def _map(self, ids: IdMaps | None) -> None:
+        """Have the whole tree mapped, where it cannot be for one process alone."""
+        driver, tree = self._records.driver, self._record.tree
+        if not driver.maps_whole_trees or ids == self._ids:
+            return
+        if self._guests:
+            hint = "a process is in it whose id map is another: end that first, or start both with the same id_map="
+            raise SyscallError("mount_setattr", f"tree {self.name}", EBUSY, hint)
+        self._let_mount_go()
+        try:
+            driver.lend(tree, ids).close()
+            self._ids = ids
+        finally:
+            if self._ids != ids:
+                driver.release(tree)
+            self._mount_again()
+
+    def _let_mount_go(self) -> None:
+        """Have the descriptor lead to nothing: overlayfs wants no second mount with the same upper directory."""
+        with Fd(os.open("/dev/null", os.O_PATH | os.O_CLOEXEC)) as nothing:
+            os.dup2(nothing.fileno(), self.fileno(), inheritable=False)
+        self._records.driver.release(self._record.tree)
+
+    def _left(self) -> None:
+        """Be told that a process is gone."""
+        with self._using:
+            self._guests -= 1
+            if self._guests:
+                return
+            if self.closed:
+                self._go()
+                return
+            self._records.driver.take_back(self._record.tree)
+            if self._ids is not None:
+                self._ids = None
+                self._let_mount_go()
+                self._mount_again()
+
+    def kind(self, name: str) -> int | None:
+        """Return the type of what lies at a name in its top directory; None: nothing."""
+        try:
+            return stat.S_IFMT(os.stat(name, dir_fd=self.fileno(), follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return None
+
+    def told(self) -> str:
+        """Return what it is, for people."""
+        return f"the tree {self.name}, writable"
+
     def _mount_again(self) -> None:
         """Have the descriptor lead to the tree as it is now; its number stays."""
         with self._records.driver.mount(self._record.tree) as mount:
@@ -312,6 +392,9 @@ class Tree(Handle, made_by="Store.checkout() or Store.tree()"):
             if snapshot is not None and snapshot not in self.snapshots:
                 raise ImageNotFound(f"the tree {self.name} has no snapshot {snapshot!r}")
             self._check_open()
+            if self._guests:
+                hint = "a process is in it, which would lose its root: end that first"
+                raise SyscallError("rename", f"tree {self.name}", EBUSY, hint)
             if snapshot is not None:
                 self._write(replace(self._record, resetting=snapshot))
             self._records.driver.reset(self._record.tree, snapshot)
@@ -343,13 +426,26 @@ class Tree(Handle, made_by="Store.checkout() or Store.tree()"):
         self.close()
 
     def _release(self) -> None:
+        with self._using:
+            if self._guests:  # they keep it, and the last of them does the rest
+                self._last_lock = Fd(fcntl.fcntl(self._lock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
+                return
+            self._give_up(self._lock)
+
+    def _give_up(self, lock: Fd) -> None:
         records = self._records
         records.driver.release(self._record.tree)
         if self.kept:
             # A fork of this process may have the descriptor still.
-            fcntl.flock(self._lock.fileno(), fcntl.LOCK_UN)
+            fcntl.flock(lock.fileno(), fcntl.LOCK_UN)
             return
         _take_off(records, self.name, self._record.tree)
+
+    def _go(self) -> None:
+        """Do what was left to do when it was closed; where the store was closed too, that is for its next collection."""
+        if self._last_lock is not None:
+            with self._last_lock as lock, suppress(ClosedError):
+                self._give_up(lock)
 
     def _describe(self) -> str:
         return self.name
