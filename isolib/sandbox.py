@@ -77,8 +77,8 @@ class _Cache:
         if found is not None and not assembly.is_astray():
             return key, found
         made = _Prepared(SandboxSpec.of(None, given), outlet)
-        # Its plan leads back to the program's own namespaces, by descriptors of the thread; or it would keep somebody's tree, or
-        # its groups the network.
+        # Its plan leads back to the program's own namespaces, by descriptors of the thread; or it would keep somebody's tree
+        # alive, or its groups the network.
         if assembly.is_astray() or made.is_lent or (outlet is not None and made.limits.group):
             return key, made
         with self._lock:

@@ -1,7 +1,7 @@
 """What a launch asks of a root that belongs to somebody: the seam between processes and `isolib.unionfs`.
 
-Neither of the two knows the other.  A root that is handed to a launch offers `Lender.lend`, which yields a mount for one process
-to have; when the process and all that it left behind are gone, the loan is closed, and its owner goes on with the root.
+Neither of the two knows the other.  A root that is handed to a launch offers `Lender.lend`, which yields a mount for one
+process to have; when the process and all that it left behind are gone, the loan is closed, and the owner goes on with the root.
 """
 
 from __future__ import annotations

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
         def add_steps(self, builder: Builder, mounts: Sequence[MountValue], scene: Scene) -> None:
             """Add the steps that build the root, with mounts in it, and enter it."""
 
+        def visible(self) -> list[str]:
+            """Return what is seen inside before any mounts: a line for each path."""
+
     class Confine(Protocol):
         """A value of isolib.confine."""
 

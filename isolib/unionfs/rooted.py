@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from isolib._kernel.assembly import Scene
-    from isolib._kernel.lending import Loan
+    from isolib._kernel.lending import Lender
     from isolib._kernel.plan import Builder
     from isolib._kernel.request import MountValue
     from isolib.unionfs.drivers.base import IdMaps
@@ -23,19 +23,11 @@ class Rooted:
 
     __slots__ = ()
 
-    if TYPE_CHECKING:
-
-        def lend(self, scene: Scene) -> Loan: ...
-
-        def kind(self, name: str) -> int | None: ...
-
-        def told(self) -> str: ...
-
-    def add_steps(self, builder: Builder, mounts: Sequence[MountValue], scene: Scene) -> None:
+    def add_steps(self: Lender, builder: Builder, mounts: Sequence[MountValue], scene: Scene) -> None:
         """Add the steps that build the root of a process, with mounts in it, and enter it."""
         seam.lent_root(self).add_steps(builder, mounts, scene)
 
-    def visible(self) -> list[str]:
+    def visible(self: Lender) -> list[str]:
         """Return what a process with this root sees before any mounts: a line for each path."""
         return seam.lent_root(self).visible()
 

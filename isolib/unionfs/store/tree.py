@@ -13,7 +13,7 @@ from errno import EBUSY
 from threading import RLock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from isolib._kernel.handle import Fd, Handle, Rollback
+from isolib._kernel.handle import Handle, Rollback
 from isolib.errors import ClosedError, ImageNotFound, PlanError, SyscallError
 from isolib.unionfs.archive import tar
 from isolib.unionfs.archive.recipe import Recorder
@@ -23,18 +23,19 @@ from isolib.unionfs.images.config import History, ImageConfig, Platform, derive,
 from isolib.unionfs.images.documents import dump
 from isolib.unionfs.images.images import opened_image
 from isolib.unionfs.images.references import Reference
-from isolib.unionfs.rooted import Rooted, ids_of
+from isolib.unionfs.rooted import Rooted
+from isolib.unionfs.stays import Stay, Stays
 from isolib.unionfs.store.changes import changes
 from isolib.unionfs.store.layers import RecipeFile
 from isolib.unionfs.store.locks import try_lock
 from isolib.unionfs.store.records import LayerRecord, Standing, TreeRecord, hex_of
 from isolib.unionfs.store.recovery import PENDING, finish, move_layer, recover, reset, write_tree
-from isolib.unionfs.store.stays import Stay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from isolib._kernel.assembly import Scene
+    from isolib._kernel.handle import Fd
     from isolib.unionfs.archive.streams import Writable
     from isolib.unionfs.drivers.base import IdMaps, TreeUsage
     from isolib.unionfs.entry import Change, Piece, Pieces
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from isolib.unionfs.store.areas import Area
     from isolib.unionfs.store.records import Records
 
-__all__ = ["Tree", "check_tree_name", "new_tree", "open_tree"]
+__all__ = ["Tree", "check_tree_name", "lend_new", "new_tree", "open_tree"]
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 
@@ -96,15 +97,13 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
     """
 
     def __init__(self, keeper: Keeper, name: str, record: TreeRecord, lock: Fd) -> None:
-        self._guests = 0
-        self._ids: IdMaps | None = None
-        self._last_lock: Fd | None = None
         self._keeper = keeper
         self._records = records = keeper.records
         self._record = record
         self._using = RLock()
         self.name = name
         self.kept = record.kept
+        self._stays = Stays(records.driver, record.tree, name, self._using)
         super().__init__(records.driver.mount(record.tree))
         self._lock = self._adopt(lock)
 
@@ -266,7 +265,7 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
             recover(records, self.name)
             self._record = records.tree(self.name)
             raise
-        self._mount_again()
+        self._stays.mount_again(self.fileno())
 
     # ---- who is in it ----
 
@@ -278,51 +277,9 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
         SyscallError
             EBUSY: a process is in it whose ids are mapped in another way.
         """
-        driver, ids = self._records.driver, ids_of(scene)
         with self._using:
             self._check_open()
-            self._map(ids)
-            mount = driver.lend(self._record.tree, ids)
-            self._guests += 1
-        return Stay(mount, self._left)
-
-    def _map(self, ids: IdMaps | None) -> None:
-        """Have the whole tree mapped, where it cannot be for one process alone."""
-        driver, tree = self._records.driver, self._record.tree
-        if not driver.maps_whole_trees or ids == self._ids:
-            return
-        if self._guests:
-            hint = "a process is in it whose id map is another: end that first, or start both with the same id_map="
-            raise SyscallError("mount_setattr", f"tree {self.name}", EBUSY, hint)
-        self._let_mount_go()
-        try:
-            driver.lend(tree, ids).close()
-            self._ids = ids
-        finally:
-            if self._ids != ids:
-                driver.release(tree)
-            self._mount_again()
-
-    def _let_mount_go(self) -> None:
-        """Have the descriptor lead to nothing: overlayfs wants no second mount with the same upper directory."""
-        with Fd(os.open("/dev/null", os.O_PATH | os.O_CLOEXEC)) as nothing:
-            os.dup2(nothing.fileno(), self.fileno(), inheritable=False)
-        self._records.driver.release(self._record.tree)
-
-    def _left(self) -> None:
-        """Be told that a process is gone."""
-        with self._using:
-            self._guests -= 1
-            if self._guests:
-                return
-            if self.closed:
-                self._go()
-                return
-            self._records.driver.take_back(self._record.tree)
-            if self._ids is not None:
-                self._ids = None
-                self._let_mount_go()
-                self._mount_again()
+            return self._stays.lend(scene, self.fileno())
 
     def kind(self, name: str) -> int | None:
         """Return the type of what lies at a name in its top directory; None: nothing."""
@@ -334,11 +291,6 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
     def told(self) -> str:
         """Return what it is, for people."""
         return f"the tree {self.name}, writable"
-
-    def _mount_again(self) -> None:
-        """Have the descriptor lead to the tree as it is now; its number stays."""
-        with self._records.driver.mount(self._record.tree) as mount:
-            os.dup2(mount.fileno(), self.fileno(), inheritable=False)
 
     def _write(self, record: TreeRecord) -> None:
         write_tree(self._records, self.name, record)
@@ -392,15 +344,13 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
             if snapshot is not None and snapshot not in self.snapshots:
                 raise ImageNotFound(f"the tree {self.name} has no snapshot {snapshot!r}")
             self._check_open()
-            if self._guests:
-                hint = "a process is in it, which would lose its root: end that first"
-                raise SyscallError("rename", f"tree {self.name}", EBUSY, hint)
+            self._stays.check_none()
             if snapshot is not None:
                 self._write(replace(self._record, resetting=snapshot))
             self._records.driver.reset(self._record.tree, snapshot)
             if snapshot is not None:
                 self._write(reset(self._record))
-            self._mount_again()
+            self._stays.mount_again(self.fileno())
 
     def fork(self, *, name: str | None = None) -> Tree:
         """Make another tree that is as this one is now; each goes its own way from then on.
@@ -426,11 +376,7 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
         self.close()
 
     def _release(self) -> None:
-        with self._using:
-            if self._guests:  # they keep it, and the last of them does the rest
-                self._last_lock = Fd(fcntl.fcntl(self._lock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
-                return
-            self._give_up(self._lock)
+        self._stays.part(self._lock, self._give_up)
 
     def _give_up(self, lock: Fd) -> None:
         records = self._records
@@ -440,12 +386,6 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
             fcntl.flock(lock.fileno(), fcntl.LOCK_UN)
             return
         _take_off(records, self.name, self._record.tree)
-
-    def _go(self) -> None:
-        """Do what was left to do when it was closed; where the store was closed too, that is for its next collection."""
-        if self._last_lock is not None:
-            with self._last_lock as lock, suppress(ClosedError):
-                self._give_up(lock)
 
     def _describe(self) -> str:
         return self.name
@@ -473,6 +413,18 @@ def _made(keeper: Keeper, standing: Standing, name: str | None, source: str | No
     records = keeper.records
     if name is not None:
         check_tree_name(name, "name")
+    called, record, lock = _founded(records, standing, name, source, quota)
+    try:
+        return keeper.keep(Tree._make(keeper, called, record, lock))
+    except BaseException:
+        _take_off(records, called, record.tree)
+        raise
+
+
+def _founded(
+    records: Records, standing: Standing, name: str | None, source: str | None, quota: int | None
+) -> tuple[str, TreeRecord, Fd]:
+    """Put a tree into the store; returns its name, its record and its lock."""
     with records.area() as area:
         with records.locks.shared():
             records.hold(area, standing.below, [] if standing.image is None else [standing.image])
@@ -490,10 +442,22 @@ def _made(keeper: Keeper, standing: Standing, name: str | None, source: str | No
         except BaseException:
             records.driver.remove_tree(record.tree)
             raise
+        return name or area.name, record, lock
+
+
+def lend_new(records: Records, standing: Standing, ids: IdMaps | None) -> Stay:
+    """Lend a tree to one process that is nobody else's, and goes with it; with its ids mapped, see `Driver.lend`."""
+    name, record, lock = _founded(records, standing, None, None, None)
+
+    def take_back() -> None:
+        with lock, suppress(ClosedError):  # of a store that was closed before: that is for its next collection
+            records.driver.release(record.tree)
+            _take_off(records, name, record.tree)
+
     try:
-        return keeper.keep(Tree._make(keeper, name or area.name, record, lock))
+        return Stay(records.driver.lend(record.tree, ids), take_back)
     except BaseException:
-        _take_off(records, name or area.name, record.tree)
+        take_back()
         raise
 
 
