@@ -172,12 +172,12 @@ class Guest(Slot):
         self.add("MOVE_MOUNT", fd=self, fd2=self.scratch, text2=b"root", flags=_ONTO_NAME, what="new root")
         self._known["/"] = Place("foreign", self, writable=writable, source=path)
 
-    def borrow(self, lender: Lender) -> None:
+    def borrow(self, lender: Lender, *, writable: bool) -> None:
         """Make the root what somebody lends to each process of the plan; what is written to it he gets back with it."""
         self.builder.borrow(self, lender)
         self.set_attributes(self, SAFE, what="new root")
         self.add("MOVE_MOUNT", fd=self, fd2=self.scratch, text2=b"root", flags=_ONTO_NAME, what="new root")
-        self._known["/"] = Place("foreign", self, writable=True)
+        self._known["/"] = Place("foreign", self, writable=writable)
 
     def enter(self) -> None:
         """Make it the root of the process; the old root and the scratch are gone after it (pivot_root(2))."""

@@ -33,6 +33,10 @@ class Lender(Protocol):
     def own_map(self) -> str | None:
         """Return the id map of the user namespace that it belongs to, which processes need too; None: that of the host."""
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether anything can be written to it."""
+
     def kind(self, name: str) -> int | None:
         """Return the type of what lies at a name in its top directory, as `stat.S_IFMT` has it; None: nothing, or unknown."""
 

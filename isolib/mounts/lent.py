@@ -42,27 +42,33 @@ class LentRoot(Root):
 
     def add_steps(self, builder: Builder, mounts: Sequence[MountValue], scene: Scene) -> None:
         """Add the steps that build the root, with mounts in it, and enter it."""
-        has_tmp = self._has_tmp()
+        own = self._own()
         guest = Guest.begin(builder, scene, self.room)
-        guest.borrow(self.lender)
-        Proc().add_steps(builder, guest, scene)
-        Dev().add_steps(builder, guest, scene)
-        if has_tmp:
+        guest.borrow(self.lender, writable=self.lender.is_writable)
+        if "/proc" in own:
+            Proc().add_steps(builder, guest, scene)
+        if "/dev" in own:
+            Dev().add_steps(builder, guest, scene)
+        if "/tmp" in own:
             guest.private("/tmp", 0o1777, plain=True)
         for mount in mounts:
             mount.add_steps(builder, guest, scene)
         guest.enter()
 
-    def _has_tmp(self) -> bool:
-        """Return whether a private /tmp can be; a link of this name is the image's own affair."""
-        for name in ("proc", "dev"):
-            kind = self.lender.kind(name)
-            if kind is not None and not stat.S_ISDIR(kind):
-                raise PlanError(f"root: /{name} of {self.lender.told()} is no directory: nothing safe can be mounted there")
-        kind = self.lender.kind("tmp")
-        return kind is None or stat.S_ISDIR(kind)
+    def _own(self) -> list[str]:
+        """Return which of /proc, /dev and /tmp can be covered by private ones.
+
+        Should it be a link by then, the launch fails.  One that is called /tmp is the image's own affair.
+        """
+        own = []
+        for name in ("/proc", "/dev", "/tmp"):
+            kind = self.lender.kind(name[1:])
+            if kind == stat.S_IFDIR or (kind is None and self.lender.is_writable):
+                own.append(name)
+            elif kind is not None and name != "/tmp":
+                raise PlanError(f"root: {name} of {self.lender.told()} is no directory: nothing safe can be mounted there")
+        return own
 
     def visible(self) -> list[str]:
         """Return what is seen inside before any mounts: a line for each path."""
-        own = ["/proc", "/dev", *(["/tmp"] if self._has_tmp() else [])]
-        return [f"/: {self.lender.told()}", *(f"{path}: private" for path in own)]
+        return [f"/: {self.lender.told()}", *(f"{path}: private" for path in self._own())]

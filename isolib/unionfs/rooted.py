@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from typing import TYPE_CHECKING
 
 from isolib._kernel import seam
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from isolib._kernel.request import MountValue
     from isolib.unionfs.drivers.base import IdMaps
 
-__all__ = ["Rooted", "ids_of"]
+__all__ = ["Rooted", "ids_of", "kind_at"]
 
 
 class Rooted:
@@ -31,6 +33,11 @@ class Rooted:
         """Return what a process with this root sees before any mounts: a line for each path."""
         return seam.lent_root(self).visible()
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether a process with this root can write to it."""
+        return True
+
     def own_map(self) -> str | None:
         """Return the id map that a process with this root needs, where it is not the usual one."""
         return None
@@ -44,3 +51,11 @@ def ids_of(scene: Scene) -> IdMaps | None:
     if scene.userns is None or all(one.inside == one.outside for one in (*scene.uid_map, *scene.gid_map)):
         return None
     return scene.uid_map, scene.gid_map
+
+
+def kind_at(directory: int, name: str) -> int | None:
+    """Return the type of what lies at a name in a directory, which is not followed; None: nothing."""
+    try:
+        return stat.S_IFMT(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return None

@@ -10,14 +10,28 @@ from typing import TYPE_CHECKING
 
 from isolib._kernel.handle import Fd, home
 from isolib.errors import ClosedError, SyscallError
-from isolib.unionfs.rooted import ids_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from threading import RLock
+    from typing import Protocol
 
-    from isolib._kernel.assembly import Scene
-    from isolib.unionfs.drivers.base import Driver, IdMaps
+    from isolib.unionfs.drivers.base import IdMaps
+
+    class Owner(Protocol):
+        """A `Driver`, as far as it matters here."""
+
+        @property
+        def maps_whole_trees(self) -> bool: ...
+
+        def mount(self, tree: str) -> Fd: ...
+
+        def lend(self, tree: str, ids: IdMaps | None) -> Fd: ...
+
+        def take_back(self, tree: str) -> None: ...
+
+        def release(self, tree: str) -> None: ...
+
 
 __all__ = ["Stay", "Stays"]
 
@@ -64,7 +78,7 @@ class Stays:
         Is held by who does something with the tree.
     """
 
-    def __init__(self, driver: Driver, tree: str, name: str, using: RLock) -> None:
+    def __init__(self, driver: Owner, tree: str, name: str, using: RLock) -> None:
         self._driver = driver
         self._tree = tree
         self._name = name
@@ -89,9 +103,8 @@ class Stays:
             hint = "a process has it as its root, and would lose that: end it first"
             raise SyscallError("rename", f"tree {self._name}", EBUSY, hint)
 
-    def lend(self, scene: Scene, descriptor: int) -> Stay:
-        """Have one more; see `Tree.lend`.  ``descriptor`` is the tree's own."""
-        ids = ids_of(scene)
+    def lend(self, ids: IdMaps | None, descriptor: int) -> Stay:
+        """Have one more, with ids mapped; see `Tree.lend`.  ``descriptor`` is the tree's own."""
         with self._using:
             self._descriptor = descriptor
             self._map(ids)

@@ -134,7 +134,7 @@ class AufsDriver(OverlayDriver):
         return Form.MERGED
 
     def _stack(self, wanted: Stack) -> Fd:
-        if wanted.userns is not None:
+        if wanted.ids is not None:
             raise Unsupported(
                 "a tree of AUFS as the root of a process in a user namespace of its own",
                 "AUFS, which takes no branches with mapped ids",

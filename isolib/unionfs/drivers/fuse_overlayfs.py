@@ -110,7 +110,7 @@ class FuseOverlayDriver(OverlayDriver):
         program = find_program(_PROGRAM)
         if program is None:
             raise Unsupported("the fuse-overlayfs driver", "the program, which is not installed", "apt install fuse-overlayfs")
-        if wanted.userns is not None:
+        if wanted.ids is not None:
             raise Unsupported(
                 "a tree of fuse-overlayfs as the root of a process in a user namespace of its own",
                 "fuse-overlayfs, whose mount maps no ids",

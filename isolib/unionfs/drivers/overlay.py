@@ -30,12 +30,10 @@ from threading import RLock
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from isolib._kernel import calls
-from isolib._kernel.assembly import userns_fd
 from isolib._kernel.handle import Fd, Rollback, home
 from isolib._kernel.mountapi import clone_tree
 from isolib._kernel.threads import OwnThread
 from isolib.errors import SyscallError, Unsupported, from_errno
-from isolib.types import IdMap
 from isolib.unionfs.disk.copying import copy_tree
 from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form, TreeUsage
@@ -54,7 +52,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OverlayDriver"]
 
-_LAST_ID: Final = 2**32 - 2
 _SAFE: Final = calls.MOUNT_ATTR_NOSUID | calls.MOUNT_ATTR_NODEV
 
 
@@ -243,8 +240,7 @@ class OverlayDriver(DirectoryDriver):
                 state = self._state(tree)
                 part = self._place.show(self._provide_part(state))
                 ids = self._ids.get(key)
-                userns = None if ids is None else userns_fd(*map(_with_own, ids))
-                wanted = Stack(self._lowers(state.below), f"{part}/root", f"{part}/work", attributes=_SAFE, userns=userns)
+                wanted = Stack(self._lowers(state.below), f"{part}/root", f"{part}/work", attributes=_SAFE, ids=ids)
                 found = self._mounts[key] = self._stack(wanted)
             return _twin(found.fileno()) if key not in self._ids else _read_only(found)
 
@@ -487,16 +483,6 @@ class OverlayDriver(DirectoryDriver):
         for thread in tuple(self._behind):
             thread.join()
         super().settle()
-
-
-def _with_own(ids: tuple[IdMap, ...]) -> tuple[IdMap, ...]:
-    """Return a map with a place for this process, who makes whiteouts, and files before they get their owners.
-
-    On disk these have the last id that there is, which belongs to nobody.
-    """
-    if any(one.outside == 0 for one in ids):
-        return ids
-    return (*ids, IdMap(_LAST_ID, 0))
 
 
 def _read_only(mount: Fd) -> Fd:

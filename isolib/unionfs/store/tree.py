@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import stat
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from isolib.unionfs.images.config import History, ImageConfig, Platform, derive,
 from isolib.unionfs.images.documents import dump
 from isolib.unionfs.images.images import opened_image
 from isolib.unionfs.images.references import Reference
-from isolib.unionfs.rooted import Rooted
+from isolib.unionfs.rooted import Rooted, ids_of, kind_at
 from isolib.unionfs.stays import Stay, Stays
 from isolib.unionfs.store.changes import changes
 from isolib.unionfs.store.layers import RecipeFile
@@ -279,14 +278,11 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
         """
         with self._using:
             self._check_open()
-            return self._stays.lend(scene, self.fileno())
+            return self._stays.lend(ids_of(scene), self.fileno())
 
     def kind(self, name: str) -> int | None:
         """Return the type of what lies at a name in its top directory; None: nothing."""
-        try:
-            return stat.S_IFMT(os.stat(name, dir_fd=self.fileno(), follow_symlinks=False).st_mode)
-        except FileNotFoundError:
-            return None
+        return kind_at(self.fileno(), name)
 
     def told(self) -> str:
         """Return what it is, for people."""
