@@ -61,7 +61,7 @@ _DAMAGE: Final = frozenset({EBADMSG, EIO, EISDIR, ELOOP, ENODATA, ENOENT, ENOTDI
 
 
 def damaged(error: OSError, what: str) -> Exception:
-    """Return the exception for a part of a store that cannot be read: damage, unless it is this process that cannot (EMFILE)."""
+    """Return the exception for a part of a store that cannot be read: damage, unless it is this process that cannot."""
     return StoreDamaged(f"it cannot be read: {error.strerror}", what) if error.errno in _DAMAGE else error
 
 
