@@ -190,7 +190,7 @@ def _run(
     for _ in range(_TRIES):
         key, made = _cache.get(spec, outlet)
         request = made.request(outlet)
-        completed = _complete(request, argv, data, timeout, made.limits, check=check, premises=made.premises)
+        completed = complete(request, argv, data, timeout, made.limits, check=check, premises=made.premises)
         if completed is not None:
             completed.degraded = made.degraded
             return completed
@@ -204,7 +204,7 @@ def _for_one(spec: SandboxSpec) -> SandboxSpec:
     return spec
 
 
-def _complete(
+def complete(
     request: Request,
     argv: Sequence[str | bytes | os.PathLike[str]],
     data: bytes | None,
@@ -393,7 +393,7 @@ class Sandbox:
         check: bool = False,
     ) -> Completed:
         """Run a command in the sandbox; as `isolib.run`."""
-        completed = _complete(self._live(), argv, input, timeout, self.spec.limits, check=check)
+        completed = complete(self._live(), argv, input, timeout, self.spec.limits, check=check)
         assert completed is not None  # noqa: S101 - only premises can make it None
         completed.degraded = self._degraded
         return completed

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Setting"]
 
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_NO_RIGHTS: Final = Rights(capabilities=0, no_new_privs=True)
 _NAMESPACES: Final = frozenset({"pid", "net", "ipc", "mnt", "uts", "user", "cgroup"})
 
 
@@ -55,7 +56,9 @@ class Setting:
             return IdMapPlan((IdMap(uid, 0),), (IdMap(gid, 0),), setgroups_deny=True, helper=False), None
         return _own_map(uid, os.geteuid()), _own_map(gid, os.getegid())
 
-    def request(self, *, deadline: float = 0, dumpable: bool = False, cgroup: Lodging | None = None) -> Request:
+    def request(
+        self, *, deadline: float = 0, dumpable: bool = False, cgroup: Lodging | None = None, rights: Rights = _NO_RIGHTS
+    ) -> Request:
         """Return the request for the first process; ``deadline`` is in seconds, and ``dumpable`` as in `assembly.add_birth`."""
         uid_map, gid_map = self.maps
         return Request(
@@ -71,7 +74,7 @@ class Setting:
             user=None if self.identity is None else (self.identity.uid, self.identity.gid),
             cwd=self.cwd,
             env=self.env,
-            rights=Rights(capabilities=0, no_new_privs=True),
+            rights=rights,
             deadline=deadline,
             dumpable=dumpable,
         )

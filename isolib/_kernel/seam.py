@@ -16,15 +16,22 @@ if TYPE_CHECKING:
     from isolib._kernel.lending import Lender
     from isolib._kernel.request import MountValue, RootValue
     from isolib.namespaces import NetNS as NetNS  # noqa: PLC0414
+    from isolib.net import Network as Network  # noqa: PLC0414
     from isolib.process import Process as Process  # noqa: PLC0414 -- for the signatures of those who call
+    from isolib.spec import Limits as Limits  # noqa: PLC0414
 
-__all__ = ["bind", "lent_root", "new_netns", "spawn", "tmpfs"]
+__all__ = ["bind", "lent_root", "new_netns", "run_step", "spawn", "tmpfs"]
 
 
 def spawn(argv: Sequence[str | bytes | os.PathLike[str]], **options: object) -> Process:
     """Start a program: `isolib.process.spawn`, whose options these are."""
     process: Process = import_module("isolib.process").spawn(argv, **options)
     return process
+
+
+def run_step(argv: Sequence[str | bytes | os.PathLike[str]], **options: object) -> None:
+    """Run a command in a tree to its end: `isolib.workroom.run_step`, whose options these are."""
+    import_module("isolib.workroom").run_step(argv, **options)
 
 
 def bind(source: str, target: str, *, readonly: bool = True) -> MountValue:

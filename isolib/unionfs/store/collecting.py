@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from isolib.errors import StoreDamaged
 from isolib.unionfs.store.areas import owner, relied_on
+from isolib.unionfs.store import steps
 from isolib.unionfs.store.locks import try_lock
 from isolib.unionfs.store.records import chain, hex_of
 from isolib.unionfs.store.recovery import recover_all
@@ -98,7 +99,7 @@ def _trees(records: Records, needed: _Needed) -> list[str]:
 
 
 def _images(records: Records, needed: _Needed, *, unnamed: bool) -> list[str]:
-    named = set(records.names().values()) if unnamed else set()
+    named = steps.lineage(records, set(records.names().values())) if unnamed else set()
     dropped = []
     for digest in records.images():
         if unnamed and digest not in named:
@@ -147,7 +148,7 @@ def collect(records: Records, *, unnamed: bool = False) -> Collected:
     records
         Of which store.
     unnamed
-        Whether images that have no name go too.
+        Whether images go too that have no name, and from which no named one was built.
     """
     driver, layout = records.driver, records.layout
     recover_all(records)
@@ -158,6 +159,7 @@ def collect(records: Records, *, unnamed: bool = False) -> Collected:
             leftovers = _areas(records, needed)
             trees = _trees(records, needed)
             images = _images(records, needed, unnamed=unnamed)
+            steps.sweep(records)
             layers = _take_records(records, area, needed)
             known = {*map(hex_of, needed.layers)}
             orphans = [name for name in driver.layers() if name not in known and name not in {*map(hex_of, layers)}]

@@ -9,6 +9,7 @@
     images/HEX      an image, by the digest of its config: which manifest it came with
     names/HEX       a name, by the digest of its full form: which image it is of
     layers/HEX/     a layer, by its chain id: meta.json, and the recipe of its tar
+    steps/HEX       what came of a step of a build: `isolib.unionfs.store.steps`
     trees/NAME/     a writable tree: meta.json; the flock on the directory is its owner's
     staging/ID/     what is being made, and what a process relies on meanwhile; the flock on the directory is its owner's
     driver/         the storage driver's: the files of layers and trees
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Layout", "damaged"]
 
-PARTS: Final = ("blobs", "driver", "images", "layers", "locks", "names", "staging", "trees")
+PARTS: Final = ("blobs", "driver", "images", "layers", "locks", "names", "staging", "steps", "trees")
 _PRIVATE: Final = 0o700
 _REFUSED: Final = frozenset({EACCES, EPERM, EROFS})
 #: What is said of a file that is lost, or is another thing, or lies on a disk that is failing.

@@ -3,6 +3,7 @@
 All are flock(2) on descriptors that one call opens and closes, so threads exclude each other as processes do.  Whoever takes
 several takes them in this order, and holds none of a later kind while it waits for an earlier one:
 
+0. a **step** (``locks/step-HEX``) of a build, while it is done, minutes perhaps: one does it, the others wait and find it done.
 1. a **tree** (the directory ``trees/NAME``), by its owner, as long as he has it.  Never waited for: somebody else's is refused.
 2. a **layer** (``locks/HEX``), while it is made or removed, minutes perhaps: one makes it, the others wait and find it there.
 3. the **store** (``lock``), for moments: shared by those who look what there is *and* note that they rely on it, exclusive for

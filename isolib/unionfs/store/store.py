@@ -427,7 +427,7 @@ class Store(Handle, made_by="open_store()"):
         Parameters
         ----------
         unnamed
-            Whether images without a name go too.
+            Whether images without a name go too, but for those from which one with a name was built (`Image.run`).
 
         Raises
         ------

@@ -18,6 +18,7 @@ from isolib.unionfs.archive import tar
 from isolib.unionfs.archive.behind import Behind
 from isolib.unionfs.archive.recipe import Recorder
 from isolib.unionfs.archive.streams import DigestWriter, chain_id
+from isolib.unionfs.disk.times import limit_times
 from isolib.unionfs.entry import Kind, Layer, Offering
 from isolib.unionfs.images.config import History, ImageConfig, Platform, derive, new_config
 from isolib.unionfs.images.documents import dump
@@ -176,6 +177,7 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
         config: ImageConfig | None = None,
         created_by: str = "",
         created: datetime | None = None,
+        mtime_limit: int | None = None,
     ) -> Image:
         """Make an image of it as it is now: that which it stands on, with what was changed as one layer more.
 
@@ -194,6 +196,8 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
             The command that did it, for the history.
         created
             When; now, if nothing is said.  With a fixed time the same changes make the same image.
+        mtime_limit
+            Later times become this one, in the tree too, in nanoseconds since 1970.
 
         Raises
         ------
@@ -210,6 +214,8 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
         records, below = self._records, self._record.standing.below
         with self._using, records.area() as area:
             self._check_open()
+            if mtime_limit is not None:
+                limit_times(self.fileno(), self._changed(), mtime_limit)
             records.layout.make(f"{area.path}/{PENDING}")
             recipe = RecipeFile(records, area, f"{PENDING}/layer")
             layer = self._written(recipe)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from isolib.errors import ImageNotFound, StoreDamaged
 from isolib.unionfs.archive.streams import chain_id
+from isolib.unionfs.store import steps
 from isolib.unionfs.store.layers import replayed
 from isolib.unionfs.store.records import chain, hex_of
 
@@ -28,6 +29,7 @@ class Subject(enum.Enum):
     NAME = "name"
     TREE = "tree"
     BLOB = "blob"
+    STEP = "step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,9 @@ def verify(
         _names(records, found)
         for name in trees:
             _tree(records, name, found)
+        for name, step in steps.steps(records):
+            if step is None:
+                found.add(Subject.STEP, name, "what is on record of it is no good")
         in_driver = records.driver.layers()
         for number, one in enumerate(present):
             with found.about(Subject.LAYER, one):
