@@ -79,7 +79,8 @@ class _Cache:
         made = _Prepared(SandboxSpec.of(None, given), outlet)
         # Its plan leads back to the program's own namespaces, by descriptors of the thread; or its groups know the network, and
         # would keep it.
-        if assembly.is_astray() or (outlet is not None and made.limits.group):
+        # Or it would keep volumes from being forgotten.
+        if assembly.is_astray() or (outlet is not None and made.limits.group) or made.borrows:
             return key, made
         with self._lock:
             self._requests[key] = made
@@ -112,6 +113,11 @@ class _Prepared:
         self.files = () if outlet is None else outlet.files
         request = Setting(spec, outlet).request(deadline=cast("float | None", spec.limits.wall) or 0, cgroup=groups)
         self._request = request if outlet is None else request.let_go()
+
+    @property
+    def borrows(self) -> bool:
+        """Whether something is lent for each launch, by a handle that somebody else owns."""
+        return self._request.builder.borrows
 
     def request(self, outlet: Outlet | None) -> Request:
         """Return the request for a sandbox, in its own place in a network."""

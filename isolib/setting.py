@@ -10,10 +10,12 @@ from isolib._kernel.assembly import Identity, Rights
 from isolib._kernel.idmap import IdMapPlan
 from isolib._kernel.request import Request, user_ids
 from isolib.errors import PlanError
-from isolib.mounts import Root, WorkTree
+from isolib.mounts import Bind, Root, WorkTree
 from isolib.types import IdMap
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from isolib._kernel.lodging import Lodging
     from isolib._kernel.request import MountValue, RootValue
     from isolib.outlet import Outlet
@@ -41,7 +43,7 @@ class Setting:
         self.root: RootValue = Root.host() if spec.root is None else spec.root
         of_network = () if outlet is None else outlet.mounts
         work = (WorkTree(self.cwd, spec.writable),) if on_host and self.cwd not in {"/", "/tmp"} else ()
-        self.mounts: tuple[MountValue, ...] = (*work, *of_network, *spec.mounts)
+        self.mounts: tuple[MountValue, ...] = (*work, *of_network, *spec.mounts, *_volumes(spec))
         self.env = _environment(spec, self.identity)
 
     @property
@@ -73,6 +75,14 @@ class Setting:
             rights=Rights(capabilities=0, no_new_privs=True),
             deadline=deadline,
             dumpable=dumpable,
+        )
+
+
+def _volumes(spec: SandboxSpec) -> Iterator[MountValue]:
+    """Yield the mounts of volumes, the outer ones first."""
+    for target, (source, access) in sorted(spec.volumes.items(), key=lambda one: os.fsencode(one[0])):
+        yield source.bind(target, readonly=access == "ro") if hasattr(source, "bind") else Bind(
+            source, target, readonly=access == "ro"
         )
 
 

@@ -109,12 +109,14 @@ class Launched:
     forgotten: at no point could an interrupt leave one that nobody owns.
     """
 
-    __slots__ = ("_request", "lodge")
+    __slots__ = ("_request", "borrowed", "lodge")
 
     def __init__(self, request: calls.LaunchRequest, lodge: Lodge | None = None) -> None:
         self._request = request
         #: Where it lives in the tree of control groups, or None: where its creator does.
         self.lodge = lodge
+        #: What was lent for it, which is in use until this object is closed.
+        self.borrowed: tuple[Fd, ...] = ()
 
     @property
     def status(self) -> int:
@@ -168,10 +170,12 @@ class Launched:
     def end(self) -> None:
         """End it and all that it has started, wait for that, and close everything."""
         calls.abort_launch(self._request)
+        self.borrowed = ()
 
     def close(self) -> None:
         """Close every descriptor still owned.  The supervisor sees its socket close, and ends all that still runs."""
         calls.forget_launch(self._request)
+        self.borrowed = ()
 
 
 def launch(

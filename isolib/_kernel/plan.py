@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from copy import copy
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from isolib._kernel import calls
 from isolib._kernel.course import sections
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from isolib._kernel.course import Section
+    from isolib._kernel.handle import Fd
 
 KINDS: Final = calls.step_kinds()
 _STEP: Final = struct.Struct("=HHiiiQQIIII")
@@ -205,6 +206,13 @@ def encode_text(text: str | bytes) -> bytes:
     return encoded
 
 
+class Lender(Protocol):
+    """What lends descriptors to processes, and is in use as long as they have them."""
+
+    def lend(self) -> tuple[Fd, ...]:
+        """Return descriptors for one process: the first is for its plan, and all are kept until the process is closed."""
+
+
 class Builder:
     """Collects steps.  Modules add theirs in turn; nothing happens before the plan is launched.
 
@@ -218,6 +226,7 @@ class Builder:
         self._inside: list[Step] = []
         self._command: list[Step] = []
         self._declared: dict[Slot, int] = {}
+        self._lenders: dict[Slot, Lender] = {}
         self.clone_flags = 0
         self.cgroup: Slot | None = None
         #: Tells the supervisor that the group is out of memory.
@@ -236,6 +245,21 @@ class Builder:
         slot = Slot(label, declared=True)
         self._declared[slot] = fd
         return slot
+
+    def borrow(self, lender: Lender, label: str) -> Slot:
+        """Return the slot that holds, in each launch, a descriptor that is lent for it."""
+        slot = self.declare(-1, label)
+        self._lenders[slot] = lender
+        return slot
+
+    def borrowed(self) -> dict[Slot, tuple[Fd, ...]]:
+        """Return what is lent for one launch, by slots."""
+        return {slot: lender.lend() for slot, lender in self._lenders.items()}
+
+    @property
+    def borrows(self) -> bool:
+        """Whether anything is lent for a launch."""
+        return bool(self._lenders)
 
     def slot_of(self, fd: int) -> Slot:
         """Return the slot of a descriptor that was declared."""

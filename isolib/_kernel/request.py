@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from isolib._kernel.assembly import Rights
     from isolib._kernel.lodging import Lodge, Lodging, Shape
-    from isolib._kernel.plan import Plan, Slot
+    from isolib._kernel.plan import Lender, Plan, Slot
     from isolib.types import HasFileno, IdMap
 
     class MountValue(Protocol):
@@ -34,6 +34,13 @@ if TYPE_CHECKING:
 
         def add_steps(self, builder: Builder, root: Slot | None, scene: Scene) -> None:
             """Add the steps that attach it beneath a root."""
+
+    class Shown(Lender, Protocol):
+        """A directory that a handle holds open."""
+
+        @property
+        def path(self) -> str:
+            """Where it is on the host."""
 
     class RootValue(Protocol):
         """A value of isolib.mounts.Root, an image, a tree."""
@@ -195,11 +202,21 @@ class Request:
 
     @typed("a process")
     def _housed(self, start: Callable[[list[int], Lodge | None], T]) -> T:
-        """Start a process in a place of its own in the group, where there is a group."""
+        """Start a process with what is lent for it, and in a place of its own in the group, where there is a group."""
+        if not self.builder.borrows:
+            return self._placed(start, {})
+        borrowed = self.builder.borrowed()
+        started = self._placed(start, {slot: fds[0].fileno() for slot, fds in borrowed.items()})
+        launched = started[0] if isinstance(started, tuple) else started
+        if isinstance(launched, Launched):
+            launched.borrowed = tuple(fd for fds in borrowed.values() for fd in fds)
+        return started
+
+    def _placed(self, start: Callable[[list[int], Lodge | None], T], borrowed: Mapping[Slot, int]) -> T:
         while self._lodging is not None and self._places is not None:
             lodge = self._lodging.lodge()
             try:
-                started = start(self.builder.fds_with(self._places.filled(lodge)), lodge)
+                started = start(self.builder.fds_with({**self._places.filled(lodge), **borrowed}), lodge)
             except SetupFailed as failed:
                 if lodge.settle().oom_kills:
                     error = SetupFailed(failed.step, failed.op, failed.target, failed.errno, _TOO_LITTLE)
@@ -215,7 +232,7 @@ class Request:
                 elif isinstance(started, Launched) and started.command_pid:
                     lodge.supervisor = started.supervisor_pid
                 return started
-        return start(self.builder.fds, None)
+        return start(self.builder.fds_with(borrowed) if borrowed else self.builder.fds, None)
 
 
 class _Places:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from isolib._kernel.request import MountValue
+    from isolib._kernel.request import MountValue, Shown
     from isolib.namespaces import NetNS as NetNS  # noqa: PLC0414
     from isolib.process import Process as Process  # noqa: PLC0414 -- for the signatures of those who call
 
-__all__ = ["bind", "new_netns", "spawn", "tmpfs"]
+__all__ = ["bind", "new_netns", "show", "spawn", "tmpfs"]
 
 
 def spawn(argv: Sequence[str | bytes | os.PathLike[str]], **options: object) -> Process:
@@ -29,6 +29,12 @@ def spawn(argv: Sequence[str | bytes | os.PathLike[str]], **options: object) -> 
 def bind(source: str, target: str, *, readonly: bool = True) -> MountValue:
     """Return what shows a directory of the host to a program: `isolib.mounts.Bind`."""
     value: MountValue = import_module("isolib.mounts").Bind(source, target, readonly=readonly)
+    return value
+
+
+def show(source: Shown, target: str | bytes | os.PathLike[str], *, readonly: bool) -> MountValue:
+    """Return what shows an open directory to a program: `isolib.mounts.Show`."""
+    value: MountValue = import_module("isolib.mounts.show").Show(source, target, readonly=readonly)
     return value
 
 

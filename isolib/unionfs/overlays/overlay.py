@@ -5,17 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 from dataclasses import dataclass
-from errno import EBUSY, EINVAL, EPERM
-from functools import partial
+from errno import EBUSY, EPERM
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
-from isolib._kernel import calls, reaper
+from isolib._kernel import calls
 from isolib._kernel.handle import Handle, Rollback
-from isolib._kernel.mountapi import attach
 from isolib.errors import PlanError, SyscallError, Unsupported, from_errno
 from isolib.types import check_id_map, check_path, parse_size
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.overlays import overlay_diff, proxy, stacking
+from isolib.unionfs.overlays.attachment import Attachment
 from isolib.unionfs.overlays.stack_checks import check_stack, check_unmarked
 from isolib.unionfs.overlays.stacking import Stack
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from isolib._kernel.handle import Fd
-    from isolib._kernel.reaper import Ticket
     from isolib.types import AnyPath, IdMap
     from isolib.unionfs.archive.streams import Writable
     from isolib.unionfs.entry import Change
@@ -217,36 +215,6 @@ def _checked(
     return _Wish(stack, where, tuple(path for path, rights in branches if rights == "ro"), check_stack(stack))
 
 
-class _Attachment:
-    """That a mount is attached, of which the reaper knows."""
-
-    def __init__(self, mount: Fd) -> None:
-        self._mount = mount
-        self._ticket: Ticket | None = None
-
-    def attach(self, target: str) -> None:
-        if not os.path.samestat(os.stat("/proc/thread-self/ns/mnt"), os.stat("/proc/self/ns/mnt")):
-            raise PlanError("target=: this thread is in another mount namespace than its process, whose end would undo nothing")
-        with stacking.open_directory(target) as place:
-            reaper.entrust_mount(self._mount.fileno(), partial(setattr, self, "_ticket"))
-            attach(self._mount.fileno(), place.fileno(), target)
-
-    def detach(self) -> None:
-        """Detach it, wherever it was moved; again is nothing."""
-        ticket = self._ticket
-        if ticket is None:
-            return
-        # By its descriptor, so it is this mount.  What lies on top of it would go too, and goes before.
-        try:
-            while True:
-                calls.umount(f"/proc/self/fd/{self._mount.fileno()}", calls.MNT_DETACH)
-        except SyscallError as error:
-            if error.errno != EINVAL:  # else it is attached nowhere any more
-                raise
-        ticket.let_go()
-        self._ticket = None
-
-
 class OverlayMount(Handle, made_by="new_overlay()"):
     """A union of directories, mounted.
 
@@ -276,7 +244,7 @@ class OverlayMount(Handle, made_by="new_overlay()"):
             self._adopt(made.space)
         if wish.target is not None:
             with self._undo as undo:
-                attachment = _Attachment(made.mount)
+                attachment = Attachment(made.mount)
                 undo.push(attachment.detach)
                 attachment.attach(wish.target)
                 undo.keep()

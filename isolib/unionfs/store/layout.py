@@ -10,6 +10,7 @@
     names/HEX       a name, by the digest of its full form: which image it is of
     layers/HEX/     a layer, by its chain id: meta.json, and the recipe of its tar
     trees/NAME/     a writable tree: meta.json; the flock on the directory is its owner's
+    volumes/NAME/   a volume: meta.json, and content/root, its files; see `isolib.unionfs.store.volumes`
     staging/ID/     what is being made, and what a process relies on meanwhile; the flock on the directory is its owner's
     driver/         the storage driver's: the files of layers and trees
 
@@ -26,6 +27,7 @@ from errno import EACCES, EEXIST, ENOTEMPTY, EPERM, EROFS
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
 from isolib.errors import from_errno
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Layout"]
 
-PARTS: Final = ("blobs", "driver", "images", "layers", "locks", "names", "staging", "trees")
+PARTS: Final = ("blobs", "driver", "images", "layers", "locks", "names", "staging", "trees", "volumes")
 _PRIVATE: Final = 0o700
 _REFUSED: Final = frozenset({EACCES, EPERM, EROFS})
 
@@ -156,6 +158,12 @@ class Layout:
         if durable:
             self.sync(os.path.dirname(to))
         return True
+
+    def exchange(self, name: str, other: str) -> None:
+        """Exchange two directories, in one step, and see to it that the second has its new content on disk."""
+        root = self.root.fileno()
+        calls.rename(root, name, root, other, calls.RENAME_EXCHANGE, f"{self.path}/{other}")
+        self.sync(os.path.dirname(other))
 
     def sync(self, name: str) -> None:
         """Have what a file holds, or the names in a directory, on disk."""

@@ -9,6 +9,10 @@ several takes them in this order, and holds none of a later kind while it waits 
    those who look what is relied on *and* take away what is not.
 4. an **area** (``staging/ID``), by who makes things in it.  Never waited for: one that can be locked is a dead process's.
 
+A **volume** (``locks/volume-NAME``) is, by who makes, opens, fills or removes it, as a layer is.  That it is *used* is told by two
+more locks, shared by all who use it: of the directory ``volumes/NAME`` by who has a handle, of ``content`` in it by who can reach
+the files.  Who would take them alone holds the volume, and waits for nobody.
+
 Beside these, a **part** (``staging/HEX``, see `isolib.unionfs.images.parts`) by who fetches it from a registry.  It is waited
 for by those who hold none of the others but their own area, and who has it waits for none of the others.
 
@@ -29,6 +33,7 @@ from isolib._kernel.hints import typed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from isolib.unionfs.store.layout import Layout
 
@@ -109,6 +114,10 @@ class Locks:
             finally:
                 # While it is held: who waits for this file finds that it is not the one of that name any more.
                 self._layout.unlink(path)
+
+    def volume(self, name: str) -> AbstractContextManager[None]:
+        """Hold a volume alone, be it there or not."""
+        return self.layer(f"volume-{name}")
 
     def _own(self, path: str) -> Fd:
         while True:

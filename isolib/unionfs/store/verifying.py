@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from isolib.errors import ImageNotFound, StoreDamaged, SyscallError
 from isolib.unionfs.archive.streams import chain_id
 from isolib.unionfs.store.layers import replayed
 from isolib.unionfs.store.records import chain, hex_of
+from isolib.unionfs.store.volume_records import read_volume, volume_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ class Subject(enum.Enum):
     IMAGE = "image"
     NAME = "name"
     TREE = "tree"
+    VOLUME = "volume"
     BLOB = "blob"
 
 
@@ -92,6 +94,9 @@ def verify(
         _names(records, found)
         for name in trees:
             _tree(records, name, found)
+        for name in volume_names(records):
+            with found.about(Subject.VOLUME, name), suppress(ImageNotFound):  # it was removed just now
+                read_volume(records, name)
         in_driver = records.driver.layers()
         for number, one in enumerate(present):
             with found.about(Subject.LAYER, one):
