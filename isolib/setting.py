@@ -14,12 +14,14 @@ from isolib.mounts import Bind, Root, WorkTree
 from isolib.types import IdMap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from isolib._kernel.lodging import Lodging
     from isolib._kernel.request import MountValue, RootValue
     from isolib.outlet import Outlet
     from isolib.spec import SandboxSpec
+    from isolib.types import AnyPath
+    from isolib.unionfs import Volume
 
 __all__ = ["Setting"]
 
@@ -80,10 +82,13 @@ class Setting:
 
 def _volumes(spec: SandboxSpec) -> Iterator[MountValue]:
     """Yield the mounts of volumes, the outer ones first."""
-    for target, (source, access) in sorted(spec.volumes.items(), key=lambda one: os.fsencode(one[0])):
-        yield source.bind(target, readonly=access == "ro") if hasattr(source, "bind") else Bind(
-            source, target, readonly=access == "ro"
-        )
+    found = cast("Mapping[AnyPath, tuple[Volume | AnyPath, str]]", spec.volumes)  # as the spec has made of them
+    for target, (source, access) in sorted(found.items(), key=lambda one: os.fsencode(one[0])):
+        readonly = access == "ro"
+        if isinstance(source, (str, bytes, os.PathLike)):
+            yield Bind(source, target, readonly=readonly)
+        else:
+            yield source.bind(target, readonly=readonly)
 
 
 def _own_map(inside: int, own: int) -> str | list[IdMap]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict, TypeVar
@@ -10,7 +11,6 @@ from isolib.errors import PlanError
 from isolib.types import check_hostname, check_path, parse_duration, parse_size
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Collection, Mapping, Sequence
     from datetime import timedelta
 
@@ -130,7 +130,9 @@ def _volume(value: VolumeSource) -> tuple[Volume | AnyPath, str]:
     source, access = value if isinstance(value, tuple) else (value, "rw")
     if access not in {"ro", "rw"}:
         raise PlanError(f"volumes: {access!r}: 'ro' or 'rw'")
-    return source if hasattr(source, "bind") else check_path(source, "volumes"), access
+    if isinstance(source, (str, bytes, os.PathLike)) or not hasattr(source, "bind"):
+        return check_path(source, "volumes"), access
+    return source, access
 
 
 class SandboxFields(TypedDict, total=False):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from isolib._kernel.request import MountValue, Shown
     from isolib.namespaces import NetNS as NetNS  # noqa: PLC0414
     from isolib.process import Process as Process  # noqa: PLC0414 -- for the signatures of those who call
+    from isolib.types import AnyPath
 
 __all__ = ["bind", "new_netns", "show", "spawn", "tmpfs"]
 
@@ -32,7 +33,7 @@ def bind(source: str, target: str, *, readonly: bool = True) -> MountValue:
     return value
 
 
-def show(source: Shown, target: str | bytes | os.PathLike[str], *, readonly: bool) -> MountValue:
+def show(source: Shown, target: AnyPath, *, readonly: bool) -> MountValue:
     """Return what shows an open directory to a program: `isolib.mounts.Show`."""
     value: MountValue = import_module("isolib.mounts.show").Show(source, target, readonly=readonly)
     return value

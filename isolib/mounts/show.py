@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Final
 from isolib._kernel import assembly, calls
 from isolib._kernel.guest import SAFE, Guest, Place
 from isolib._kernel.mountapi import takes_id_map
-from isolib._kernel.plan import HOST, Slot, Step
+from isolib._kernel.plan import HOST, Step
 from isolib.errors import Unsupported
 from isolib.mounts.checks import check_target
 from isolib.mounts.values import Mount, freeze
 
 if TYPE_CHECKING:
     from isolib._kernel.assembly import Scene
-    from isolib._kernel.plan import Builder
+    from isolib._kernel.plan import Builder, Slot
     from isolib._kernel.request import Shown
     from isolib.types import AnyPath
 
@@ -29,8 +29,8 @@ _WHOLE: Final = calls.AT_EMPTY_PATH | calls.AT_RECURSIVE
 class Show(Mount):
     """A directory that a handle holds, shown at a path inside; the handle says for each process which one that is.
 
-    Devices and set-user-id bits have no effect in it.  Started by root, it is id-mapped: an id on disk is the same id inside, so
-    what root inside makes is root's on disk.  An ordinary user's process has his own ids, as the map of its user namespace says.
+    Devices and set-user-id bits have no effect in it.  Started by root, it is id-mapped: an id on disk is the same id inside,
+    so what root inside makes is root's on disk.  An ordinary user's process has his ids, as the map of its user namespace says.
 
     Parameters
     ----------

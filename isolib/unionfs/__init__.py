@@ -23,8 +23,8 @@ from isolib.unionfs.store.store import open_store as open_store
 from isolib.unionfs.store.tree import Tree as Tree
 from isolib.unionfs.store.verifying import Finding as Finding
 from isolib.unionfs.store.verifying import Subject as Subject
+from isolib.unionfs.store.volume_mount import VolumeMount as VolumeMount
 from isolib.unionfs.store.volumes import Volume as Volume
-from isolib.unionfs.store.volumes import VolumeMount as VolumeMount
 
 __all__ = [
     "Branch",

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from isolib._kernel import calls
+from isolib._kernel.handle import Fd
 from isolib.errors import Unsupported, from_errno
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from isolib._kernel.handle import Fd
     from isolib.unionfs.entry import Pieces
 
 __all__ = ["Draft", "Driver", "Form", "TreeUsage"]
@@ -215,7 +215,8 @@ class Driver(ABC):
             raise Unsupported("a quota for a volume", f"the {self.name} driver", "driver='btrfs', or a volume without quota=")
         try:
             os.mkdir(name, 0o700, dir_fd=directory.fileno())
-            os.chmod(name, 0o755, dir_fd=directory.fileno())  # whatever the umask is
+            with Fd(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.fileno())) as root:
+                os.fchmod(root.fileno(), 0o755)  # whatever the umask is
         except OSError as error:
             raise from_errno("mkdirat", path, error.errno or 0) from None
 

@@ -9,9 +9,9 @@ several takes them in this order, and holds none of a later kind while it waits 
    those who look what is relied on *and* take away what is not.
 4. an **area** (``staging/ID``), by who makes things in it.  Never waited for: one that can be locked is a dead process's.
 
-A **volume** (``locks/volume-NAME``) is, by who makes, opens, fills or removes it, as a layer is.  That it is *used* is told by two
-more locks, shared by all who use it: of the directory ``volumes/NAME`` by who has a handle, of ``content`` in it by who can reach
-the files.  Who would take them alone holds the volume, and waits for nobody.
+A **volume** (``locks/volume-NAME``) is held as a layer is, by who makes, opens, fills or removes it.  That it is *used* is told
+by two more locks, shared by all who use it: that of the directory ``volumes/NAME`` by who has a handle, that of ``content`` in
+it by who can reach the files.  Who would have them alone holds the volume, and waits for nobody.
 
 Beside these, a **part** (``staging/HEX``, see `isolib.unionfs.images.parts`) by who fetches it from a registry.  It is waited
 for by those who hold none of the others but their own area, and who has it waits for none of the others.

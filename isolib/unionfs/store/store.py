@@ -33,7 +33,8 @@ from isolib.unionfs.store.locks import Locks
 from isolib.unionfs.store.records import Records, Standing
 from isolib.unionfs.store.tree import Keeper, new_tree, open_tree
 from isolib.unionfs.store.verifying import verify
-from isolib.unionfs.store.volumes import VolumeKeeper, Volumes
+from isolib.unionfs.store.volume_shelf import Volumes
+from isolib.unionfs.store.volumes import VolumeKeeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -416,7 +417,9 @@ class Store(Volumes, Handle, made_by="open_store()"):
         return volume
 
     def gc(self, *, unnamed: bool = False) -> Collected:
-        """Take away what nothing refers to: layers that no image and no tree needs, and what dead processes have left; no volume.
+        """Take away what nothing refers to: layers that no image and no tree needs, and what dead processes have left.
+
+        Volumes stay.
 
         It can be called at any time, whatever others do with the store.
 

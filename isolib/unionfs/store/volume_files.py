@@ -1,8 +1,8 @@
 """The files of volumes: copied, written into archives and read from them, by whom they belong to.
 
-Root does it himself.  Of an ordinary user's volume files belong to him, or to his subordinate ids, which he has in a user
-namespace alone: there a deputy does it, to whom he is root.  So in an archive the owners are those that are seen inside, where the
-volume was used, and an archive that root has made is one that he can have, and the other way round.
+Root does it himself.  Files of an ordinary user's volume belong to him, or to his subordinate ids, which he has in a user
+namespace alone: there a deputy does it, to whom he is root.  So in an archive the owners are those that are seen inside, where
+the volume was used, and an archive that root has made is one that he can have, and the other way round.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ What is to be a volume, or the content of one, is made in ``staging/ID/volume``,
 one rename, or by one exchange with what is there; and a volume that is removed leaves by one.  So whoever is killed leaves
 either what was or what is to be, and the collector takes what is in ``staging``.
 
-Around the files lies a directory of ours, for theirs has the owner and the mode that somebody gives it, and may be closed to us.
+Around the files lies a directory of ours, for theirs has the owner and the mode that somebody gives it, and may be closed to
+us.
 """
 
 from __future__ import annotations

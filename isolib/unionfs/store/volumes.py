@@ -5,42 +5,48 @@ from __future__ import annotations
 import fcntl
 import os
 from contextlib import contextmanager
-from errno import EACCES, EBUSY, EWOULDBLOCK
 from threading import RLock
-from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakSet
 
 from isolib._kernel import calls, seam
-from isolib._kernel.handle import Fd, Handle, Rollback
-from isolib._kernel.hints import typed
-from isolib._kernel.mountapi import clone_tree, open_in_root
-from isolib.errors import GoneError, ImageNotFound, PlanError, StoreDamaged, SyscallError, Unsupported, from_errno
-from isolib.types import check_path, parse_size
+from isolib._kernel.handle import Handle, Rollback
+from isolib.errors import GoneError, ImageNotFound, PlanError, StoreDamaged, Unsupported
+from isolib.types import check_path
 from isolib.unionfs.archive.compression import new_compressor
 from isolib.unionfs.archive.reading import Limits
 from isolib.unionfs.images.images import find
 from isolib.unionfs.images.saving import check_compression, written
 from isolib.unionfs.overlays import stacking
-from isolib.unionfs.overlays.attachment import Attachment
 from isolib.unionfs.store import volume_files as files
 from isolib.unionfs.store.records import Standing
-from isolib.unionfs.store.tree import Keeper, check_tree_name, new_tree
-from isolib.unionfs.store.volume_records import ROOT, VolumeRecord, drafted, place_of, read_volume, take_off, volume_names
+from isolib.unionfs.store.tree import check_tree_name, new_tree
+from isolib.unionfs.store.volume_mount import VolumeMount
+from isolib.unionfs.store.volume_records import ROOT, VolumeRecord, drafted, place_of, read_volume, take_off
+from isolib.unionfs.store.volume_uses import (
+    check_labels,
+    check_quota,
+    directory_in,
+    lock_alone,
+    open_root,
+    opened_again,
+    reading,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
+    from isolib._kernel.handle import Fd
     from isolib._kernel.request import MountValue
     from isolib.types import AnyPath
     from isolib.unionfs.archive.streams import Readable, Writable
     from isolib.unionfs.drivers.base import TreeUsage
     from isolib.unionfs.images.images import Image
     from isolib.unionfs.store.records import Records
+    from isolib.unionfs.store.tree import Keeper
 
-__all__ = ["Volume", "VolumeKeeper", "VolumeMount", "Volumes"]
+__all__ = ["Volume", "VolumeKeeper", "new_volume", "open_volume"]
 
-_SAFE: Final = calls.MOUNT_ATTR_NOSUID | calls.MOUNT_ATTR_NODEV
-_DIRECTORY: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEFAULT: Final = Limits()
 
 
@@ -60,44 +66,6 @@ class VolumeKeeper(NamedTuple):
     records: Records
     keep: Callable[[Volume], Volume]
     trees: Keeper
-
-
-class VolumeMount(Handle, made_by="Volume.mount()"):
-    """A volume at a path of the host, until this is closed or this process is gone.
-
-    Attributes
-    ----------
-    target
-        The path.
-    """
-
-    def __init__(self, volume: Volume, target: str, *, readonly: bool) -> None:
-        self.target = target
-        self._name = volume.name
-        self._undo = Rollback()
-        root, *used = volume.lend()
-        attributes = _SAFE | (calls.MOUNT_ATTR_RDONLY if readonly else 0)
-        mount = Fd(clone_tree("", dir_fd=root.fileno(), attributes=attributes))
-        root.close()
-        super().__init__(mount)
-        self._used = [self._adopt(one) for one in used]
-        with self._undo as undo:
-            attachment = Attachment(mount)
-            undo.push(attachment.detach)
-            attachment.attach(target)
-            undo.keep()
-
-    def detach(self) -> None:
-        """Detach it: `close`."""
-        self.close()
-
-    def _release(self) -> None:
-        self._undo.unwind()
-        for one in self._used:  # a fork of this process may have it still
-            fcntl.flock(one.fileno(), fcntl.LOCK_UN)
-
-    def _describe(self) -> str:
-        return f"{self._name} at {self.target}"
 
 
 class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
@@ -156,7 +124,7 @@ class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
                 # Nobody fills it meanwhile.
                 with self._held():
                     content = self._open_content()
-                    self._root = self._adopt(_root_of(content))
+                    self._root = self._adopt(open_root(content))
                     self._content = self._adopt(content)
             return self._root
 
@@ -185,15 +153,15 @@ class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
             if not os.path.samestat(found, os.stat(self.path)):
                 raise GoneError("openat", self.path, hint="another directory lies there by now")
             assert self._content is not None  # noqa: S101 - it is opened with the root
-            used = _again(self._content, os.O_RDONLY)
+            used = opened_again(self._content, os.O_RDONLY)
             fcntl.flock(used.fileno(), fcntl.LOCK_SH)
-            return _again(root, os.O_PATH), used
+            return opened_again(root, os.O_PATH), used
 
     def bind(self, target: AnyPath, *, readonly: bool = False) -> MountValue:
         """Return the volume at a path inside, for ``mounts=`` of `isolib.spawn`, `isolib.run` and `isolib.Sandbox`.
 
-        Each process that is started with it has a mount of the directory as it is then, by descriptor, and has the volume in use
-        until its handle is closed.  Set-user-id bits and devices have no effect in it.
+        Each process that is started with it has a mount of the directory as it is then, by descriptor, and has the volume in
+        use until its handle is closed.  Set-user-id bits and devices have no effect in it.
 
         Parameters
         ----------
@@ -268,8 +236,8 @@ class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
         ImageNotFound
             There is no such image.
         SyscallError
-            EBUSY: the empty volume is in use, by a process or by another handle's descriptor.  ENOENT, ENOTDIR: the image has no
-            such directory.  ENOSPC, EDQUOT: there is no room.
+            EBUSY: the empty volume is in use, by a process or by another handle's descriptor.  ENOENT, ENOTDIR: the image has
+            no such directory.  ENOSPC, EDQUOT: there is no room.
         """
         where = check_path(path, "path")
         records = self._records
@@ -282,7 +250,7 @@ class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
             with (
                 drafted(records) as draft,
                 new_tree(self._keeper.trees, Standing(found.digest, layers), None) as tree,
-                _directory_in(tree.fileno(), where) as source,
+                directory_in(tree.fileno(), where) as source,
             ):
                 with draft.make(self.quota) as root:
                     files.copied(source, root, self.path)
@@ -294,8 +262,8 @@ class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
     def save(self, sink: AnyPath | Writable, *, compression: str | None = None, mtime_limit: int | None = None) -> None:
         """Write all that is in it as a tar: the same files make the same bytes.
 
-        Sockets are left out, for no tar has them.  A name that begins with ``.wh.`` cannot be in it: in a layer it means another
-        thing.  What is written to the volume meanwhile may be in the tar or not.
+        Sockets are left out, for no tar has them.  A name that begins with ``.wh.`` cannot be in it: in a layer it means
+        another thing.  What is written to the volume meanwhile may be in the tar or not.
 
         Parameters
         ----------
@@ -315,7 +283,7 @@ class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
         """
         way = check_compression(compression)
         root = self._opened()
-        if not hasattr(sink, "write"):
+        if isinstance(sink, (str, bytes, os.PathLike)):
             with written(check_path(sink, "sink")) as file, new_compressor(file, way) as packed:
                 files.packed(root, packed, mtime_limit)
             return
@@ -357,7 +325,7 @@ class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
             The archive has what this process may not make.
         """
         bounds = limits or _DEFAULT
-        with self._using, self._alone() as begin, _reading(source) as stream:
+        with self._using, self._alone() as begin, reading(source) as stream:
             if not replace and not self._is_empty():
                 raise PlanError(f"restore: something is in the volume {self.name!r}; replace=True takes its place")
             begin()
@@ -371,8 +339,8 @@ class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
     def clone(self, name: str, *, labels: Mapping[str, str] | None = None, quota: int | str | None = None) -> Volume:
         """Make another volume that is as this one is now.
 
-        On btrfs it is a snapshot; elsewhere a copy, which shares contents where the file system can do that.  Of what is written
-        meanwhile a copy has a part.
+        On btrfs it is a snapshot; elsewhere a copy, which shares contents where the file system can do that.  Of what is
+        written meanwhile a copy has a part.
 
         Parameters
         ----------
@@ -388,7 +356,7 @@ class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
         SyscallError
             It cannot be read, or there is no room.
         """
-        record = VolumeRecord(self.labels if labels is None else _check_labels(labels), _check_quota(quota))
+        record = VolumeRecord(self.labels if labels is None else check_labels(labels), check_quota(quota))
         return new_volume(self._keeper, name, record, self._opened())
 
     def usage(self) -> TreeUsage:
@@ -431,7 +399,7 @@ class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
                 own.append(content)
             for one in (content, *([self._fds[0]] if removed else [])):
                 locked.append(one)
-                _lock_alone(one, self.path)
+                lock_alone(one, self.path)
 
         with self._records.locks.volume(self.name):
             if not self._records.layout.holds(f"volumes/{self.name}"):
@@ -448,14 +416,14 @@ class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
     def _is_empty(self) -> bool:
         if self._root is not None:
             return files.is_empty(self._root)
-        with self._records.layout.open(place_of(self.name), os.O_DIRECTORY) as content, _root_of(content) as root:
+        with self._records.layout.open(place_of(self.name), os.O_DIRECTORY) as content, open_root(content) as root:
             return files.is_empty(root)
 
     def _come_back(self) -> None:
         """Have the descriptors lead to the files as they are now; their numbers stay."""
         if self._root is None or self._content is None:
             return
-        with self._open_content() as content, _root_of(content) as root:
+        with self._open_content() as content, open_root(content) as root:
             os.dup2(content.fileno(), self._content.fileno(), inheritable=False)
             os.dup2(root.fileno(), self._root.fileno(), inheritable=False)
 
@@ -474,63 +442,7 @@ class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
         return self.name
 
 
-def _lock_alone(fd: Fd, what: str) -> None:
-    try:
-        fcntl.flock(fd.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno != EWOULDBLOCK:
-            raise from_errno("flock", what, error.errno or 0) from None
-        hint = "another handle or a process, perhaps of somebody else's, uses this volume"
-        raise SyscallError("flock", what, EBUSY, hint) from None
-
-
-def _root_of(content: Fd) -> Fd:
-    """Open the files of a volume; where that is refused, as a place only."""
-    for flags in (os.O_RDONLY, os.O_PATH):
-        try:
-            return Fd(os.open(ROOT, flags | _DIRECTORY, dir_fd=content.fileno()))
-        except OSError as error:
-            if error.errno != EACCES or flags == os.O_PATH:
-                raise from_errno("openat", ROOT, error.errno or 0) from None
-    raise AssertionError
-
-
-def _again(fd: Fd, flags: int) -> Fd:
-    with typed("a volume"):
-        return Fd(os.open(".", flags | _DIRECTORY, dir_fd=fd.fileno()))
-
-
-@contextmanager
-def _reading(source: AnyPath | Readable) -> Iterator[Readable]:
-    if hasattr(source, "read"):
-        yield source
-        return
-    path = check_path(source, "source")
-    with typed(path):
-        file: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115 - what the block raises is not about this
-    with file:
-        yield cast("Readable", file)
-
-
-def _directory_in(root: int, path: str) -> Fd:
-    """Open a directory of an image, in which symbolic links lead nowhere else."""
-    return Fd(open_in_root(root, path, os.O_RDONLY | os.O_DIRECTORY))
-
-
-# ---- in a store ----
-
-
-def _check_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    if not all(isinstance(one, str) for item in labels.items() for one in item):
-        raise PlanError(f"labels: a mapping from str to str, not {labels!r}")
-    return dict(labels)
-
-
-def _check_quota(quota: int | str | None) -> int | None:
-    room = None if quota is None else parse_size(quota, "quota")
-    if room is not None and room < 1:
-        raise PlanError(f"quota={quota!r}: a number of bytes is wanted")
-    return room
+# ---- how there comes to be one ----
 
 
 def new_volume(keeper: VolumeKeeper, name: str, record: VolumeRecord, source: Fd | None = None) -> Volume:
@@ -570,56 +482,3 @@ def open_volume(keeper: VolumeKeeper, name: str) -> Volume:
         return _opened(keeper, name, read_volume(records, name))
     with records.locks.volume(name):
         return _opened(keeper, name, read_volume(records, name))
-
-
-class Volumes:
-    """What a store does with volumes."""
-
-    def _volume_keeper(self) -> VolumeKeeper:
-        raise NotImplementedError
-
-    def new_volume(self, name: str, *, quota: int | str | None = None, labels: Mapping[str, str] | None = None) -> Volume:
-        """Make an empty volume: a directory that is kept apart from images, and shown to sandboxes.
-
-        Parameters
-        ----------
-        name
-            What to call it.
-        quota
-            How much it has room for, in bytes or as ``"1G"``, where the driver can see to that: btrfs, for root.
-        labels
-            Texts to note of it.
-
-        Raises
-        ------
-        PlanError
-            There is a volume of this name already.
-        Unsupported
-            The driver knows no quota here.
-        SyscallError
-            It cannot be made.
-
-        Examples
-        --------
-        >>> with open_store("/tmp/isolib-volumes", driver="vfs") as store, store.new_volume("data") as data:
-        ...     _ = isolib.run(["sh", "-c", "date > /data/now"], volumes={"/data": data}, check=True)
-        ...     os.listdir(data.path)
-        ...     data.remove()
-        ['now']
-        """
-        record = VolumeRecord({} if labels is None else _check_labels(labels), _check_quota(quota))
-        return new_volume(self._volume_keeper(), name, record)
-
-    def volume(self, name: str) -> Volume:
-        """Take a volume, which any number of handles may have at once.
-
-        Raises
-        ------
-        ImageNotFound
-            There is none of this name.
-        """
-        return open_volume(self._volume_keeper(), name)
-
-    def volumes(self) -> tuple[str, ...]:
-        """Return the names of the volumes, sorted."""
-        return volume_names(self._volume_keeper().records)
