@@ -77,9 +77,9 @@ class _Cache:
         if found is not None and not assembly.is_astray():
             return key, found
         made = _Prepared(SandboxSpec.of(None, given), outlet)
-        # Its plan leads back to the program's own namespaces, by descriptors of the thread; or it would keep somebody's tree
-        # alive, or its groups the network.
-        if assembly.is_astray() or made.is_lent or (outlet is not None and made.limits.group):
+        # Its plan leads back to the program's own namespaces, by descriptors of the thread; or it would keep somebody's tree or
+        # volume alive, or its groups the network.
+        if assembly.is_astray() or made.borrows or (outlet is not None and made.limits.group):
             return key, made
         with self._lock:
             self._requests[key] = made
@@ -99,12 +99,11 @@ _cache: Final = _Cache()
 class _Prepared:
     """A request, its limits, and what it rests on."""
 
-    __slots__ = ("_request", "degraded", "files", "is_lent", "limits", "premises")
+    __slots__ = ("_request", "degraded", "files", "limits", "premises")
 
     def __init__(self, spec: SandboxSpec, outlet: Outlet | None = None) -> None:
         self.premises = (_where(), os.stat("/").st_mtime_ns)
         self.limits = spec.limits
-        self.is_lent = hasattr(spec.root, "lend")
         group, self.degraded = new_group(spec)
         groups = None
         if group is not None:
@@ -113,6 +112,11 @@ class _Prepared:
         self.files = () if outlet is None else outlet.files
         request = Setting(spec, outlet).request(deadline=cast("float | None", spec.limits.wall) or 0, cgroup=groups)
         self._request = request if outlet is None else request.let_go()
+
+    @property
+    def borrows(self) -> bool:
+        """Whether something is lent for each launch, by a handle that somebody else owns."""
+        return self._request.builder.borrows
 
     def request(self, outlet: Outlet | None) -> Request:
         """Return the request for a sandbox, in its own place in a network."""

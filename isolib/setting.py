@@ -10,14 +10,18 @@ from isolib._kernel.assembly import Identity, Rights
 from isolib._kernel.idmap import IdMapPlan
 from isolib._kernel.request import Request, own_map, user_ids
 from isolib.errors import PlanError
-from isolib.mounts import Root, WorkTree
+from isolib.mounts import Bind, Root, WorkTree
 from isolib.types import IdMap
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from isolib._kernel.lodging import Lodging
     from isolib._kernel.request import MountValue, RootValue
     from isolib.outlet import Outlet
     from isolib.spec import SandboxSpec
+    from isolib.types import AnyPath
+    from isolib.unionfs import Volume
 
 __all__ = ["Setting"]
 
@@ -43,7 +47,7 @@ class Setting:
         self.root: RootValue = Root.host() if spec.root is None else spec.root
         of_network = () if outlet is None else outlet.mounts
         work = (WorkTree(self.cwd, spec.writable),) if on_host and self.cwd not in {"/", "/tmp"} else ()
-        self.mounts: tuple[MountValue, ...] = (*work, *of_network, *spec.mounts)
+        self.mounts: tuple[MountValue, ...] = (*work, *of_network, *spec.mounts, *_volumes(spec))
         self.env = _environment(spec, self.identity)
 
     @property
@@ -78,6 +82,17 @@ class Setting:
             deadline=deadline,
             dumpable=dumpable,
         )
+
+
+def _volumes(spec: SandboxSpec) -> Iterator[MountValue]:
+    """Yield the mounts of volumes, the outer ones first."""
+    found = cast("Mapping[AnyPath, tuple[Volume | AnyPath, str]]", spec.volumes)  # as the spec has made of them
+    for target, (source, access) in sorted(found.items(), key=lambda one: os.fsencode(one[0])):
+        readonly = access == "ro"
+        if isinstance(source, (str, bytes, os.PathLike)):
+            yield Bind(source, target, readonly=readonly)
+        else:
+            yield source.bind(target, readonly=readonly)
 
 
 def _own_map(inside: int, own: int) -> str | list[IdMap]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from isolib._kernel.assembly import Rights
-    from isolib._kernel.lending import Loan
+    from isolib._kernel.lending import Lender, Loan
     from isolib._kernel.lodging import Lodge, Lodging, Shape
     from isolib._kernel.plan import Plan, Slot
     from isolib.types import HasFileno, IdMap
@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 
         def add_steps(self, builder: Builder, root: Slot | None, scene: Scene) -> None:
             """Add the steps that attach it beneath a root."""
+
+    class Shown(Lender, Protocol):
+        """A directory that a handle holds open."""
+
+        @property
+        def path(self) -> str:
+            """Where it is on the host."""
 
     class RootValue(Protocol):
         """A value of isolib.mounts.Root, an image, a tree."""
@@ -201,7 +208,7 @@ class Request:
     @typed("a process")
     def _housed(self, start: Callable[[list[int], Lodge | None], T]) -> T:
         """Start a process with what is lent to it, where something is, which it has until it is gone."""
-        if not self.builder.lenders:
+        if not self.builder.borrows:
             return self._placed(start, {})
         with Rollback() as undo:
             lent: dict[Slot, int] = {}

@@ -11,6 +11,7 @@ draft.
 from __future__ import annotations
 
 import enum
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
@@ -19,6 +20,7 @@ from isolib._kernel import calls
 from isolib._kernel.assembly import userns_fd
 from isolib._kernel.handle import Fd
 from isolib._kernel.mountapi import clone_tree
+from isolib.errors import Unsupported, from_errno
 from isolib.types import IdMap
 
 if TYPE_CHECKING:
@@ -231,6 +233,33 @@ class Driver(ABC):
     @abstractmethod
     def sweep(self) -> None:
         """Remove what calls that were interrupted have left: what is being removed, half made trees; not drafts."""
+
+    # Volumes, which lie in the store's own directories.  A driver has them only made as its file system makes such things best.
+
+    def new_volume(self, directory: Fd, name: str, path: str, *, quota: int | None = None) -> None:
+        """Make an empty directory in another one, with room for so many bytes; ``path`` is that of the first, for messages.
+
+        Raises
+        ------
+        Unsupported
+            The driver has no quota for it.
+        """
+        if quota is not None:
+            raise Unsupported("a quota for a volume", f"the {self.name} driver", "driver='btrfs', or a volume without quota=")
+        try:
+            os.mkdir(name, 0o700, dir_fd=directory.fileno())
+            with Fd(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.fileno())) as root:
+                os.fchmod(root.fileno(), 0o755)  # whatever the umask is
+        except OSError as error:
+            raise from_errno("mkdirat", path, error.errno or 0) from None
+
+    def copy_volume(self, source: Fd, directory: Fd, name: str, path: str, *, quota: int | None = None) -> bool:  # noqa: ARG002
+        """Make a directory in another one that shares what it has with a first one; False: only a copy can be made."""
+        return False
+
+    def discard_volume(self, directory: Fd, name: str) -> None:
+        """Remove something in a directory, with all that is in it, volumes too; none of this name is nothing."""
+        calls.remove_tree(directory.fileno(), name, name)
 
     def settle(self) -> None:  # noqa: B027 -- a driver that removes nothing behind has nothing to wait for
         """Wait until what is removed behind is gone."""

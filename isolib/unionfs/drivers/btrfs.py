@@ -95,6 +95,31 @@ class BtrfsDriver(MergedDriver):
         with self._place.open(root) as subvolume:
             calls.btrfs_set_readonly(subvolume.fileno(), self._place.show(root), readonly=True)
 
+    # Volumes
+
+    def new_volume(self, directory: Fd, name: str, path: str, *, quota: int | None = None) -> None:
+        if quota is not None:
+            self._check_quota(quota)
+        calls.btrfs_create(directory.fileno(), name, path)
+        with _open_below(directory, name) as root:
+            os.fchmod(root.fileno(), 0o755)
+            if quota is not None:
+                calls.btrfs_limit(root.fileno(), quota, path)
+
+    def copy_volume(self, source: Fd, directory: Fd, name: str, path: str, *, quota: int | None = None) -> bool:
+        if quota is not None:
+            self._check_quota(quota)
+        calls.btrfs_snapshot(source.fileno(), directory.fileno(), name, path, readonly=False)
+        with _open_below(directory, name) as new:
+            for nested in calls.btrfs_nested(source.fileno(), path):
+                _copy_nested(source, new, nested, path)
+            if quota is not None:
+                calls.btrfs_limit(new.fileno(), quota, path)
+        return True
+
+    def discard_volume(self, directory: Fd, name: str) -> None:
+        _remove(directory.fileno(), name)
+
     # Quotas
 
     def _check_quota(self, quota: int) -> None:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from isolib.errors import StoreDamaged
-from isolib.unionfs.store.areas import owner, relied_on
 from isolib.unionfs.store import steps
+from isolib.unionfs.store.areas import owner, relied_on
 from isolib.unionfs.store.locks import try_lock
 from isolib.unionfs.store.records import chain, hex_of
 from isolib.unionfs.store.recovery import recover_all
+from isolib.unionfs.store.volume_records import sweep_volumes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,6 +154,7 @@ def collect(records: Records, *, unnamed: bool = False) -> Collected:
     driver, layout = records.driver, records.layout
     recover_all(records)
     driver.sweep()
+    sweep_volumes(records)
     needed = _Needed()
     with records.area() as area:
         with records.locks.exclusive():

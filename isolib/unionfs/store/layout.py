@@ -11,6 +11,7 @@
     layers/HEX/     a layer, by its chain id: meta.json, and the recipe of its tar
     steps/HEX       what came of a step of a build: `isolib.unionfs.store.steps`
     trees/NAME/     a writable tree: meta.json; the flock on the directory is its owner's
+    volumes/NAME/   a volume: meta.json, and content/root, its files; see `isolib.unionfs.store.volumes`
     staging/ID/     what is being made, and what a process relies on meanwhile; the flock on the directory is its owner's
     driver/         the storage driver's: the files of layers and trees
 
@@ -44,6 +45,7 @@ from errno import (
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib._kernel.hints import hint, typed
 from isolib.errors import StoreDamaged, from_errno
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Layout", "damaged"]
 
-PARTS: Final = ("blobs", "driver", "images", "layers", "locks", "names", "staging", "steps", "trees")
+PARTS: Final = ("blobs", "driver", "images", "layers", "locks", "names", "staging", "steps", "trees", "volumes")
 _PRIVATE: Final = 0o700
 _REFUSED: Final = frozenset({EACCES, EPERM, EROFS})
 #: What is said of a file that is lost, or is another thing, or lies on a disk that is failing.
@@ -209,6 +211,12 @@ class Layout:
         if durable:
             self.sync(os.path.dirname(to))
         return True
+
+    def exchange(self, name: str, other: str) -> None:
+        """Exchange two directories, in one step, and see to it that the second has its new content on disk."""
+        root = self.root.fileno()
+        calls.rename(root, name, root, other, calls.RENAME_EXCHANGE, f"{self.path}/{other}")
+        self.sync(os.path.dirname(other))
 
     def sync(self, name: str) -> None:
         """Have what a file holds, or the names in a directory, on disk."""

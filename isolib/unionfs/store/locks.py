@@ -10,6 +10,10 @@ several takes them in this order, and holds none of a later kind while it waits 
    those who look what is relied on *and* take away what is not.
 4. an **area** (``staging/ID``), by who makes things in it.  Never waited for: one that can be locked is a dead process's.
 
+A **volume** (``locks/volume-NAME``) is held as a layer is, by who makes, opens, fills or removes it.  That it is *used* is told
+by two more locks, shared by all who use it: that of the directory ``volumes/NAME`` by who has a handle, that of ``content`` in
+it by who can reach the files.  Who would have them alone holds the volume, and waits for nobody.
+
 Beside these, a **part** (``staging/HEX``, see `isolib.unionfs.images.parts`) by who fetches it from a registry.  It is waited
 for by those who hold none of the others but their own area, and who has it waits for none of the others.
 
@@ -30,6 +34,7 @@ from isolib.unionfs.disk.files import open_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from isolib._kernel.handle import Fd
     from isolib.unionfs.store.layout import Layout
@@ -111,6 +116,10 @@ class Locks:
             finally:
                 # While it is held: who waits for this file finds that it is not the one of that name any more.
                 self._layout.unlink(path)
+
+    def volume(self, name: str) -> AbstractContextManager[None]:
+        """Hold a volume alone, be it there or not."""
+        return self.layer(f"volume-{name}")
 
     def _own(self, path: str) -> Fd:
         while True:

@@ -34,6 +34,8 @@ from isolib.unionfs.store.locks import Locks
 from isolib.unionfs.store.records import Records, Standing
 from isolib.unionfs.store.tree import Keeper, new_tree, open_tree
 from isolib.unionfs.store.verifying import verify
+from isolib.unionfs.store.volume_shelf import Volumes
+from isolib.unionfs.store.volumes import VolumeKeeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from isolib.unionfs.store.collecting import Collected
     from isolib.unionfs.store.tree import Tree
     from isolib.unionfs.store.verifying import Finding
+    from isolib.unionfs.store.volumes import Volume
 
 __all__ = ["Store", "drivers", "open_store"]
 
@@ -171,15 +174,16 @@ def open_records(where: str, driver: str | None = None, *, existing: bool = Fals
     return records
 
 
-class Store(Handle, made_by="open_store()"):
-    """Images, the layers that they share, and trees that are made of them, in one directory.
+class Store(Volumes, Handle, made_by="open_store()"):
+    """Images, the layers that they share, trees that are made of them, and volumes, in one directory.
 
-    Closing it closes the trees that were made with it.
+    Closing it closes the trees and volumes that were made with it.
     """
 
     def __init__(self, records: Records, root: Fd) -> None:
         self._records = records
         self._trees: WeakSet[Tree] = WeakSet()
+        self._volumes: WeakSet[Volume] = WeakSet()
         super().__init__(root, records.driver.home)
 
     @property
@@ -419,8 +423,18 @@ class Store(Handle, made_by="open_store()"):
         self._trees.add(tree)
         return tree
 
+    def _volume_keeper(self) -> VolumeKeeper:
+        self._check_open()
+        return VolumeKeeper(self._records, self._keep_volume, Keeper(self._records, self._keep))
+
+    def _keep_volume(self, volume: Volume) -> Volume:
+        self._volumes.add(volume)
+        return volume
+
     def gc(self, *, unnamed: bool = False) -> Collected:
         """Take away what nothing refers to: layers that no image and no tree needs, and what dead processes have left.
+
+        Volumes stay.
 
         It can be called at any time, whatever others do with the store.
 
@@ -460,8 +474,8 @@ class Store(Handle, made_by="open_store()"):
             undo.push(self._records.driver.close)
             # What is removed behind is removed by way of the driver's descriptor.
             undo.push(self._records.driver.settle)
-            for tree in [*self._trees]:
-                undo.push(tree.close)
+            for one in [*self._trees, *self._volumes]:
+                undo.push(one.close)
 
     def _describe(self) -> str:
         return f"{self.path} ({self.driver})"

@@ -12,6 +12,7 @@ from isolib.unionfs.archive.streams import chain_id
 from isolib.unionfs.store import steps
 from isolib.unionfs.store.layers import replayed
 from isolib.unionfs.store.records import chain, hex_of
+from isolib.unionfs.store.volume_records import read_volume, volume_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ class Subject(enum.Enum):
     IMAGE = "image"
     NAME = "name"
     TREE = "tree"
+    VOLUME = "volume"
     BLOB = "blob"
     STEP = "step"
 
@@ -97,6 +99,9 @@ def verify(
         for name, step in steps.steps(records):
             if step is None:
                 found.add(Subject.STEP, name, "what is on record of it is no good")
+        for name in volume_names(records):
+            with found.about(Subject.VOLUME, name), suppress(ImageNotFound):  # it was removed just now
+                read_volume(records, name)
         in_driver = records.driver.layers()
         for number, one in enumerate(present):
             with found.about(Subject.LAYER, one):
