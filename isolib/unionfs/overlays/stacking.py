@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     Options: TypeAlias = Sequence[tuple[str, str]]
 
-__all__ = ["MAX_LAYERS", "ROOM", "Stack", "Stacked", "open_directory", "stack", "user_xattrs"]
+__all__ = ["MAX_LAYERS", "ROOM", "Stack", "Stacked", "open_directory", "stack", "stack_in_memory", "user_xattrs"]
 
 MAX_LAYERS: Final = 500
 """The most lower layers that the kernel takes (OVL_MAX_STACK)."""
@@ -54,6 +54,17 @@ ROOM: Final = 256 << 20
 """What a place in memory has room for if nobody says otherwise, in bytes."""
 
 _OPTIONS: Final = (("metacopy", "off"), ("redirect_dir", "nofollow"), ("index", "off"), ("xino", "auto"))
+_USER: Final = ("userxattr", "")
+_VOLATILE: Final = ("volatile", "")
+
+
+def _flat(options: Options) -> bytes:
+    return "".join(f"{key}\0{value}\0" for key, value in options).encode()
+
+
+_IN_MEMORY: Final = _flat((*_OPTIONS, _VOLATILE))
+_IN_MEMORY_OF_USER: Final = _flat((*_OPTIONS, _USER, _VOLATILE))
+
 #: What overlayfs makes of it when it cannot use the work directory; it says so in the kernel's log alone.
 _READ_ONLY: Final = (
     "overlayfs could not make its directories in it, and the mount would be read-only (dmesg tells more): it must be writable "
@@ -220,6 +231,17 @@ def stack(wanted: Stack, opened: calls.Layers | None = None) -> Stacked:
     return made
 
 
+def stack_in_memory(wanted: Stack) -> Stacked | None:
+    """Make what is made most often in one call; None: it is another case, or was refused, which the long way explains."""
+    if not _direct.get("works") or wanted.id_map is not None or wanted.upper is not None:
+        return None
+    if wanted.readonly or not wanted.volatile or len(wanted.lowers) > MAX_LAYERS:
+        return None
+    options = _IN_MEMORY_OF_USER if user_xattrs() else _IN_MEMORY
+    made = calls.new_union(wanted.lowers, options, wanted.attributes, _flat(_space_options(wanted.room)), _SAFE)
+    return None if made is None else Stacked(*made)
+
+
 def _build(wanted: Stack, userns: int | None, place: Place, *, own: int = 0) -> Stacked:
     """Make a mount; the last ``own`` layers were made here, and have their ids mapped already."""
     lowers = wanted.lowers
@@ -248,9 +270,9 @@ def _build(wanted: Stack, userns: int | None, place: Place, *, own: int = 0) -> 
     try:
         if space is not None and upper is not None:
             copy_attributes(layers.fd(0), upper.fileno())
-        options = [*_OPTIONS, *([("userxattr", "")] if user_xattrs() else [])]
+        options = [*_OPTIONS, *([_USER] if user_xattrs() else [])]
         if wanted.volatile and upper is not None:
-            options.append(("volatile", ""))
+            options.append(_VOLATILE)
         numbers = (-1, -1) if upper is None or work is None else (upper.fileno(), work.fileno())
         mount = place.mount(options, layers, *numbers, wanted.attributes)
         if upper is not None and os.fstatvfs(mount.fileno()).f_flag & os.ST_RDONLY:
@@ -294,8 +316,11 @@ def _userns(id_map: tuple[IdMap, ...] | None) -> int | None:
 
 
 def _new_space(room: int) -> Fd:
-    options = (("size", str(room)), ("nr_inodes", str(inodes_for(room))), ("mode", "700"))
-    return calls.new_stack("tmpfs", options, attributes=_SAFE)
+    return calls.new_stack("tmpfs", _space_options(room), attributes=_SAFE)
+
+
+def _space_options(room: int) -> Options:
+    return ("size", str(room)), ("nr_inodes", str(inodes_for(room))), ("mode", "700")
 
 
 def _upper_in_memory(space: Fd) -> tuple[Fd, Fd]:
