@@ -140,7 +140,7 @@ class _Member:
 
 
 def new_union(
-    lowers: Sequence[str], options: bytes, attributes: int, space_options: bytes, space_attributes: int
+    lowers: Sequence[str], options: tuple[bytes, bytes], attributes: int, space_options: bytes, space_attributes: int
 ) -> tuple[Fd, Fd, Fd] | None:
     """Make an overlay whose upper directory lies in memory, in one call.
 
@@ -149,7 +149,8 @@ def new_union(
     lowers
         The paths of the lower directories; the upper directory is to be like the topmost one, the first.
     options, space_options
-        Of the overlay, and of what the upper directory lies in: names and values, a NUL after each; an empty value for a flag.
+        Of the overlay, where the calling thread is in the first user namespace, and where it is in another one; and of what the
+        upper directory lies in: names and values, a NUL after each; an empty value for a flag.
     attributes, space_attributes
         MOUNT_ATTR_* of both.
 
@@ -159,7 +160,8 @@ def new_union(
         The mount, the upper directory, and what this lies in.  None: something is out of the ordinary, or was refused, and
         nothing was made; `Layers` and `new_stack` tell what.
     """
-    texts = ffi.new(_CHARS, path_bytes("\0".join(lowers))), ffi.new(_CHARS, options), ffi.new(_CHARS, space_options)
+    first, other = options
+    texts = [ffi.new(_CHARS, text) for text in (path_bytes("\0".join(lowers)), first, space_options, other)]
     made = ffi.new(_UNION, (len(lowers), 0, *texts, attributes, space_attributes, (-1, -1, -1)))
     owned = ffi.gc(made, lib.isolib_union_close)
     if lib.isolib_union_new(made) < 0:

@@ -582,6 +582,7 @@ struct isolib_union {
     int32_t padding;
     const char *lowers; /* paths, one after the other, the topmost first */
     const char *options, *space_options;
+    const char *options_of_user; /* in the place of the others where the calling thread is not in the first user namespace */
     uint64_t attributes, space_attributes;
     int32_t fds[3]; /* out: the mount, the upper directory, the mount that this lies in; -1: none */
 };

@@ -198,15 +198,15 @@ def _checked(
     room = stacking.ROOM if size is None else parse_size(size, "new_overlay: size")
     if room < 1:
         raise PlanError("new_overlay: size=0 would be, for the kernel, no limit")
-    flags = (nosuid, calls.MOUNT_ATTR_NOSUID), (nodev, calls.MOUNT_ATTR_NODEV), (noexec, calls.MOUNT_ATTR_NOEXEC)
+    attributes = (calls.MOUNT_ATTR_NOSUID if nosuid else 0) | (calls.MOUNT_ATTR_NODEV if nodev else 0)
+    attributes |= calls.MOUNT_ATTR_NOEXEC if noexec else 0
     stack = Stack(
         paths,
         None if upper is None else _absolute(upper, "new_overlay: upper"),
         None if work is None else _absolute(work, "new_overlay: work"),
         room=room,
         readonly=readonly,
-        volatile=upper is None,
-        attributes=sum(flag for wanted, flag in flags if wanted),
+        attributes=attributes,
         id_map=None if id_map is None else check_id_map(id_map, "new_overlay: id_map"),
     )
     where = None if target is None else _absolute(target, "new_overlay: target")
@@ -288,7 +288,7 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         self._stack = wish.stack
         self.lowers = wish.stack.lowers
         self.target = wish.target
-        self._undo = Rollback()
+        self._undo: Rollback | None = None
         self._below: Fd | None = None
         self._deputy: Deputy | None = None
         lock: Fd | None = None
@@ -304,7 +304,8 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         if made.space is not None:
             self._adopt(made.space)
         if wish.target is not None:
-            with self._undo as undo:
+            with Rollback() as undo:
+                self._undo = undo
                 attachment = _Attachment(made.mount)
                 undo.push(attachment.detach)
                 attachment.attach(wish.target)
@@ -357,7 +358,8 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         return Form.USER_OVERLAY if self._deputy is not None or stacking.user_xattrs() else Form.OVERLAY
 
     def _release(self) -> None:
-        self._undo.unwind()
+        if self._undo is not None:
+            self._undo.unwind()
 
     def _describe(self) -> str:
         more = f" and {len(self.lowers) - 1} more" if len(self.lowers) > 1 else ""
