@@ -578,6 +578,22 @@ struct isolib_stack {
 };
 /* a detached mount of a new file system */
 int isolib_stack_new(struct isolib_stack *stack);
+/* an overlay whose upper directory lies in memory */
+struct isolib_union {
+    uint32_t count;
+    int32_t padding;
+    const char *lowers; /* paths, one after the other, the topmost first */
+    const char *options, *space_options;
+    const char *options_of_user; /* in the place of the others where the calling thread is not in the first user namespace */
+    uint64_t attributes, space_attributes;
+    int32_t fds[3]; /* out: the mount, the upper directory, the mount that this lies in; -1: none */
+};
+/* Makes it in one call.  -1: something was refused, or is out of the ordinary: a directory that comes twice, attributes of the
+ * topmost one.  Nothing is left then, and isolib_layers_open and isolib_stack_new tell what it is, step by step. */
+int isolib_union_new(struct isolib_union *made);
+void isolib_union_close(struct isolib_union *made);
+/* closes one that is there, and makes it -1 */
+void isolib_close_fd(int32_t *fd);
 /* changes a whole file system: "ro" or "rw"; -1: fspick, -2: fsconfig, -3: the change itself was refused */
 int isolib_reconfigure(int mount, const char *flag);
 int isolib_syncfs(int fd);

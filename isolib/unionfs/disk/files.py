@@ -7,9 +7,11 @@ otherwise is an error that names the path, as it is in the tree: ``/etc/passwd``
 from __future__ import annotations
 
 import os
+import sys
 from errno import EBADF, EINVAL, ELOOP, ENOSYS, ENOTDIR, EOPNOTSUPP, EPERM, ESTALE, EXDEV
 from fcntl import F_DUPFD_CLOEXEC, fcntl, ioctl
 from functools import partial
+from operator import methodcaller
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from isolib._kernel import calls
@@ -51,6 +53,9 @@ _DIRECTORY: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_AT_ONCE: Final = 64
 _FICLONE: Final = 0x40049409
 _CANNOT_COPY: Final = frozenset({EBADF, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, EXDEV})
+
+#: As os.fsencode does it with what os.listdir returns, without asking of each name what it is.
+_as_bytes: Final = methodcaller("encode", sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 #: By which overlayfs and fuse-overlayfs keep their own books.
 _BOOKS: Final = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
@@ -122,7 +127,7 @@ def open_beneath(root: int, path: bytes, flags: int = os.O_RDONLY | _DIRECTORY, 
 
 def names_in(dir_fd: int, path: bytes) -> list[bytes]:
     """Return the names in a directory, sorted."""
-    return sorted(map(os.fsencode, attempt("getdents64", path, os.listdir, dir_fd)))
+    return sorted(map(_as_bytes, attempt("getdents64", path, os.listdir, dir_fd)))
 
 
 class Descent:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd, Handle, Rollback
 from isolib.errors import PlanError, SyscallError, Unsupported, from_errno
-from isolib.types import check_id_map, check_path, parse_size
+from isolib.types import MAX_PATH, check_id_map, check_path, parse_size
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.overlays import overlay_diff, proxy, stacking
 from isolib.unionfs.overlays.attachment import Attachment
@@ -90,7 +90,11 @@ class _Wish:
     stack: Stack
     target: str | None
     trees: tuple[str, ...]
-    layers: calls.Layers
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is wanted of it but what it is made of."""
+        return self.target is None and not self.trees
 
 
 def new_overlay(
@@ -187,7 +191,48 @@ def _checked(
     nodev: bool,
     noexec: bool,
 ) -> _Wish:
-    # Of hundreds, most are plain paths.
+    paths = _plain_paths(lowers)
+    trees: tuple[str, ...] = ()
+    if paths is None:
+        paths, trees, upper = _branches(lowers, upper)
+    if (upper is None) != (work is None):
+        raise PlanError("new_overlay: upper= and work= are given together: work is an empty directory on upper's file system")
+    if readonly and upper is not None:
+        raise PlanError("new_overlay: readonly=True has no upper directory")
+    room = stacking.ROOM if size is None else parse_size(size, "new_overlay: size")
+    if room < 1:
+        raise PlanError("new_overlay: size=0 would be, for the kernel, no limit")
+    attributes = (calls.MOUNT_ATTR_NOSUID if nosuid else 0) | (calls.MOUNT_ATTR_NODEV if nodev else 0)
+    attributes |= calls.MOUNT_ATTR_NOEXEC if noexec else 0
+    stack = Stack(
+        paths,
+        None if upper is None else _absolute(upper, "new_overlay: upper"),
+        None if work is None else _absolute(work, "new_overlay: work"),
+        room=room,
+        readonly=readonly,
+        attributes=attributes,
+        id_map=None if id_map is None else check_id_map(id_map, "new_overlay: id_map"),
+    )
+    where = None if target is None else _absolute(target, "new_overlay: target")
+    return _Wish(stack, where, trees)
+
+
+def _plain_paths(lowers: Sequence[AnyPath | Branch]) -> tuple[str, ...] | None:
+    """Return them if all are absolute paths that nothing is to be done to: nearly always, and of hundreds at once."""
+    try:
+        paths: tuple[str, ...] = tuple(lowers)  # type: ignore[arg-type]  # others are no text
+        whole = os.fsencode("\0".join(paths))
+    except (TypeError, UnicodeEncodeError):
+        return None
+    each = whole.split(b"\0")
+    is_plain = len(each) == len(paths) and all(one[:1] == b"/" for one in each) and max(map(len, each)) <= MAX_PATH
+    return paths if is_plain else None
+
+
+def _branches(
+    lowers: Sequence[AnyPath | Branch], upper: AnyPath | None
+) -> tuple[tuple[str, ...], tuple[str, ...], AnyPath | None]:
+    """Return their paths, those of them that are trees, and the upper directory."""
     branches = [
         (os.fsdecode(one.path), one.rights) if isinstance(one, Branch) else (_absolute(one, "lower"), "") for one in lowers
     ]
@@ -199,26 +244,7 @@ def _checked(
         raise PlanError("new_overlay: overlayfs writes to the topmost directory alone, which is the first")
     if not branches:
         raise PlanError("new_overlay: at least one lower directory is wanted")
-    if (upper is None) != (work is None):
-        raise PlanError("new_overlay: upper= and work= are given together: work is an empty directory on upper's file system")
-    if readonly and upper is not None:
-        raise PlanError("new_overlay: readonly=True has no upper directory")
-    room = stacking.ROOM if size is None else parse_size(size, "new_overlay: size")
-    if room < 1:
-        raise PlanError("new_overlay: size=0 would be, for the kernel, no limit")
-    flags = (nosuid, calls.MOUNT_ATTR_NOSUID), (nodev, calls.MOUNT_ATTR_NODEV), (noexec, calls.MOUNT_ATTR_NOEXEC)
-    stack = Stack(
-        tuple(path for path, _ in branches),
-        None if upper is None else _absolute(upper, "new_overlay: upper"),
-        None if work is None else _absolute(work, "new_overlay: work"),
-        room=room,
-        readonly=readonly,
-        volatile=upper is None,
-        attributes=sum(flag for wanted, flag in flags if wanted),
-        id_map=None if id_map is None else check_id_map(id_map, "new_overlay: id_map"),
-    )
-    where = None if target is None else _absolute(target, "new_overlay: target")
-    return _Wish(stack, where, tuple(path for path, rights in branches if rights == "ro"), check_stack(stack))
+    return tuple(path for path, _ in branches), tuple(path for path, rights in branches if rights == "ro"), upper
 
 
 class OverlayMount(Rooted, Handle, made_by="new_overlay()"):
@@ -241,14 +267,17 @@ class OverlayMount(Rooted, Handle, made_by="new_overlay()"):
         self._stack = wish.stack
         self.lowers = wish.stack.lowers
         self.target = wish.target
-        self._undo = Rollback()
+        self._undo: Rollback | None = None
         self._below: Fd | None = None
         self._using = RLock()
         self._stays: Stays | None = None
         self._deputy: Deputy | None = None
-        lock = None if wish.stack.upper is None else _locked(wish.stack.upper)
-        with wish.layers:
-            made = self._stacked(wish)
+        lock: Fd | None = None
+        made = stacking.stack_in_memory(wish.stack) if wish.is_plain else None
+        if made is None:
+            with check_stack(wish.stack) as layers:
+                lock = None if wish.stack.upper is None else _locked(wish.stack.upper)
+                made = self._stacked(wish, layers)
         super().__init__(made.mount)
         self._made = made
         self._lock = None if lock is None else self._adopt(lock)
@@ -256,19 +285,20 @@ class OverlayMount(Rooted, Handle, made_by="new_overlay()"):
         if made.space is not None:
             self._adopt(made.space)
         if wish.target is not None:
-            with self._undo as undo:
+            with Rollback() as undo:
+                self._undo = undo
                 attachment = Attachment(made.mount)
                 undo.push(attachment.detach)
                 attachment.attach(wish.target)
                 undo.keep()
 
-    def _stacked(self, wish: _Wish) -> Stacked:
+    def _stacked(self, wish: _Wish, layers: calls.Layers) -> Stacked:
         wanted = wish.stack
         _check_rights(wish)
         for path in wish.trees:
             self._do(check_unmarked, path)
         try:
-            return stacking.stack(wanted, wish.layers)
+            return stacking.stack(wanted, layers)
         except SyscallError as error:
             # Whoever may not even begin to: it is no matter of one layer.
             if (error.op, error.errno) != ("fsopen", EPERM) or not stacking.needs_deputy():
@@ -312,7 +342,8 @@ class OverlayMount(Rooted, Handle, made_by="new_overlay()"):
         with self._using:
             if self._stays is not None:
                 self._stays.part(self._lock or self._fds[0], lambda _: self._lending.release(""))
-        self._undo.unwind()
+        if self._undo is not None:
+            self._undo.unwind()
 
     def _describe(self) -> str:
         more = f" and {len(self.lowers) - 1} more" if len(self.lowers) > 1 else ""

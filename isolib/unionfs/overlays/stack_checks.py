@@ -36,11 +36,13 @@ def check_stack(wanted: Stack) -> calls.Layers:
         Something cannot be opened.
     """
     lowers = calls.Layers(wanted.lowers)
-    seen: dict[tuple[int, int], str] = {}
-    for path, identity in zip(wanted.lowers, lowers.identities, strict=True):
-        before = seen.setdefault(identity, path)
-        if before is not path:
-            raise PlanError(f"one directory, two layers: {before}, {path}")
+    seen = dict(zip(lowers.identities, wanted.lowers, strict=True))
+    if len(seen) != len(lowers):
+        seen.clear()
+        for path, identity in zip(wanted.lowers, lowers.identities, strict=True):
+            if identity in seen:
+                raise PlanError(f"one directory, two layers: {seen[identity]}, {path}")
+            seen[identity] = path
     if wanted.upper is not None and wanted.work is not None:
         _check_upper(wanted.upper, wanted.work, seen)
     return lowers
