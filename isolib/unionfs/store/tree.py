@@ -280,6 +280,10 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
             self._check_open()
             return self._stays.lend(ids_of(scene), self.fileno())
 
+    def own_map(self) -> str | None:
+        """Return the id map that a process with this root needs, where it is not the usual one."""
+        return self._records.driver.own_map()
+
     def kind(self, name: str) -> int | None:
         """Return the type of what lies at a name in its top directory; None: nothing."""
         return kind_at(self.fileno(), name)
