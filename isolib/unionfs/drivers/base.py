@@ -153,7 +153,7 @@ class Driver(ABC):
     #: Whether ids can be mapped of a whole tree only, for all who have it, because no mount of it can be.
     maps_whole_trees: ClassVar[bool] = False
 
-    def lend(self, tree: str, ids: IdMaps | None = None) -> Fd:
+    def lend(self, tree: str, ids: IdMaps | None = None, *, only: bool = False) -> Fd:  # noqa: ARG002 - who mounts asks
         """Return a mount of a tree that is attached nowhere, for one process to attach.
 
         Parameters
@@ -162,7 +162,10 @@ class Driver(ABC):
             Its name.
         ids
             The maps of users and of groups: what is ``inside`` on disk is ``outside`` in the mount.  None: they are as on disk.
-            Where whole trees are mapped, `mount` returns one with these ids from then on, until `release`.
+            Where whole trees are mapped, `mount` returns one with these ids from then on, which cannot be written to, until
+            `take_back`.
+        only
+            Nobody else will have the tree, until it is removed: there will be no `mount` of it, nor a `take_back`.
         """
         with self.mount(tree) as root:
             return clone_directory(root, SAFE, ids)

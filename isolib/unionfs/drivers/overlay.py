@@ -22,7 +22,7 @@ from __future__ import annotations
 import fcntl
 import os
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from errno import EBUSY, EEXIST, ENOENT
 from functools import partial
 from secrets import token_hex
@@ -38,6 +38,7 @@ from isolib.unionfs.disk.copying import copy_tree
 from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form, TreeUsage
 from isolib.unionfs.drivers.directories import DirectoryDriver, Home, check_name
+from isolib.unionfs.drivers.states import State as _State
 from isolib.unionfs.drivers.usage import usage_of
 from isolib.unionfs.overlays import overlay_diff, stacking
 from isolib.unionfs.overlays.lending import clone
@@ -52,44 +53,6 @@ if TYPE_CHECKING:
     from isolib.unionfs.entry import Piece, Pieces
 
 __all__ = ["OverlayDriver"]
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """What a tree is made of.
-
-    Attributes
-    ----------
-    part
-        Which is written to; empty: a snapshot, in which none is.
-    below
-        ``layer NAME`` and ``part NAME``, the topmost first.
-    sealing
-        The part that is to become the topmost layer, if it is none yet.
-    """
-
-    part: str
-    below: tuple[str, ...]
-    sealing: str = ""
-
-    def text(self) -> str:
-        return "\n".join((f"{self.part} {self.sealing}", *self.below))
-
-    @classmethod
-    def of(cls, text: str) -> _State:
-        first, *below = text.split("\n")
-        part, _, sealing = first.partition(" ")
-        return cls(part, tuple(below), sealing)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The names of the layers, the topmost first."""
-        return tuple(one.removeprefix("layer ") for one in self.below if one.startswith("layer "))
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The names of the parts that are not written to, the topmost first."""
-        return tuple(one.removeprefix("part ") for one in self.below if one.startswith("part "))
 
 
 class OverlayDriver(DirectoryDriver):
@@ -235,18 +198,23 @@ class OverlayDriver(DirectoryDriver):
             key = (home(), tree)
             found = self._mounts.get(key)
             if found is None:
-                state = self._state(tree)
-                part = self._place.show(self._provide_part(state))
-                where = self._lowers(state.below), f"{part}/root", f"{part}/work"
-                wanted = Stack(*where, attributes=SAFE, ids=self._lent.get(key))
-                found = self._mounts[key] = self._stack(wanted)
+                found = self._mounts[key] = self._stack(self._wanted(tree, self._lent.get(key)))
             # What this process made in one that is mapped would belong to nobody who is known to those who have it.
             return _twin(found.fileno()) if self._lent.get(key) is None else clone(found, calls.MOUNT_ATTR_RDONLY)
 
-    def lend(self, tree: str, ids: IdMaps | None = None) -> Fd:
+    def _wanted(self, tree: str, ids: IdMaps | None, *, volatile: bool = False) -> Stack:
+        """Return what a tree is made of, for one mount at a time."""
+        state = self._state(tree)
+        part = self._place.show(self._provide_part(state))
+        where = self._lowers(state.below), f"{part}/root", f"{part}/work"
+        return Stack(*where, attributes=SAFE, ids=ids, volatile=volatile)
+
+    def lend(self, tree: str, ids: IdMaps | None = None, *, only: bool = False) -> Fd:
         """Clone the mount, in which the directories are mapped that it is made of, for overlayfs maps no ids of a mount."""
         key = (home(), tree)
         with self._lock:
+            if only:  # what is written there is thrown away, and need not reach the disk before that
+                return self._stack(self._wanted(tree, ids, volatile=True))
             if self._lent.get(key) != ids:
                 self.release(tree)
             self._lent[key] = ids

@@ -455,7 +455,7 @@ def lend_new(records: Records, standing: Standing, ids: IdMaps | None) -> Stay:
             _take_off(records, name, record.tree)
 
     try:
-        return Stay(records.driver.lend(record.tree, ids), take_back)
+        return Stay(records.driver.lend(record.tree, ids, only=True), take_back)
     except BaseException:
         take_back()
         raise
