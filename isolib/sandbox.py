@@ -250,7 +250,8 @@ def new_outlet(spec: SandboxSpec) -> Outlet | None:
 class Sandbox:
     r"""A sandbox that lives for a ``with`` block, in which many commands run, beside and after one another.
 
-    What they write in it stays until the block ends: its /tmp, its processes, the layer over its working directory.
+    What they write in it stays until the block ends: its /tmp, its processes, the layer over its working directory or over the
+    image that is its root.  What they write to a tree of a store stays longer.
 
     Parameters
     ----------

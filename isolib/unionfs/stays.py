@@ -108,7 +108,12 @@ class Stays:
         with self._using:
             self._descriptor = descriptor
             self._map(ids)
-            mount = self._driver.lend(self._tree, ids)
+            try:
+                mount = self._driver.lend(self._tree, ids)
+            except BaseException:
+                if not self._count:
+                    self._be_empty()
+                raise
             self._count += 1
         return Stay(mount, self._left)
 
@@ -148,11 +153,15 @@ class Stays:
             if self._parting is not None:
                 self._parting()
                 return
-            self._driver.take_back(self._tree)
-            if self._ids is not None:
-                self._ids = None
-                self._let_mount_go()
-                self.mount_again(self._descriptor)
+            self._be_empty()
+
+    def _be_empty(self) -> None:
+        """Have the tree as it is when nobody is in it."""
+        self._driver.take_back(self._tree)
+        if self._ids is not None:
+            self._ids = None
+            self._let_mount_go()
+            self.mount_again(self._descriptor)
 
     def part(self, lock: Fd, give_up: Callable[[Fd], None]) -> None:
         """Give up the tree, when nobody is in it any more; its lock is held until then.
