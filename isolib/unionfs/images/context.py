@@ -123,7 +123,9 @@ class Excluded:
 
     def _leaves_out(self, parts: list[str]) -> bool:
         return any(
-            len(pattern) == len(parts) and all(map(fnmatchcase, parts, pattern)) if whole else fnmatchcase(parts[-1], pattern[0])
+            len(pattern) == len(parts) and all(map(fnmatchcase, parts, pattern))
+            if whole
+            else fnmatchcase(parts[-1], pattern[0])
             for pattern, whole in zip(self.patterns, self._whole, strict=True)
         )
 

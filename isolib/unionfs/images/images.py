@@ -278,7 +278,8 @@ class Image:
         from_image
             The sources are paths in this image, not on the host.
         owner
-            ``name``, ``uid``, or either with ``:group``, as the image knows them; a number for both; or (uid, gid).  None: root.
+            ``name``, ``uid``, or either with ``:group``, as the image knows them; a number for both; or (uid, gid).  None:
+            root.
         mode
             Permission bits of all that is copied; directories can also be searched by those who can read them.  None: as they
             are.
@@ -384,9 +385,9 @@ class Image:
         --------
         >>> image.configure(env={"LANG": "C.UTF-8"}, cmd=["bash"], expose=[80])  # doctest: +SKIP
         """
-        from isolib.unionfs.images import building  # noqa: PLC0415 - see above
+        from isolib.unionfs.images import building, configuring  # noqa: PLC0415 - see above
 
-        changes = building.Changes(env, cmd, entrypoint, workdir, user, labels, expose, volumes, stop_signal, author)
+        changes = configuring.Changes(env, cmd, entrypoint, workdir, user, labels, expose, volumes, stop_signal, author)
         return building.configure(self, changes, cache=cache, created=created)
 
     def __repr__(self) -> str:

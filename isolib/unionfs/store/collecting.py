@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from isolib.unionfs.store.areas import owner, relied_on
 from isolib.unionfs.store import steps
+from isolib.unionfs.store.areas import owner, relied_on
 from isolib.unionfs.store.locks import try_lock
 from isolib.unionfs.store.records import chain, hex_of
 from isolib.unionfs.store.recovery import recover_all

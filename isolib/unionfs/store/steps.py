@@ -76,11 +76,10 @@ def _read(records: Records, name: str) -> Step | None:
 
 def done(records: Records, key: str) -> str | None:
     """Return the digest of the image that came of a step; None: it was not done, or the store has not that image any more."""
-    with records.locks.shared():
-        with suppress(StoreDamaged):  # as good as none
-            step = _read(records, hex_of(key))
-            if step is not None and records.has_image(step.image):
-                return step.image
+    with records.locks.shared(), suppress(StoreDamaged):  # as good as none
+        step = _read(records, hex_of(key))
+        if step is not None and records.has_image(step.image):
+            return step.image
     return None
 
 
