@@ -382,6 +382,7 @@ class Process:
             result = calls.pump_run(self._pump, until, left)
         if self._pump.gone and self._exit is None:
             self._exit = self._ended()
+            self._launched.give_back()
         return result
 
     def _ended(self) -> Exit:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, cast
 from isolib._kernel.assembly import Rights
 from isolib._kernel.hints import typed
 from isolib.errors import Unsupported
-from isolib.mounts import Bind, File, Proc, Root, Tmpfs
+from isolib.mounts import Bind, File, Proc, Tmpfs
 from isolib.oneshot import OneShotGroups, new_group
 from isolib.sandbox import complete, new_outlet
 from isolib.setting import Setting
@@ -79,7 +79,7 @@ def run_step(
         It is to be another user than root, and the caller has no ids for another one.
     """
     spec = SandboxSpec(
-        root=tree if hasattr(tree, "add_steps") else Root.tree(tree.path, writable=True),
+        root=tree,
         network=network,
         limits=limits or Limits(),
         user=(account.uid, account.gid),

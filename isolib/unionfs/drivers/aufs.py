@@ -134,6 +134,12 @@ class AufsDriver(OverlayDriver):
         return Form.MERGED
 
     def _stack(self, wanted: Stack) -> Fd:
+        if wanted.ids is not None:
+            raise Unsupported(
+                "a tree of AUFS as the root of a process in a user namespace of its own",
+                "AUFS, which takes no branches with mapped ids",
+                "a store with driver='overlay' or 'vfs'; or spawn() without a new user namespace",
+            )
         return _mounted(wanted)
 
     def _merged(self, below: Sequence[str]) -> Fd:

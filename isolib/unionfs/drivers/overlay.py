@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd, Rollback, home
+from isolib._kernel.mountapi import clone_tree
 from isolib._kernel.threads import OwnThread
 from isolib.errors import SyscallError, Unsupported, from_errno
 from isolib.unionfs.disk.copying import copy_tree
@@ -46,6 +47,7 @@ from isolib.unionfs.overlays.uppers import Uppers
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from isolib.unionfs.drivers.base import IdMaps
     from isolib.unionfs.entry import Piece, Pieces
 
 __all__ = ["OverlayDriver"]
@@ -95,12 +97,15 @@ class OverlayDriver(DirectoryDriver):
     """Directories, stacked by the kernel."""
 
     name: ClassVar[str] = "overlay"
+    maps_whole_trees: ClassVar[bool] = True
 
     def __init__(self, home: Fd, path: str) -> None:
         super().__init__(home, path)
         self._lock = RLock()
         self._behind: set[OwnThread] = set()
         self._mounts: dict[tuple[object, str], Fd] = {}
+        self._ids: dict[tuple[object, str], IdMaps] = {}  # of trees that are mapped for who has them
+        self._lent: set[tuple[object, str]] = set()
 
     @classmethod
     def examine(cls, home: int, path: str) -> None:
@@ -234,13 +239,40 @@ class OverlayDriver(DirectoryDriver):
             if found is None:
                 state = self._state(tree)
                 part = self._place.show(self._provide_part(state))
-                wanted = Stack(self._lowers(state.below), f"{part}/root", f"{part}/work", attributes=_SAFE)
+                ids = self._ids.get(key)
+                wanted = Stack(self._lowers(state.below), f"{part}/root", f"{part}/work", attributes=_SAFE, ids=ids)
                 found = self._mounts[key] = self._stack(wanted)
-            return _twin(found.fileno())
+            return _twin(found.fileno()) if key not in self._ids else _read_only(found)
+
+    def lend(self, tree: str, ids: IdMaps | None = None) -> Fd:
+        """Clone the mount.  overlayfs maps no ids of a mount: the directories that it is made of are mapped, and so all of it.
+
+        `mount` is read-only then: what this process made there would belong to nobody whom they know.
+        """
+        key = (home(), tree)
+        with self._lock:
+            if self._ids.get(key) != ids:
+                self.release(tree)
+                if ids is not None:
+                    self._ids[key] = ids
+            self.mount(tree).close()
+            mount = Fd(clone_tree("", dir_fd=self._mounts[key].fileno()))
+            self._lent.add(key)
+            return mount
+
+    def take_back(self, tree: str) -> None:
+        """Forget the mount, if it maps ids."""
+        key = (home(), tree)
+        with self._lock:
+            self._lent.discard(key)
+            if key in self._ids:
+                self.release(tree)
 
     def release(self, tree: str) -> None:
         """Forget the mount.  What is written to a descriptor of it after that may be in a layer that was made meanwhile."""
         with self._lock:
+            self._ids.pop((home(), tree), None)
+            self._lent.discard((home(), tree))
             self._mounts.pop((home(), tree), None)
 
     def _frozen(self, tree: str) -> bool:
@@ -278,6 +310,9 @@ class OverlayDriver(DirectoryDriver):
             state, is_still = self._state(tree), self._frozen(tree)
             self._tidy(tree, state.part)
             below = (f"layer {layer}", *(f"layer {one}" for one in state.layers))
+            if (home(), tree) in self._lent:
+                self._commit_lent(tree, state, layer, below, is_still=is_still)
+                return
             if state.parts or not is_still:
                 self._copy_layer(state, layer)
                 # Who writes at this moment goes on doing so to his part, which has then what the layer has, and more.
@@ -289,6 +324,15 @@ class OverlayDriver(DirectoryDriver):
                 self._state(tree)
             if is_still:
                 self._leave_behind(tree, [state.part, *state.parts])
+
+    def _commit_lent(self, tree: str, state: _State, layer: str, below: tuple[str, ...], *, is_still: bool) -> None:
+        """Make a layer of a copy: those who have the tree go on with their mount, and so with its upper directory."""
+        try:
+            self._copy_layer(state, layer)
+            self._write(tree, _State(state.part, below))
+        finally:
+            if is_still:
+                stacking.remount(self._mounts[home(), tree], tree, "rw")
 
     def _copy_layer(self, state: _State, layer: str) -> None:
         below = [f"layer {one}" for one in state.layers]
@@ -439,6 +483,10 @@ class OverlayDriver(DirectoryDriver):
         for thread in tuple(self._behind):
             thread.join()
         super().settle()
+
+
+def _read_only(mount: Fd) -> Fd:
+    return Fd(clone_tree("", dir_fd=mount.fileno(), attributes=calls.MOUNT_ATTR_RDONLY))
 
 
 def _new_part() -> str:
