@@ -16,6 +16,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from isolib._kernel import seam
+from isolib._kernel.handle import Rollback
 from isolib._kernel.hints import typed
 from isolib.errors import PlanError
 from isolib.types import check_argv, check_path, parse_duration
@@ -104,8 +105,8 @@ def _checkout(image: Image) -> Iterator[Tree]:
     records = image._records  # noqa: SLF001 - the same package's
     records.image(image.digest)
     standing = Standing(image.digest, tuple(one.chain_id for one in image.layers))
-    with new_tree(Keeper(records, lambda tree: tree), standing, None) as tree:
-        yield tree
+    with Rollback() as undo:
+        yield new_tree(Keeper(records, undo.adopt), standing, None)
 
 
 # ---- a command ----
@@ -153,7 +154,7 @@ def run(
             account = account_of(tree.fileno(), who)
             make_directories(tree.fileno(), os.fsencode(where))
             seam.run_step(
-                words,
+                texts,
                 tree=tree,
                 account=account,
                 env={"PATH": _PATH, "HOME": account.home, **config.env, **added},
