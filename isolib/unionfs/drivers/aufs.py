@@ -29,7 +29,7 @@ from isolib.unionfs.overlays.stacking import Stack, copy_attributes, open_direct
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from isolib.unionfs.drivers.overlay import _State
+    from isolib.unionfs.drivers.states import State as _State
     from isolib.unionfs.entry import Piece
 
 __all__ = ["BRANCHES", "AufsDriver", "branch", "mount_groups", "mount_text"]

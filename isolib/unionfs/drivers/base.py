@@ -13,30 +13,21 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-from isolib._kernel import calls
-from isolib._kernel.assembly import userns_fd
-from isolib._kernel.handle import Fd
-from isolib._kernel.mountapi import clone_tree
+from isolib._kernel.guest import SAFE
 from isolib.types import IdMap
+from isolib.unionfs.overlays.lending import clone_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from isolib._kernel.handle import Fd
     from isolib.unionfs.entry import Pieces
 
 IdMaps: TypeAlias = tuple[tuple[IdMap, ...], tuple[IdMap, ...]]
 
-_SAFE: Final = calls.MOUNT_ATTR_NOSUID | calls.MOUNT_ATTR_NODEV
-
 __all__ = ["Draft", "Driver", "Form", "TreeUsage"]
-
-
-def _clone(root: Fd, ids: IdMaps | None) -> Fd:
-    """Return what a descriptor is open on, as a mount that is attached nowhere."""
-    userns = None if ids is None else userns_fd(*ids)
-    return Fd(clone_tree("", dir_fd=root.fileno(), attributes=_SAFE, userns=userns))
 
 
 class Form(enum.Enum):
@@ -162,7 +153,7 @@ class Driver(ABC):
     #: Whether ids can be mapped of a whole tree only, for all who have it, because no mount of it can be.
     maps_whole_trees: ClassVar[bool] = False
 
-    def lend(self, tree: str, ids: IdMaps | None = None) -> Fd:
+    def lend(self, tree: str, ids: IdMaps | None = None, *, only: bool = False) -> Fd:  # noqa: ARG002 - who mounts asks
         """Return a mount of a tree that is attached nowhere, for one process to attach.
 
         Parameters
@@ -171,10 +162,17 @@ class Driver(ABC):
             Its name.
         ids
             The maps of users and of groups: what is ``inside`` on disk is ``outside`` in the mount.  None: they are as on disk.
-            Where whole trees are mapped, `mount` returns one with these ids from then on, until `release`.
+            Where whole trees are mapped, `mount` returns one with these ids from then on, which cannot be written to, until
+            `take_back`.
+        only
+            Nobody else will have the tree, until it is removed: there will be no `mount` of it, nor a `take_back`.
         """
         with self.mount(tree) as root:
-            return _clone(root, ids)
+            return clone_directory(root, SAFE, ids)
+
+    def own_map(self) -> str | None:
+        """Return the id map of the user namespace that its trees belong to; None: they belong to that of this process."""
+        return None
 
     def take_back(self, tree: str) -> None:  # noqa: B027 -- a mount of its own is nobody else's matter
         """Be told that nobody has a tree any more to whom it was lent; `mount` returns one with the ids on disk again."""

@@ -22,24 +22,26 @@ from __future__ import annotations
 import fcntl
 import os
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from errno import EBUSY, EEXIST, ENOENT
 from functools import partial
 from secrets import token_hex
 from threading import RLock
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar
 
 from isolib._kernel import calls
+from isolib._kernel.guest import SAFE
 from isolib._kernel.handle import Fd, Rollback, home
-from isolib._kernel.mountapi import clone_tree
 from isolib._kernel.threads import OwnThread
 from isolib.errors import SyscallError, Unsupported, from_errno
 from isolib.unionfs.disk.copying import copy_tree
 from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form, TreeUsage
 from isolib.unionfs.drivers.directories import DirectoryDriver, Home, check_name
+from isolib.unionfs.drivers.states import State as _State
 from isolib.unionfs.drivers.usage import usage_of
 from isolib.unionfs.overlays import overlay_diff, stacking
+from isolib.unionfs.overlays.lending import clone
 from isolib.unionfs.overlays.overlay_diff import NO_LIMITS
 from isolib.unionfs.overlays.stacking import Stack, open_directory, stack
 from isolib.unionfs.overlays.uppers import Uppers
@@ -51,46 +53,6 @@ if TYPE_CHECKING:
     from isolib.unionfs.entry import Piece, Pieces
 
 __all__ = ["OverlayDriver"]
-
-_SAFE: Final = calls.MOUNT_ATTR_NOSUID | calls.MOUNT_ATTR_NODEV
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """What a tree is made of.
-
-    Attributes
-    ----------
-    part
-        Which is written to; empty: a snapshot, in which none is.
-    below
-        ``layer NAME`` and ``part NAME``, the topmost first.
-    sealing
-        The part that is to become the topmost layer, if it is none yet.
-    """
-
-    part: str
-    below: tuple[str, ...]
-    sealing: str = ""
-
-    def text(self) -> str:
-        return "\n".join((f"{self.part} {self.sealing}", *self.below))
-
-    @classmethod
-    def of(cls, text: str) -> _State:
-        first, *below = text.split("\n")
-        part, _, sealing = first.partition(" ")
-        return cls(part, tuple(below), sealing)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The names of the layers, the topmost first."""
-        return tuple(one.removeprefix("layer ") for one in self.below if one.startswith("layer "))
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The names of the parts that are not written to, the topmost first."""
-        return tuple(one.removeprefix("part ") for one in self.below if one.startswith("part "))
 
 
 class OverlayDriver(DirectoryDriver):
@@ -104,8 +66,7 @@ class OverlayDriver(DirectoryDriver):
         self._lock = RLock()
         self._behind: set[OwnThread] = set()
         self._mounts: dict[tuple[object, str], Fd] = {}
-        self._ids: dict[tuple[object, str], IdMaps] = {}  # of trees that are mapped for who has them
-        self._lent: set[tuple[object, str]] = set()
+        self._lent: dict[tuple[object, str], IdMaps | None] = {}  # and how their ids are mapped
 
     @classmethod
     def examine(cls, home: int, path: str) -> None:
@@ -237,42 +198,39 @@ class OverlayDriver(DirectoryDriver):
             key = (home(), tree)
             found = self._mounts.get(key)
             if found is None:
-                state = self._state(tree)
-                part = self._place.show(self._provide_part(state))
-                ids = self._ids.get(key)
-                wanted = Stack(self._lowers(state.below), f"{part}/root", f"{part}/work", attributes=_SAFE, ids=ids)
-                found = self._mounts[key] = self._stack(wanted)
-            return _twin(found.fileno()) if key not in self._ids else _read_only(found)
+                found = self._mounts[key] = self._stack(self._wanted(tree, self._lent.get(key)))
+            # What this process made in one that is mapped would belong to nobody who is known to those who have it.
+            return _twin(found.fileno()) if self._lent.get(key) is None else clone(found, calls.MOUNT_ATTR_RDONLY)
 
-    def lend(self, tree: str, ids: IdMaps | None = None) -> Fd:
-        """Clone the mount.  overlayfs maps no ids of a mount: the directories that it is made of are mapped, and so all of it.
+    def _wanted(self, tree: str, ids: IdMaps | None, *, volatile: bool = False) -> Stack:
+        """Return what a tree is made of, for one mount at a time."""
+        state = self._state(tree)
+        part = self._place.show(self._provide_part(state))
+        where = self._lowers(state.below), f"{part}/root", f"{part}/work"
+        return Stack(*where, attributes=SAFE, ids=ids, volatile=volatile)
 
-        `mount` is read-only then: what this process made there would belong to nobody whom they know.
-        """
+    def lend(self, tree: str, ids: IdMaps | None = None, *, only: bool = False) -> Fd:
+        """Clone the mount, in which the directories are mapped that it is made of, for overlayfs maps no ids of a mount."""
         key = (home(), tree)
         with self._lock:
-            if self._ids.get(key) != ids:
+            if only:  # what is written there is thrown away, and need not reach the disk before that
+                return self._stack(self._wanted(tree, ids, volatile=True))
+            if self._lent.get(key) != ids:
                 self.release(tree)
-                if ids is not None:
-                    self._ids[key] = ids
+            self._lent[key] = ids
             self.mount(tree).close()
-            mount = Fd(clone_tree("", dir_fd=self._mounts[key].fileno()))
-            self._lent.add(key)
-            return mount
+            return clone(self._mounts[key])
 
     def take_back(self, tree: str) -> None:
         """Forget the mount, if it maps ids."""
-        key = (home(), tree)
         with self._lock:
-            self._lent.discard(key)
-            if key in self._ids:
+            if self._lent.pop((home(), tree), None) is not None:
                 self.release(tree)
 
     def release(self, tree: str) -> None:
         """Forget the mount.  What is written to a descriptor of it after that may be in a layer that was made meanwhile."""
         with self._lock:
-            self._ids.pop((home(), tree), None)
-            self._lent.discard((home(), tree))
+            self._lent.pop((home(), tree), None)
             self._mounts.pop((home(), tree), None)
 
     def _frozen(self, tree: str) -> bool:
@@ -312,8 +270,7 @@ class OverlayDriver(DirectoryDriver):
             below = (f"layer {layer}", *(f"layer {one}" for one in state.layers))
             if (home(), tree) in self._lent:
                 self._commit_lent(tree, state, layer, below, is_still=is_still)
-                return
-            if state.parts or not is_still:
+            elif state.parts or not is_still:
                 self._copy_layer(state, layer)
                 # Who writes at this moment goes on doing so to his part, which has then what the layer has, and more.
                 self._write(tree, _State(_new_part() if is_still else state.part, below))
@@ -322,7 +279,7 @@ class OverlayDriver(DirectoryDriver):
                 # From this moment on it is a layer, and `_state` does the rest, here or in another process.
                 self._write(tree, _State(_new_part(), below, state.part))
                 self._state(tree)
-            if is_still:
+            if is_still and (home(), tree) not in self._lent:
                 self._leave_behind(tree, [state.part, *state.parts])
 
     def _commit_lent(self, tree: str, state: _State, layer: str, below: tuple[str, ...], *, is_still: bool) -> None:
@@ -483,10 +440,6 @@ class OverlayDriver(DirectoryDriver):
         for thread in tuple(self._behind):
             thread.join()
         super().settle()
-
-
-def _read_only(mount: Fd) -> Fd:
-    return Fd(clone_tree("", dir_fd=mount.fileno(), attributes=calls.MOUNT_ATTR_RDONLY))
 
 
 def _new_part() -> str:

@@ -175,6 +175,10 @@ class Image(Rooted, Buildable):
         self._records.image(self.digest)
         return lend_new(self._records, Standing(self.digest, tuple(one.chain_id for one in self.layers)), ids_of(scene))
 
+    def own_map(self) -> str | None:
+        """Return the id map that a process with this root needs, where it is not the usual one."""
+        return self._records.driver.own_map()
+
     def kind(self, name: str) -> int | None:
         """Return the type of what lies at a name in its top directory; None: nothing."""
         self._records.image(self.digest)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, ClassVar
 
 from isolib._kernel import calls
+from isolib._kernel.assembly import userns_fd
 from isolib._kernel.handle import Fd
 from isolib._kernel.mountapi import clone_tree
+from isolib.errors import PermissionDenied, Unsupported
+from isolib.unionfs.overlays.deputy import deputy
+from isolib.unionfs.overlays.stacking import needs_deputy, open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,12 +19,44 @@ if TYPE_CHECKING:
     from isolib.unionfs.drivers.base import IdMaps
     from isolib.unionfs.overlays.deputy import Deputy
 
-__all__ = ["Lending"]
+__all__ = ["Lending", "clone", "clone_directory"]
 
 
-def clone(mount: Fd, attributes: int = 0) -> Fd:
-    """Return one more mount of what is mounted, which is attached nowhere."""
-    return Fd(clone_tree("", dir_fd=mount.fileno(), attributes=attributes))
+def clone(mount: Fd, attributes: int = 0, ids: IdMaps | None = None) -> Fd:
+    """Return one more mount of what is mounted, which is attached nowhere; with ids mapped, see `Lending.lend`."""
+    userns = None if ids is None else userns_fd(*ids)
+    return Fd(clone_tree("", dir_fd=mount.fileno(), attributes=attributes, userns=userns))
+
+
+def clone_directory(directory: Fd, attributes: int, ids: IdMaps | None) -> Fd:
+    """Return a mount of a directory of the host, which is attached nowhere; an ordinary user has it from his deputy.
+
+    Raises
+    ------
+    Unsupported
+        The deputy does not see the directory.
+    """
+    try:
+        return clone(directory, attributes, ids)
+    except PermissionDenied:
+        if not needs_deputy():
+            raise
+    path, found = os.readlink(f"/proc/self/fd/{directory.fileno()}"), os.fstat(directory.fileno())
+    made = deputy().call(_clone_seen, path, (found.st_dev, found.st_ino), attributes)
+    if made is None:
+        raise Unsupported(
+            f"{path} as the root of an ordinary user's process",
+            "the kernel, which shows another directory at this path in a new mount namespace",
+            "a store on a file system that is mounted for everybody",
+        )
+    return made
+
+
+def _clone_seen(path: str, identity: tuple[int, int], attributes: int) -> Fd | None:
+    """In a deputy: return a mount of what lies at a path, if that is what lies there for its host; else None."""
+    with open_directory(path) as directory:
+        found = os.fstat(directory.fileno())
+        return clone(directory, attributes) if (found.st_dev, found.st_ino) == identity else None
 
 
 class Lending:

@@ -347,7 +347,7 @@ def _upper_there(wanted: Stack, userns: int | None, place: Place, there: Fd | No
     if userns is None:
         return open_directory(upper), open_directory(work), None
     # For the kernel both must be below one mount, so what is mapped is a clone of what both lie in.
-    upper, work = os.path.realpath(upper), os.path.realpath(work)
+    upper, work = _real(upper), _real(work)
     above = os.path.commonpath([upper, work])
     both = place.layers([above], 1, userns)
     return (
@@ -355,6 +355,12 @@ def _upper_there(wanted: Stack, userns: int | None, place: Place, there: Fd | No
         open_directory(os.path.relpath(work, above), dir_fd=both.fd(0)),
         both,
     )
+
+
+def _real(path: str) -> str:
+    """Return a path without links; as it is where it leads through a descriptor of a mount that is attached nowhere."""
+    found = os.path.realpath(path)
+    return found if os.path.exists(found) and os.path.samefile(found, path) else path
 
 
 def copy_attributes(source: int, target: int) -> None:

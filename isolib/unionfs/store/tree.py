@@ -286,6 +286,10 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
             self._check_open()
             return self._stays.lend(ids_of(scene), self.fileno())
 
+    def own_map(self) -> str | None:
+        """Return the id map that a process with this root needs, where it is not the usual one."""
+        return self._records.driver.own_map()
+
     def kind(self, name: str) -> int | None:
         """Return the type of what lies at a name in its top directory; None: nothing."""
         return kind_at(self.fileno(), name)
@@ -457,7 +461,7 @@ def lend_new(records: Records, standing: Standing, ids: IdMaps | None) -> Stay:
             _take_off(records, name, record.tree)
 
     try:
-        return Stay(records.driver.lend(record.tree, ids), take_back)
+        return Stay(records.driver.lend(record.tree, ids, only=True), take_back)
     except BaseException:
         take_back()
         raise
