@@ -14,7 +14,7 @@ from isolib.mounts import Bind, Root, WorkTree
 from isolib.types import IdMap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from isolib._kernel.lodging import Lodging
     from isolib._kernel.request import MountValue, RootValue
@@ -61,9 +61,29 @@ class Setting:
         return _own_map(uid, os.geteuid()), _own_map(gid, os.getegid())
 
     def request(
-        self, *, deadline: float = 0, dumpable: bool = False, cgroup: Lodging | None = None, rights: Rights = _NO_RIGHTS
+        self,
+        *,
+        deadline: float = 0,
+        dumpable: bool = False,
+        cgroup: Lodging | None = None,
+        groups: Sequence[int] = (),
+        rights: Rights = _NO_RIGHTS,
     ) -> Request:
-        """Return the request for the first process; ``deadline`` is in seconds, and ``dumpable`` as in `assembly.add_birth`."""
+        """Return the request for the first process.
+
+        Parameters
+        ----------
+        deadline
+            In seconds.
+        dumpable
+            As in `assembly.add_birth`.
+        cgroup
+            Where it lives.
+        groups
+            Of the user, beside his own.
+        rights
+            What it is left with.
+        """
         uid_map, gid_map = self.maps
         return Request(
             new=self.kinds,
@@ -76,6 +96,7 @@ class Setting:
             gid_map=gid_map,
             hostname=self.spec.hostname,
             user=None if self.identity is None else (self.identity.uid, self.identity.gid),
+            groups=groups,
             cwd=self.cwd,
             env=self.env,
             rights=rights,

@@ -7,10 +7,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
-from isolib._kernel.assembly import Identity, Rights
+from isolib._kernel.assembly import Rights
 from isolib._kernel.hints import typed
 from isolib.errors import Unsupported
-from isolib.mounts import Bind, File, Proc, Root, Tmpfs
+from isolib.mounts import Bind, File, Proc, Tmpfs
 from isolib.oneshot import OneShotGroups, new_group
 from isolib.sandbox import complete, new_outlet
 from isolib.setting import Setting
@@ -79,7 +79,7 @@ def run_step(
         It is to be another user than root, and the caller has no ids for another one.
     """
     spec = SandboxSpec(
-        root=tree if hasattr(tree, "add_steps") else Root.tree(tree.path, writable=True),
+        root=tree,
         network=network,
         limits=limits or Limits(),
         user=(account.uid, account.gid),
@@ -91,10 +91,8 @@ def run_step(
         if outlet is not None:
             stack.callback(outlet.close)
         setting = Setting(spec, outlet)
-        if account.uid or account.gid:
-            _check_many_ids(setting, account)
-        if setting.many_ids:
-            setting.identity = Identity(account.uid, account.gid, account.groups or (account.gid,))
+        if (account.uid or account.gid) and not setting.many_ids:
+            raise _too_few_ids(account)
         setting.env = dict(env)
         for path in _PRIVATE:
             points.make(path, directory=True, follow=False)
@@ -102,24 +100,28 @@ def run_step(
         for value in mounts:
             _make_point(points, value)
         group, _ = new_group(spec)
-        groups = None
+        lodging = None
         if group is not None:
             with group:
-                groups = OneShotGroups(spec, group)
-        request = setting.request(deadline=cast("float | None", spec.limits.wall) or 0, cgroup=groups, rights=_RIGHTS)
+                lodging = OneShotGroups(spec, group)
+        request = setting.request(
+            deadline=cast("float | None", spec.limits.wall) or 0,
+            cgroup=lodging,
+            groups=account.groups if setting.many_ids else (),
+            rights=_RIGHTS,
+        )
         completed = complete(request, argv, None, timeout, spec.limits, check=True)
     points.remove()
     assert completed is not None  # noqa: S101 - it rests on no premises
     return completed
 
 
-def _check_many_ids(setting: Setting, account: Account) -> None:
-    if not setting.many_ids:
-        raise Unsupported(
-            f"a step of a build as the user {account.uid}:{account.gid}",
-            "this user's ids: there is one for everybody in the image, so the step could change what is not its user's",
-            "start as root, or run the step as root of the image",
-        )
+def _too_few_ids(account: Account) -> Unsupported:
+    return Unsupported(
+        f"a step of a build as the user {account.uid}:{account.gid}",
+        "the ids of who builds: one stands for everybody in the image, so the step could change what is not its user's",
+        "start as root, or run the step as root of the image",
+    )
 
 
 def _of_network(spec: SandboxSpec, outlet: Outlet | None, points: MountPoints) -> list[MountValue]:

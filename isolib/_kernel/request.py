@@ -89,6 +89,7 @@ class Request:
         hostname: str | None = None,
         domainname: str | None = None,
         user: str | int | tuple[int, int] | None = None,
+        groups: Iterable[int] = (),
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
         pass_fds: Iterable[int] = (),
@@ -119,7 +120,7 @@ class Request:
             raise PlanError("root= and mounts= need a mount namespace: new={'mnt', ...}, or the host's own mounts would change")
         if (hostname is not None or domainname is not None) and not uts:
             raise PlanError("hostname= needs a UTS namespace: new={'uts', ...}, or the host's own name would change")
-        identity = identity or _identity(user, maps)
+        identity = identity or _identity(user, maps, tuple(groups))
         where = None if cwd is None else check_path(cwd, "cwd")
         rights = rights if confine is None else confine.rights()
         powerless = rights is not None and rights.capabilities == 0
@@ -330,19 +331,22 @@ def _stream_owner(scene: Scene) -> tuple[int, int] | None:
     return None if uid is None or gid is None else (uid, gid)
 
 
-def _identity(user: str | int | tuple[int, int] | None, maps: IdMapPlan | None) -> Identity | None:
+def _identity(
+    user: str | int | tuple[int, int] | None, maps: IdMapPlan | None, groups: tuple[int, ...] = ()
+) -> Identity | None:
     if user is None:
         return None
     uid, gid = user_ids(user)
     if maps is not None:
-        for what, number, ranges in (("user", uid, maps.uid), ("group", gid, maps.gid)):
+        ids = [("user", uid, maps.uid), *(("group", one, maps.gid) for one in (gid, *groups))]
+        for what, number, ranges in ids:
             if not assembly.maps_id(ranges, number):
                 raise PlanError(
                     f"user={user!r}: {what} id {number} is not mapped in the new user namespace; id_map='auto' maps a range, "
                     "id_map=[IdMap(...)] maps what you say"
                 )
-        return Identity(uid, gid, None if maps.setgroups_deny else (gid,))
-    return Identity(uid, gid, (gid,))
+        return Identity(uid, gid, None if maps.setgroups_deny else (gid, *groups))
+    return Identity(uid, gid, (gid, *groups))
 
 
 def user_ids(user: str | int | tuple[int, int]) -> tuple[int, int]:

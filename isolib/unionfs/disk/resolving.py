@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from isolib.errors import SyscallError, from_errno
 from isolib.unionfs.disk.attributes import set_mtime
-from isolib.unionfs.disk.files import attempt, joined, open_beneath, shown
+from isolib.unionfs.disk.files import attempt, open_beneath, shown
 
 if TYPE_CHECKING:
     from isolib._kernel.handle import Fd
@@ -120,7 +120,8 @@ def _lstat(name: bytes, dir_fd: int) -> os.stat_result:
 
 def _target(root: int, names: list[bytes]) -> bytes:
     with _parent(root, names) as parent:
-        return attempt("readlinkat", b"/".join(names), os.readlink, names[-1], dir_fd=parent.fileno())
+        target: bytes = attempt("readlinkat", b"/".join(names), os.readlink, names[-1], dir_fd=parent.fileno())
+        return target
 
 
 def read_file(root: int, path: bytes, most: int) -> bytes:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from isolib._kernel import calls
 from isolib._kernel.guest import SAFE
-from isolib._kernel.handle import Fd, Rollback, home
+from isolib._kernel.handle import Rollback, home
 from isolib._kernel.threads import OwnThread
 from isolib.errors import SyscallError, Unsupported, from_errno
 from isolib.unionfs.disk.copying import copy_tree
@@ -49,6 +49,7 @@ from isolib.unionfs.overlays.uppers import Uppers
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from isolib._kernel.handle import Fd
     from isolib.unionfs.drivers.base import IdMaps
     from isolib.unionfs.entry import Offered, Piece, Pieces
 

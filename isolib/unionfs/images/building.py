@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import pickle  # noqa: S403 - nothing is read by it
-import re
+import pickle
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,6 +16,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from isolib._kernel import seam
+from isolib._kernel.handle import Rollback
 from isolib._kernel.hints import typed
 from isolib.errors import PlanError
 from isolib.types import check_argv, check_path, parse_duration
@@ -25,6 +25,7 @@ from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.images.accounts import account_of, owner_of
 from isolib.unionfs.images.config import History, derive, write_time
+from isolib.unionfs.images.configuring import checked_env
 from isolib.unionfs.images.context import Excluded, gather, open_below, open_source, placed
 from isolib.unionfs.images.images import opened_image
 from isolib.unionfs.store import steps
@@ -37,18 +38,16 @@ if TYPE_CHECKING:
     from isolib._kernel.request import MountValue
     from isolib._kernel.seam import Limits
     from isolib.types import AnyPath
-    from isolib.unionfs.images.config import ImageConfig
+    from isolib.unionfs.images.configuring import Changes
     from isolib.unionfs.images.images import Image
     from isolib.unionfs.store.tree import Tree
 
-__all__ = ["Changes", "configure", "copy", "run"]
+__all__ = ["configure", "copy", "run"]
 
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MODES: Final = 0o7777
 _MOST_ID: Final = 2**32 - 2
-_PORT: Final = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(/(?:tcp|udp|sctp))?", re.ASCII)
-_HIGHEST_PORT: Final = 65535
 
 
 # ---- one step ----
@@ -106,8 +105,8 @@ def _checkout(image: Image) -> Iterator[Tree]:
     records = image._records  # noqa: SLF001 - the same package's
     records.image(image.digest)
     standing = Standing(image.digest, tuple(one.chain_id for one in image.layers))
-    with new_tree(Keeper(records, lambda tree: tree), standing, None) as tree:
-        yield tree
+    with Rollback() as undo:
+        yield new_tree(Keeper(records, undo.adopt), standing, None)
 
 
 # ---- a command ----
@@ -132,7 +131,7 @@ def run(
     texts = [os.fsdecode(word) for word in words]
     created_by = f"RUN {' '.join(texts)}" if isinstance(argv, str) else f"RUN {json.dumps(texts)}"
     config, moment = image.config, _Moment.of(created)
-    added = _checked_env(env or {})
+    added = checked_env(env or {})
     where = os.path.join("/", config.workdir, check_path(cwd, "cwd") if cwd is not None else "")
     who = config.user if user is None else str(user)
     if timeout is not None:
@@ -155,7 +154,7 @@ def run(
             account = account_of(tree.fileno(), who)
             make_directories(tree.fileno(), os.fsencode(where))
             seam.run_step(
-                words,
+                texts,
                 tree=tree,
                 account=account,
                 env={"PATH": _PATH, "HOME": account.home, **config.env, **added},
@@ -177,15 +176,6 @@ def _is_value(mount: MountValue) -> bool:
     except (TypeError, AttributeError, pickle.PicklingError):
         return False
     return True
-
-
-def _checked_env(env: Mapping[str, str]) -> dict[str, str]:
-    for name, value in env.items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise PlanError(f"env: names and values are texts, not {name!r}: {value!r}")
-        if not name or "=" in name or "\0" in name + value:
-            raise PlanError(f"env: {name!r} cannot be the name of a variable, or its value has a NUL")
-    return dict(env)
 
 
 # ---- files ----
@@ -251,36 +241,19 @@ def copy(
 def _checked_owner(owner: str | int | tuple[int, int] | None) -> str | tuple[int, int] | None:
     if owner is None or isinstance(owner, str):
         return owner or None
-    ids = (owner, owner) if isinstance(owner, int) else tuple(owner)
-    if len(ids) != 2 or not all(isinstance(one, int) and 0 <= one <= _MOST_ID for one in ids):  # noqa: PLR2004 - user, group
-        raise PlanError(f"owner: 'user[:group]', a number for both, or (uid, gid), not {owner!r}")
-    return ids[0], ids[1]
+    uid, gid = (owner, owner) if isinstance(owner, int) else owner
+    if not (0 <= uid <= _MOST_ID and 0 <= gid <= _MOST_ID):
+        raise PlanError(f"owner: ids of users and groups go up to {_MOST_ID}, not {owner!r}")
+    return uid, gid
 
 
 # ---- the config ----
 
 
-class Changes(NamedTuple):
-    """What is to be another in a config; None: it stays."""
-
-    env: Mapping[str, str | None] | None
-    cmd: Sequence[str] | str | None
-    entrypoint: Sequence[str] | str | None
-    workdir: AnyPath | None
-    user: str | int | None
-    labels: Mapping[str, str | None] | None
-    expose: Collection[str | int] | None
-    volumes: Collection[str] | None
-    stop_signal: str | None
-    author: str | None
-
-
 def configure(image: Image, changes: Changes, *, cache: bool, created: datetime | None) -> Image:
     """Return an image that is another with a changed config: see `Image.configure`."""
     config, moment = image.config, _Moment.of(created)
-    told: list[str] = []
-    changed = _changed(config, changes, told)
-    created_by = "; ".join(told)
+    changed, created_by = changes.made_to(config)
     step = {"do": "configure", "created_by": created_by, "author": changed.author, "created": moment.told}
 
     def make() -> Image:
@@ -296,80 +269,3 @@ def configure(image: Image, changes: Changes, *, cache: bool, created: datetime 
         return opened_image(records, made.digest)
 
     return _done(image, step, make, cache=cache)
-
-
-def _changed(config: ImageConfig, changes: Changes, told: list[str]) -> ImageConfig:
-    """Return the new config, and tell what is done as a Dockerfile would say it."""
-    new: dict[str, Any] = {}
-    if changes.env is not None:
-        new["env"] = _merged(config.env, changes.env)
-        _checked_env(new["env"])
-        told += [f"ENV {name}{'' if value is None else '=' + value}" for name, value in changes.env.items()]
-    if changes.labels is not None:
-        new["labels"] = _merged(config.labels, changes.labels)
-        told += [f"LABEL {name}{'' if value is None else '=' + value}" for name, value in changes.labels.items()]
-    for name, command in (("entrypoint", changes.entrypoint), ("cmd", changes.cmd)):
-        if command is not None:
-            new[name] = _command(command, name)
-            told.append(f"{name.upper()} {json.dumps(new[name] or [])}")
-    if changes.workdir is not None:
-        new["workdir"] = os.path.normpath(os.path.join("/", config.workdir, check_path(changes.workdir, "workdir")))
-        told.append(f"WORKDIR {new['workdir']}")
-    if changes.user is not None:
-        new["user"] = _plain(str(changes.user), "user")
-        told.append(f"USER {new['user']}")
-    if changes.expose is not None:
-        new["exposed_ports"] = _added(config.exposed_ports, [_port(one) for one in _many(changes.expose, "expose")])
-        told += [f"EXPOSE {_port(one)}" for one in changes.expose]
-    if changes.volumes is not None:
-        new["volumes"] = _added(config.volumes, [_absolute(one) for one in _many(changes.volumes, "volumes")])
-        told += [f"VOLUME {one}" for one in changes.volumes]
-    if changes.stop_signal is not None:
-        new["stop_signal"] = _plain(changes.stop_signal, "stop_signal")
-        told.append(f"STOPSIGNAL {changes.stop_signal}")
-    if changes.author is not None:
-        new["author"] = changes.author
-    if not new:
-        raise PlanError("configure: nothing is to be changed")
-    return replace(config, **new)
-
-
-def _merged(there: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
-    return {name: value for name, value in {**there, **changes}.items() if value is not None}
-
-
-def _added(there: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*there, *more)))
-
-
-def _command(command: Sequence[str] | str, what: str) -> tuple[str, ...] | None:
-    if isinstance(command, str):
-        return ("/bin/sh", "-c", command) if command else None
-    if not all(isinstance(word, str) and "\0" not in word for word in command):
-        raise PlanError(f"{what}: a list of texts, or a text for a shell, not {command!r}")
-    return tuple(command) or None
-
-
-def _plain(text: str, what: str) -> str:
-    if not text.isprintable():
-        raise PlanError(f"{what}: {text!r} has something in it that cannot be printed")
-    return text
-
-
-def _many(values: Collection[Any], what: str) -> Collection[Any]:
-    if isinstance(values, (str, bytes)):
-        raise PlanError(f"{what}: a list, not {values!r}")
-    return values
-
-
-def _absolute(path: str) -> str:
-    if not str(path).startswith("/"):
-        raise PlanError(f"volumes: {path!r}: an absolute path is wanted, for it is one inside the image")
-    return str(check_path(path, "volumes"))
-
-
-def _port(port: str | int) -> str:
-    match = _PORT.fullmatch(str(port))
-    if match is None or any(not 0 < int(number) <= _HIGHEST_PORT for number in match.groups()[:2] if number):
-        raise PlanError(f"expose: 80, '80/tcp', '53/udp' or '8000-8010', not {port!r}")
-    return str(port) if match[3] else f"{port}/tcp"
