@@ -26,7 +26,6 @@ from isolib.unionfs.overlays.lending import clone_directory
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from isolib._kernel.handle import Fd
     from isolib.unionfs.entry import Pieces
 
 IdMaps: TypeAlias = tuple[tuple[IdMap, ...], tuple[IdMap, ...]]

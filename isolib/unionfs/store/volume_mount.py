@@ -29,7 +29,7 @@ class VolumeMount(Handle, made_by="Volume.mount()"):
 
     def __init__(self, volume: Volume, target: str, *, readonly: bool) -> None:
         self.target = target
-        self._name = volume.name
+        self._volume = volume  # which is not to be forgotten before this is
         self._undo = Rollback()
         root, used = volume.opened_for_another()
         attributes = _SAFE | (calls.MOUNT_ATTR_RDONLY if readonly else 0)
@@ -37,11 +37,15 @@ class VolumeMount(Handle, made_by="Volume.mount()"):
         root.close()
         super().__init__(mount)
         self._used = self._adopt(used)
-        with self._undo as undo:
-            attachment = Attachment(mount)
-            undo.push(attachment.detach)
-            attachment.attach(target)
-            undo.keep()
+        try:
+            with self._undo as undo:
+                attachment = Attachment(mount)
+                undo.push(attachment.detach)
+                attachment.attach(target)
+                undo.keep()
+        except BaseException:
+            self._drop()  # whoever has the exception has this object, and the volume would be in use
+            raise
 
     def detach(self) -> None:
         """Detach it: `close`."""
@@ -52,4 +56,4 @@ class VolumeMount(Handle, made_by="Volume.mount()"):
         fcntl.flock(self._used.fileno(), fcntl.LOCK_UN)  # a fork of this process may have it still
 
     def _describe(self) -> str:
-        return f"{self._name} at {self.target}"
+        return f"{self._volume.name} at {self.target}"
