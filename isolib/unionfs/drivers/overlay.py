@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from errno import EBUSY, EEXIST, ENOENT
+from errno import EBUSY, EEXIST, ENOENT, EPERM
 from functools import partial
 from secrets import token_hex
 from threading import RLock
@@ -239,20 +239,28 @@ class OverlayDriver(DirectoryDriver):
                 found = self._mounts[key] = self._stack(wanted)
             return twin(found.fileno())
 
+    def adopt(self, tree: str, mount: Fd) -> None:
+        """Go on with a mount, which is never mounted twice."""
+        with self._lock:
+            self._mounts.setdefault((home(), tree), mount)
+
     def release(self, tree: str) -> None:
         """Forget the mount.  What is written to a descriptor of it after that may be in a layer that was made meanwhile."""
         with self._lock:
             self._mounts.pop((home(), tree), None)
 
     def _frozen(self, tree: str) -> bool:
-        """Make the mount of a tree read-only, for everybody who has it; returns False where a file is open to be written."""
+        """Make the mount of a tree read-only, for everybody who has it; returns False where that cannot be.
+
+        A file is open to be written; or it is of another user namespace (`adopt`).
+        """
         mount = self._mounts.get((home(), tree))
         if mount is None:
             return True
         try:
             stacking.remount(mount, tree, "ro")
         except SyscallError as error:
-            if error.errno != EBUSY:
+            if error.errno not in {EBUSY, EPERM}:
                 raise
             return False
         return True
