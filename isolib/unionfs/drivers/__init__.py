@@ -64,6 +64,11 @@ def examine(found: type[Driver], home: int, path: str) -> None:
     Unsupported
         It does not.
     """
+    from isolib.unionfs.drivers import deputed  # noqa: PLC0415 - most processes need none
+
+    if deputed.is_needed():
+        deputed.examine(found, home, path)
+        return
     name = f".isolib-{token_hex(8)}"
     with typed(path):
         try:

@@ -260,6 +260,14 @@ class Driver(ABC):
         """Remove something in a directory, with all that is in it, volumes too; none of this name is nothing."""
         calls.remove_tree(directory.fileno(), name, name)
 
+    # For a process that does all this for another one: see `isolib.unionfs.drivers.deputed`
+
+    def hold(self, tree: str, lock: Fd) -> None:  # noqa: B027 -- who works in this process ends with it
+        """Note what is locked as long as the caller has a tree, so that who works for him elsewhere keeps it locked."""
+
+    def adopt(self, tree: str, mount: Fd) -> None:  # noqa: B027 -- a plain directory knows of no mount
+        """Take a mount of a tree that another process has made, which is gone, as what `mount` has returned."""
+
     def settle(self) -> None:  # noqa: B027 -- a driver that removes nothing behind has nothing to wait for
         """Wait until what is removed behind is gone."""
 

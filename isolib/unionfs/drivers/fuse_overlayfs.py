@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from isolib._kernel.request import MountValue
 
-__all__ = ["FuseOverlayDriver"]
+__all__ = ["FuseOverlayDriver", "HostedFuseOverlayDriver"]
 
 _PROGRAM: Final = "fuse-overlayfs"
 _DEVICE: Final = "/dev/fuse"
@@ -76,6 +76,11 @@ class FuseOverlayDriver(OverlayDriver):
     """
 
     name: ClassVar[str] = "fuse-overlayfs"
+    #: Who may use a mount beside who has made it.
+    _access: ClassVar[tuple[str, ...]] = ("allow_other",)  # guests have ids of their own
+
+    def adopt(self, tree: str, mount: Fd) -> None:
+        """Leave it: who served it is gone."""
 
     @classmethod
     def examine(cls, home: int, path: str) -> None:
@@ -120,7 +125,8 @@ class FuseOverlayDriver(OverlayDriver):
         covered, shown, options = _arrange(wanted)
         with Rollback() as undo:
             device = undo.adopt(_open_device())
-            mount = undo.adopt(Fd(_mount(device, wanted.attributes | (calls.MOUNT_ATTR_RDONLY if wanted.readonly else 0))))
+            attributes = wanted.attributes | (calls.MOUNT_ATTR_RDONLY if wanted.readonly else 0)
+            mount = undo.adopt(Fd(_mount(device, attributes, self._access)))
             said = undo.adopt(Fd(os.memfd_create(_PROGRAM)))
             argv = [program, "-f", "-o", options, f"/dev/fd/{device.fileno()}"]
             process = seam.spawn(
@@ -168,6 +174,16 @@ class FuseOverlayDriver(OverlayDriver):
                         os.utime(directory.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
                     others = (name for name in names if name not in marks)
                     waiting += [os.path.join(path, name) for name in others if _is_directory(directory, name)]
+
+
+class HostedFuseOverlayDriver(FuseOverlayDriver):
+    """The same in a user namespace, for a process outside of it.
+
+    To ``allow_other`` only those are others who are in the same user namespace.  Without it only the user himself may use a
+    mount, as who he is, in any: what runs in it as somebody else is answered EACCES.
+    """
+
+    _access = ()
 
 
 def _sync(mount: Fd) -> None:
@@ -220,14 +236,14 @@ def _open_device() -> Fd:
         raise Unsupported("the fuse-overlayfs driver", refused, "modprobe fuse, and the right to open it") from error
 
 
-def _mount(device: Fd, attributes: int) -> int:
+def _mount(device: Fd, attributes: int, access: Sequence[str]) -> int:
     options = {
         "source": _PROGRAM,
         "fd": str(device.fileno()),
         "rootmode": "40000",
         "user_id": str(os.geteuid()),
         "group_id": str(os.getegid()),
-        "allow_other": None,  # guests have ids of their own
+        **dict.fromkeys(access),
         "default_permissions": None,  # the kernel decides by owner, mode and lists, as everywhere
     }
     return new_mount("fuse", options, attributes=attributes)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from errno import EBUSY, EEXIST, ENOENT
+from errno import EBUSY, EEXIST, ENOENT, EPERM
 from functools import partial
 from secrets import token_hex
 from threading import RLock
@@ -228,6 +228,11 @@ class OverlayDriver(DirectoryDriver):
             if self._lent.pop((home(), tree), None) is not None:
                 self.release(tree)
 
+    def adopt(self, tree: str, mount: Fd) -> None:
+        """Go on with a mount, which is never mounted twice."""
+        with self._lock:
+            self._mounts.setdefault((home(), tree), mount)
+
     def release(self, tree: str) -> None:
         """Forget the mount.  What is written to a descriptor of it after that may be in a layer that was made meanwhile."""
         with self._lock:
@@ -235,14 +240,17 @@ class OverlayDriver(DirectoryDriver):
             self._mounts.pop((home(), tree), None)
 
     def _frozen(self, tree: str) -> bool:
-        """Make the mount of a tree read-only, for everybody who has it; returns False where a file is open to be written."""
+        """Make the mount of a tree read-only, for everybody who has it; returns False where that cannot be.
+
+        A file is open to be written; or it is of another user namespace (`adopt`).
+        """
         mount = self._mounts.get((home(), tree))
         if mount is None:
             return True
         try:
             stacking.remount(mount, tree, "ro")
         except SyscallError as error:
-            if error.errno != EBUSY:
+            if error.errno not in {EBUSY, EPERM}:
                 raise
             return False
         return True

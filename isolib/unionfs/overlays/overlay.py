@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from dataclasses import dataclass, replace
-from errno import EBUSY, EPERM
+from errno import EPERM
 from threading import RLock
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd, Handle, Rollback
-from isolib.errors import PlanError, SyscallError, Unsupported, from_errno
+from isolib.errors import PlanError, SyscallError, Unsupported
 from isolib.types import MAX_PATH, check_id_map, check_path, parse_size
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.overlays import overlay_diff, proxy, stacking
 from isolib.unionfs.overlays.attachment import Attachment
 from isolib.unionfs.overlays.lending import Lending
-from isolib.unionfs.overlays.stack_checks import check_stack, check_unmarked
+from isolib.unionfs.overlays.stack_checks import check_stack, check_unmarked, lock_upper
 from isolib.unionfs.overlays.stacking import Stack
 from isolib.unionfs.rooted import Rooted, ids_of, kind_at
 from isolib.unionfs.stays import Stays
@@ -276,7 +275,7 @@ class OverlayMount(Rooted, Handle, made_by="new_overlay()"):
         made = stacking.stack_in_memory(wish.stack) if wish.is_plain else None
         if made is None:
             with check_stack(wish.stack) as layers:
-                lock = None if wish.stack.upper is None else _locked(wish.stack.upper)
+                lock = None if wish.stack.upper is None else lock_upper(wish.stack.upper)
                 made = self._stacked(wish, layers)
         super().__init__(made.mount)
         self._made = made
@@ -490,14 +489,3 @@ def _check_rights(wish: _Wish) -> None:
                 "the kernel: it takes CAP_SYS_ADMIN in the user namespace of the host's mounts",
                 f"start as root, or leave {what} out: the mount is used by its path, or in a mount namespace of one's own",
             )
-
-
-def _locked(upper: str) -> Fd:
-    """Keep another one from having the same upper directory: overlayfs lets that happen, whatever comes of it."""
-    lock = stacking.open_directory(upper, flags=os.O_RDONLY)
-    try:
-        fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        hint = "another overlay has this upper directory: close that one, or use another directory"
-        raise from_errno("flock", upper, EBUSY, hint) from None
-    return lock

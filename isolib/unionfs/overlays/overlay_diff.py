@@ -18,6 +18,7 @@ from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
 from isolib.errors import from_errno
 from isolib.unionfs.archive import tar
+from isolib.unionfs.archive.streams import Descriptor
 from isolib.unionfs.disk.files import attempt, joined, names_in, open_beneath, shown
 from isolib.unionfs.disk.scan import FileContent, FileOffer, describe
 from isolib.unionfs.disk.unpack import Limits, unpack
@@ -330,22 +331,10 @@ def write_tar(file: Writable, upper: Fd, below: Fd, form: Form) -> int:
     return tar.write(Changed(Uppers([upper], form), below), file)
 
 
-class _Pipe:
-    """The end of a pipe, as what bytes go to."""
-
-    def __init__(self, fd: Fd) -> None:
-        self._fd = fd
-
-    def write(self, data: bytes, /) -> None:
-        left = memoryview(data)
-        while left:
-            left = left[os.write(self._fd.fileno(), left) :]
-
-
 def write_to_pipe(pipe: Fd, upper: Fd, below: Fd, form: Form) -> int:
     """In a deputy: write the changes to its host."""
     with pipe:
-        return write_tar(_Pipe(pipe), upper, below, form)
+        return write_tar(Descriptor(pipe), upper, below, form)
 
 
 def write_tar_by(deputy: Deputy, file: Writable, upper: Fd, below: Fd, form: Form) -> int:

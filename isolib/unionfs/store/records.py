@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from isolib.errors import ArchiveError, ImageNotFound, StoreDamaged
 from isolib.unionfs.archive.streams import chain_id
+from isolib.unionfs.drivers.deputed import contents_of
 from isolib.unionfs.entry import Layer
 from isolib.unionfs.images.config import read_config
 from isolib.unionfs.images.documents import Document, dump, sha256
@@ -178,12 +179,18 @@ class Records:
         Where they lie, and who may change them.
     driver
         Has what they are of.
+
+    Attributes
+    ----------
+    contents
+        Its files.
     """
 
     def __init__(self, layout: Layout, locks: Locks, driver: Driver) -> None:
         self.layout = layout
         self.locks = locks
         self.driver = driver
+        self.contents = contents_of(driver)
 
     def area(self) -> AbstractContextManager[Area]:
         """Have a place to make things in; see `isolib.unionfs.store.areas.new_area`."""

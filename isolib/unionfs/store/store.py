@@ -18,6 +18,7 @@ from isolib.types import check_path, parse_duration, parse_size
 from isolib.unionfs.archive import tar
 from isolib.unionfs.disk.files import open_at
 from isolib.unionfs.drivers import driver_class, features
+from isolib.unionfs.drivers.deputed import opened
 from isolib.unionfs.images.auth import check_credentials
 from isolib.unionfs.images.config import Platform
 from isolib.unionfs.images.images import find, opened_image
@@ -168,7 +169,7 @@ def open_records(where: str, driver: str | None = None, *, existing: bool = Fals
         if layout.may_write():
             for part in PARTS:
                 layout.make(part)
-        found = driver_class(name)(undo.adopt(layout.open("driver", os.O_DIRECTORY)), f"{where}/driver")
+        found = opened(driver_class(name), undo.adopt(layout.open("driver", os.O_DIRECTORY)), f"{where}/driver")
         records = Records(layout, Locks(layout), found)
         undo.dismiss()
     return records

@@ -14,32 +14,27 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from isolib._kernel.handle import Handle, Rollback
 from isolib.errors import ClosedError, ImageNotFound, PlanError, SyscallError
-from isolib.unionfs.archive import tar
-from isolib.unionfs.archive.behind import Behind
-from isolib.unionfs.archive.recipe import Recorder
-from isolib.unionfs.archive.streams import DigestWriter, chain_id
-from isolib.unionfs.disk.times import limit_times
-from isolib.unionfs.entry import Kind, Layer, Offering
+from isolib.unionfs.archive.streams import chain_id
+from isolib.unionfs.entry import Layer
 from isolib.unionfs.images.config import History, ImageConfig, Platform, derive, new_config
 from isolib.unionfs.images.documents import dump
 from isolib.unionfs.images.images import opened_image
 from isolib.unionfs.images.references import Reference
 from isolib.unionfs.rooted import Rooted, ids_of, kind_at
 from isolib.unionfs.stays import Stay, Stays
-from isolib.unionfs.store.changes import changes
 from isolib.unionfs.store.layers import RecipeFile
 from isolib.unionfs.store.locks import try_lock
 from isolib.unionfs.store.records import LayerRecord, Standing, TreeRecord, hex_of
 from isolib.unionfs.store.recovery import PENDING, finish, move_layer, recover, reset, write_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from isolib._kernel.assembly import Scene
     from isolib._kernel.handle import Fd
     from isolib.unionfs.archive.streams import Writable
     from isolib.unionfs.drivers.base import IdMaps, TreeUsage
-    from isolib.unionfs.entry import Change, Offered, Piece, Pieces
+    from isolib.unionfs.entry import Change
     from isolib.unionfs.images.images import Image
     from isolib.unionfs.store.areas import Area
     from isolib.unionfs.store.records import Records
@@ -105,6 +100,7 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
         self.name = name
         self.kept = record.kept
         self._stays = Stays(records.driver, record.tree, name, self._using)
+        records.driver.hold(record.tree, lock)
         super().__init__(records.driver.mount(record.tree))
         self._lock = self._adopt(lock)
 
@@ -128,10 +124,6 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
         self._check_open()
         return tuple(sorted(self._record.snapshots.keys() & self._records.driver.snapshots(self._record.tree)))
 
-    def _changed(self) -> Pieces:
-        self._check_open()
-        return self._records.driver.changed(self._record.tree)
-
     def changes(self) -> list[Change]:
         """Return the paths at which it differs from what it stands on, sorted.
 
@@ -141,7 +133,8 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
             Something in it cannot be read.
         """
         with self._using:
-            return changes(self._records, self._changed(), self._record.standing.below)
+            self._check_open()
+            return self._records.contents.changes(self._record.tree, [*map(hex_of, self._record.standing.below)])
 
     def diff(self, sink: Writable, *, mtime_limit: int | None = None) -> Layer:
         """Write what it changes as a tar: the layer that `commit` would make.
@@ -158,11 +151,11 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
         Layer
             What was written.  The same changes make the same bytes.
         """
-        digest = DigestWriter(sink)
         with self._using:
-            tar.write(self._changed(), digest, mtime_limit=mtime_limit)
-            top = chain_id(self._top, digest.digest)
-        return Layer(digest.digest, top, digest.size)
+            self._check_open()
+            written = self._records.contents.archive(self._record.tree, sink, mtime_limit=mtime_limit)
+            top = chain_id(self._top, written.digest)
+        return Layer(written.digest, top, written.size)
 
     @property
     def _top(self) -> str | None:
@@ -215,7 +208,7 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
         with self._using, records.area() as area:
             self._check_open()
             if mtime_limit is not None:
-                limit_times(self.fileno(), self._changed(), mtime_limit)
+                records.contents.limit_times(self._record.tree, self, mtime_limit)
             records.layout.make(f"{area.path}/{PENDING}")
             recipe = RecipeFile(records, area, f"{PENDING}/layer")
             layer = self._written(recipe)
@@ -235,13 +228,11 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
 
     def _written(self, recipe: RecipeFile) -> Layer | None:
         """Write the recipe of the layer that the changes are; None: there are none."""
-        digest = DigestWriter()
-        seen = _Seen(self._changed())
-        with recipe.writing() as sink, Behind() as behind:
-            tar.write(seen, behind.sink(digest), record=Recorder(sink, behind=behind))
-        if not seen.more_than_directories and not self.changes():
+        with recipe.writing() as file:
+            written = self._records.contents.archive(self._record.tree, recipe=file)
+        if written.is_only_directories and not self.changes():
             return None
-        return Layer(digest.digest, chain_id(self._top, digest.digest), digest.size)
+        return Layer(written.digest, chain_id(self._top, written.digest), written.size)
 
     def _config(self, config: ImageConfig | None, layer: Layer | None, step: History, moment: datetime) -> bytes:
         base = self._record.standing.image
@@ -396,31 +387,6 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
 
     def _describe(self) -> str:
         return self.name
-
-
-class _Seen:
-    """Pieces, and whether more than directories was among them."""
-
-    def __init__(self, pieces: Pieces) -> None:
-        self._pieces = pieces
-        self.more_than_directories = False
-
-    def __iter__(self) -> Iterator[Piece]:
-        for entry, content in self._pieces:
-            self.more_than_directories |= entry.kind is not Kind.DIRECTORY
-            yield entry, content
-
-    def offers(self) -> Iterator[Offered]:
-        """As iterating it, with offers of files, where there are any."""
-        if not isinstance(self._pieces, Offering):
-            yield from self
-            return
-        for one in self._pieces.offers():
-            if isinstance(one, tuple):
-                self.more_than_directories |= one[0].kind is not Kind.DIRECTORY
-            yield one
-            if not isinstance(one, tuple):
-                self.more_than_directories |= one.taken > 0
 
 
 def new_tree(keeper: Keeper, standing: Standing, name: str | None, *, quota: int | None = None) -> Tree:

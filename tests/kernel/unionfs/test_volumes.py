@@ -259,7 +259,7 @@ def test_what_is_written_inside_stays(volume: Volume) -> None:
 @pytest.mark.root
 def test_ids_are_the_same_inside_and_on_disk(volume: Volume) -> None:
     """Started by root, another user inside makes files of the same ids on disk."""
-    os.chmod(volume.path, 0o777)  # noqa: S103 - whoever it is, may write
+    os.chmod(volume.path, 0o777)
     done = isolib.run(["touch", "/data/file"], user=(1000, 1001), volumes={"/data": volume})
     assert done.returncode == 0, done.stderr
     found = os.stat(f"{volume.path}/file")
@@ -707,7 +707,7 @@ def test_a_clone_goes_its_own_way(store: Store, volume: Volume, image: Image) ->
         assert "file" in names(copy)
         assert copy.labels == {"is": "copy"}
         if store.driver == "btrfs":
-            assert os.stat(copy.path).st_ino == 256  # noqa: PLR2004 - the root of a subvolume
+            assert os.stat(copy.path).st_ino == 256
         copy.remove()
 
 
@@ -718,7 +718,7 @@ def test_usage(volume: Volume) -> None:
     os.sync()
     found = volume.usage()
     assert 1 << 20 <= found.size < 2 << 20
-    assert found.files == 2  # noqa: PLR2004 - the directory and the file
+    assert found.files == 2
 
 
 def test_a_quota_is_kept_or_refused(store: Store, tmp_path: Path) -> None:
@@ -839,7 +839,7 @@ def test_killed_anywhere_it_leaves_what_was_or_what_is_to_be(
         arguments = [path, str(source), operation]
         done = subprocess.run([*program, *arguments], pass_fds=descriptors, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 3, "it was killed nowhere"  # noqa: PLR2004 - several
+    assert int(done.stdout) > 3, "it was killed nowhere"
 
 
 def test_an_interrupt_at_any_time_leaves_nothing(plain: Store, source: Path) -> None:
