@@ -25,7 +25,7 @@ from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.images.accounts import account_of, owner_of
 from isolib.unionfs.images.config import History, derive, write_time
-from isolib.unionfs.images.configuring import checked_env
+from isolib.unionfs.images.configuring import SHELL, checked_env
 from isolib.unionfs.images.context import Excluded, gather, open_below, open_source, placed
 from isolib.unionfs.images.images import opened_image
 from isolib.unionfs.store import steps
@@ -127,7 +127,7 @@ def run(
     created: datetime | None,
 ) -> Image:
     """Run a command in an image, and return the image that it makes: see `Image.run`."""
-    words = [b"/bin/sh", b"-c", check_argv([argv])[0]] if isinstance(argv, str) else [*check_argv(argv)]
+    words = [*SHELL, check_argv([argv])[0]] if isinstance(argv, str) else [*check_argv(argv)]
     texts = [os.fsdecode(word) for word in words]
     created_by = f"RUN {' '.join(texts)}" if isinstance(argv, str) else f"RUN {json.dumps(texts)}"
     config, moment = image.config, _Moment.of(created)

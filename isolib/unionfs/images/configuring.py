@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     #: A field of the config, what it is to be, and what says so.
     Change: TypeAlias = tuple[str, Any, list[str]]
 
-__all__ = ["Changes", "checked_env"]
+__all__ = ["SHELL", "Changes", "checked_env"]
+
+#: What takes a command that is one text: the image's own shell, as in a Dockerfile.
+SHELL: Final = (b"/bin/sh", b"-c")
 
 _PORT: Final = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(/(?:tcp|udp|sctp))?", re.ASCII)
 _HIGHEST_PORT: Final = 65535
@@ -115,7 +118,7 @@ def _added(there: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
 
 def _command(command: Sequence[str] | str, what: str) -> tuple[str, ...] | None:
     if isinstance(command, str):
-        return ("/bin/sh", "-c", command) if command else None
+        return (*map(os.fsdecode, SHELL), command) if command else None
     for word in command:
         _check_text(word, what)
     return tuple(command) or None
