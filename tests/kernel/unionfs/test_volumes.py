@@ -642,13 +642,17 @@ def test_hostile_archives(plain: Store, tmp_path: Path) -> None:
     before = facts(str(tmp_path / "canary"))
     with plain.new_volume("data") as volume:
         Path(volume.path, "old").touch()
+
+        def found() -> object:
+            return facts(volume.path) if IS_ROOT else names(volume)  # others cannot read what is closed to its owner
+
         for case in (*hostile.HARMLESS, *hostile.EVERY[::20]):  # tests of the reader have them all
-            was = facts(volume.path)
+            was = found()
             archive = io.BytesIO(case.archive(os.fsencode(canary)))
             try:
                 volume.restore(archive, replace=True, allow=["devices", "owners", "xattrs"], limits=Limits(size=64 << 20))
             except (ArchiveError, SyscallError):
-                assert facts(volume.path) == was, case.name
+                assert found() == was, case.name
             else:
                 assert case.refused is None, case.name
             assert facts(str(canary)) == before, case.name
