@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict, TypeVar, cast
 
 from isolib.errors import PlanError
 from isolib.types import check_hostname, check_path, parse_duration, parse_size
@@ -131,7 +131,7 @@ def _volume(value: VolumeSource) -> tuple[Volume | AnyPath, str]:
     if access not in {"ro", "rw"}:
         raise PlanError(f"volumes: {access!r}: 'ro' or 'rw'")
     if isinstance(source, (str, bytes, os.PathLike)) or not hasattr(source, "bind"):
-        return check_path(source, "volumes"), access
+        return check_path(cast("AnyPath", source), "volumes"), access
     return source, access
 
 
