@@ -44,6 +44,9 @@ if TYPE_CHECKING:
         def path(self) -> str:
             """Where it is on the host."""
 
+        def fileno(self) -> int:
+            """Return a descriptor of it."""
+
     class RootValue(Protocol):
         """A value of isolib.mounts.Root, an image, a tree."""
 

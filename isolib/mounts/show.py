@@ -75,9 +75,8 @@ class Show(Mount):
         guest.attach(mount, target, Place("foreign", mount, writable=not self.readonly, source=path))
 
     def _userns(self, scene: Scene) -> Slot | None:
-        if scene.userns is None or takes_id_map(
-            self.source.path, assembly.userns_fd(scene.uid_map, scene.gid_map), recursive=False
-        ):
+        where = f"/proc/self/fd/{self.source.fileno()}"
+        if scene.userns is None or takes_id_map(where, assembly.userns_fd(scene.uid_map, scene.gid_map), recursive=False):
             return scene.userns
         raise Unsupported(
             f"{self.source.path} in a process of root's with a user namespace of its own",

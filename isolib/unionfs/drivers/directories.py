@@ -318,6 +318,9 @@ class _Remover:
         if self._home == home():
             with self._changed:
                 self._changed.wait_for(lambda: not self._is_running)
+                is_left = bool(self._waiting)
+            if is_left:  # by somebody who was interrupted before there was a thread
+                self._work()
 
     def _work(self) -> None:
         while True:

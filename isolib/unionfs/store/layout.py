@@ -22,7 +22,6 @@ place is ever half there.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from contextlib import suppress
 from errno import (
@@ -237,12 +236,11 @@ class Layout:
         return True
 
     def remove(self, name: str) -> None:
-        """Remove a directory of the store's own files; none is nothing."""
-        with suppress(FileNotFoundError):
+        """Remove a directory, whatever its files' modes are; none is nothing."""
+        above, last = os.path.split(name)
+        with suppress(FileNotFoundError), self.open(above or ".", os.O_DIRECTORY) as directory:
             try:
-                shutil.rmtree(name, dir_fd=self.root.fileno())
-            except FileNotFoundError:
-                raise
+                calls.remove_tree(directory.fileno(), last, f"{self.path}/{name}")
             except OSError as error:
                 raise self.refused(error, "unlinkat", name) from None
 

@@ -164,9 +164,11 @@ def take_off(records: Records, name: str) -> None:
     """Take a volume off the record, in one step, and remove it; the caller has it alone."""
     with records.area() as area:
         path = f"{area.path}/{_DRAFT}"
-        records.layout.move(f"volumes/{name}", path)
-        records.layout.sync("volumes")
-        discard(records, path)
+        try:
+            records.layout.move(f"volumes/{name}", path)
+            records.layout.sync("volumes")
+        finally:
+            discard(records, path)
 
 
 def sweep_volumes(records: Records) -> None:

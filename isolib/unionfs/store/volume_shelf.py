@@ -45,10 +45,11 @@ class Volumes:
 
         Examples
         --------
-        >>> with open_store("/tmp/isolib-volumes", driver="vfs") as store, store.new_volume("data") as data:
-        ...     _ = isolib.run(["sh", "-c", "date > /data/now"], volumes={"/data": data}, check=True)
-        ...     os.listdir(data.path)
-        ...     data.remove()
+        >>> import isolib, os, tempfile
+        >>> with tempfile.TemporaryDirectory() as place, isolib.open_store(place, driver="vfs") as store:
+        ...     with store.new_volume("data") as data:
+        ...         _ = isolib.run(["sh", "-c", "date > /data/now"], volumes={"/data": data}, check=True)
+        ...         os.listdir(data.path)
         ['now']
         """
         record = VolumeRecord({} if labels is None else check_labels(labels), check_quota(quota))

@@ -161,9 +161,8 @@ class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
         """Return descriptors for one more user of it: of the files, and of what tells that they are in use."""
         with self._using:
             root = self._opened()
-            found = os.fstat(root.fileno())
-            if not os.path.samestat(found, os.stat(self.path)):
-                raise GoneError("openat", self.path, hint="another directory lies there by now")
+            if not _leads_to(self.path, root):
+                raise GoneError("openat", self.path, hint="another directory lies there by now, or none")
             assert self._content is not None  # noqa: S101 - it is opened with the root
             used = opened_again(self._content, os.O_RDONLY)
             fcntl.flock(used.fileno(), fcntl.LOCK_SH)
@@ -452,6 +451,13 @@ class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
 
     def _describe(self) -> str:
         return self.name
+
+
+def _leads_to(path: str, root: Fd) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(root.fileno()))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 # ---- how there comes to be one ----
