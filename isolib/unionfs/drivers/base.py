@@ -11,9 +11,12 @@ draft.
 from __future__ import annotations
 
 import enum
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+
+from isolib._kernel import calls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,6 +125,11 @@ class Driver(ABC):
     @abstractmethod
     def open_layer(self, layer: str) -> Fd:
         """Open the directory of a layer: its own files, at their paths (OVERLAY forms), or the whole tree (MERGED)."""
+
+    def sync(self, layer: str) -> None:
+        """Have all that a layer holds on disk, which takes as long as the file system has things of anybody to write."""
+        with self.open_layer(layer) as root:
+            calls.syncfs(root.fileno(), os.path.join(self.path, layer))
 
     @abstractmethod
     def layers(self) -> set[str]:

@@ -103,7 +103,8 @@ class OverlayDriver(DirectoryDriver):
     -----
     A quota takes a home on XFS that is mounted with ``prjquota``, and root of the host: see
     `isolib.unionfs.drivers.projects`.  It bounds what a tree has written since its last commit or reset, and where a snapshot
-    or a fork copies nothing, since that; deleting what a layer has takes nothing.  Who wants more gets EDQUOT.
+    or a fork copies nothing, since that; deleting what a layer has takes next to nothing.  Who wants more gets ENOSPC,
+    which is what XFS says then.
     """
 
     name: ClassVar[str] = "overlay"
