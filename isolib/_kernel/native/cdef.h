@@ -419,6 +419,18 @@ struct isolib_removal {
  * EXDEV: something is mounted there. */
 int isolib_remove_run(struct isolib_removal *removal);
 
+/* ---- quotas.c: of projects, by a descriptor on the file system ------------------------------------------------------------ */
+
+/* 1: limits are kept; 0: they are not */
+int isolib_project_is_enforced(int fd);
+/* 0: no limit */
+int isolib_project_limit(int fd, uint32_t project, uint64_t bytes);
+/* 1: something is counted or limited for it */
+int isolib_project_is_used(int fd, uint32_t project);
+int isolib_project_get(int fd, uint32_t *project);
+/* what is made in the directory from now on belongs to it too */
+int isolib_project_set(int directory, uint32_t project);
+
 /* ---- btrfs.c ------------------------------------------------------------------------------------------------------------ */
 
 int isolib_btrfs_create(int directory, const char *name);

@@ -23,6 +23,8 @@ from isolib.errors import Unsupported, from_errno
 from isolib.types import IdMap
 from isolib.unionfs.overlays.lending import clone_directory
 
+from isolib._kernel import calls
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -131,6 +133,11 @@ class Driver(ABC):
     @abstractmethod
     def open_layer(self, layer: str) -> Fd:
         """Open the directory of a layer: its own files, at their paths (OVERLAY forms), or the whole tree (MERGED)."""
+
+    def sync(self, layer: str) -> None:
+        """Have all that a layer holds on disk, which takes as long as the file system has things of anybody to write."""
+        with self.open_layer(layer) as root:
+            calls.syncfs(root.fileno(), os.path.join(self.path, layer))
 
     @abstractmethod
     def layers(self) -> set[str]:

@@ -71,8 +71,13 @@ class FuseOverlayDriver(OverlayDriver):
     Notes
     -----
     It takes /dev/fuse and CAP_SYS_ADMIN in the user namespace of this process, as every mount does.  When a tree is let go
-    (`release`), other descriptors of its mount answer ENOTCONN.  Sources: mount(2), the kernel's
-    Documentation/filesystems/fuse/fuse.rst, libfuse's fuse_session_mount(3).
+    (`release`), other descriptors of its mount answer ENOTCONN.
+
+    What it shows is the program's: where names are removed, linked and renamed in quick succession, open(2) with O_EXCL answers
+    EEXIST now and then for a name that was just removed, and directories that were copied up get new times.  Release 1.10 does
+    so however it is mounted, also with caches of no duration.
+
+    Sources: mount(2), the kernel's Documentation/filesystems/fuse/fuse.rst, libfuse's fuse_session_mount(3).
     """
 
     name: ClassVar[str] = "fuse-overlayfs"

@@ -38,6 +38,7 @@ from isolib.unionfs.disk.files import twin
 from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form, TreeUsage
 from isolib.unionfs.drivers.directories import DirectoryDriver, Home, check_name
+from isolib.unionfs.drivers.projects import check_quota, free_project, give_project
 from isolib.unionfs.drivers.states import State as _State
 from isolib.unionfs.drivers.usage import usage_of
 from isolib.unionfs.overlays import stacking
@@ -57,7 +58,15 @@ __all__ = ["OverlayDriver"]
 
 
 class OverlayDriver(DirectoryDriver):
-    """Directories, stacked by the kernel."""
+    """Directories, stacked by the kernel.
+
+    Notes
+    -----
+    A quota takes a home on XFS that is mounted with ``prjquota``, and root of the host: see
+    `isolib.unionfs.drivers.projects`.  It bounds what a tree has written since its last commit or reset, and where a snapshot
+    or a fork copies nothing, since that; deleting what a layer has takes next to nothing.  Who wants more gets ENOSPC,
+    which is what XFS says then.
+    """
 
     name: ClassVar[str] = "overlay"
     maps_whole_trees: ClassVar[bool] = True
@@ -143,6 +152,8 @@ class OverlayDriver(DirectoryDriver):
                 raise
         with self._place.open(layer) as directory:
             _remove(directory.fileno(), "work")
+            if state.quota:
+                free_project(directory, self._place.show(layer))
 
     def _layer_path(self, one: str) -> str:
         kind, _, name = one.partition(" ")
@@ -168,6 +179,9 @@ class OverlayDriver(DirectoryDriver):
         path = f"parts/{state.part}"
         if not self._place.has(path):
             with self._place.making() as made:
+                if state.quota:
+                    with self._place.open(made) as whole:
+                        give_project(whole, state.quota, self._place.show(path))
                 self._place.make(f"{made}/root")
                 self._place.make(f"{made}/work")
                 with open_directory(self._lowers(state.below)[0]) as top, self._place.open(f"{made}/root") as root:
@@ -181,10 +195,8 @@ class OverlayDriver(DirectoryDriver):
         """Write down what it is made of; its directories are made when it is mounted."""
         check_name(tree)
         if quota is not None:
-            raise Unsupported(
-                "a quota for a tree", "the overlay driver, which does not set project quotas", "driver='btrfs', or no quota"
-            )
-        state = _State(_new_part(), tuple(f"layer {check_name(one)}" for one in reversed(below)))
+            check_quota(self.home, self.path, quota)
+        state = _State(_new_part(), tuple(f"layer {check_name(one)}" for one in reversed(below)), quota=quota or 0)
         self._put_tree(tree, state)
 
     def _put_tree(self, tree: str, state: _State) -> None:
@@ -286,11 +298,11 @@ class OverlayDriver(DirectoryDriver):
             elif state.parts or not is_still:
                 self._copy_layer(state, layer)
                 # Who writes at this moment goes on doing so to his part, which has then what the layer has, and more.
-                self._write(tree, _State(_new_part() if is_still else state.part, below))
+                self._write(tree, replace(state, part=_new_part() if is_still else state.part, below=below))
             else:
                 self._provide_part(state)
                 # From this moment on it is a layer, and `_state` does the rest, here or in another process.
-                self._write(tree, _State(_new_part(), below, state.part))
+                self._write(tree, replace(state, part=_new_part(), below=below, sealing=state.part))
                 self._state(tree)
             if is_still and (home(), tree) not in self._lent:
                 self._leave_behind(tree, [state.part, *state.parts])
@@ -299,7 +311,7 @@ class OverlayDriver(DirectoryDriver):
         """Make a layer of a copy: those who have the tree go on with their mount, and so with its upper directory."""
         try:
             self._copy_layer(state, layer)
-            self._write(tree, _State(state.part, below))
+            self._write(tree, replace(state, below=below))
         finally:
             if is_still:
                 stacking.remount(self._mounts[home(), tree], tree, "rw")
@@ -327,8 +339,10 @@ class OverlayDriver(DirectoryDriver):
     def fork(self, tree: str, new: str) -> None:
         """Put another tree on the same layers and parts; as with a snapshot."""
         check_name(new)
-        with self._lock, self._shared_part(tree, self._state(tree)) as below:
-            self._put_tree(new, _State(_new_part(), below))
+        with self._lock:
+            state = self._state(tree)
+            with self._shared_part(tree, state) as below:
+                self._put_tree(new, replace(state, part=_new_part(), below=below))
 
     @contextmanager
     def _shared_part(self, tree: str, state: _State) -> Iterator[tuple[str, ...]]:
@@ -338,7 +352,7 @@ class OverlayDriver(DirectoryDriver):
             self._provide_part(state)
             below = (f"part {state.part}", *state.below)
             # First: what others stand on is never the part that is written to.
-            self._write(tree, _State(_new_part(), below))
+            self._write(tree, replace(state, part=_new_part(), below=below))
             yield below
             return
         # A mount cannot be given another upper directory; so its own stays, and a copy is what others stand on.
@@ -362,7 +376,7 @@ class OverlayDriver(DirectoryDriver):
             below = tuple(f"layer {one}" for one in state.layers)
             if snapshot is not None:
                 below = self._state(tree, snapshot).below
-            self._write(tree, _State(_new_part(), below))
+            self._write(tree, replace(state, part=_new_part(), below=below))
             self._leave_behind(tree, [state.part, *state.parts])
 
     def snapshots(self, tree: str) -> set[str]:
@@ -419,8 +433,21 @@ class OverlayDriver(DirectoryDriver):
         used = self._used()
         for part in parts:
             if part not in used:
-                # Who makes one holds a lock of it until a state names it.
-                self._place.remove_unless(f"parts/{part}", partial(self._is_used, part))
+                self._remove_part(part)
+
+    def _remove_part(self, part: str) -> None:
+        path = f"parts/{part}"
+        try:
+            whole = self._place.open(path)
+        except SyscallError as error:
+            if error.errno != ENOENT:
+                raise
+            return
+        with whole:
+            # Who makes one holds a lock of it until a state names it.
+            self._place.remove_unless(path, partial(self._is_used, part))
+            if not self._place.has(path):
+                free_project(whole, self._place.show(path))
 
     def _is_used(self, part: str) -> bool:
         return part in self._used()

@@ -165,11 +165,12 @@ def new_overlay(
 
     Examples
     --------
-    >>> with new_overlay("/etc") as etc:
-    ...     with open(f"{etc.path}/motd", "w") as file:
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as lower, new_overlay(lower) as merged:
+    ...     with open(f"{merged.path}/motd", "w") as file:
     ...         _ = file.write("hello\n")
-    ...     [(change.path, change.kind.value) for change in etc.changes()]
-    [('/motd', 'modified')]
+    ...     [(change.path, change.kind.value) for change in merged.changes()]
+    [('/motd', 'added')]
     """
     wish = _checked(
         lowers, upper, work, target, size, readonly=readonly, id_map=id_map, nosuid=nosuid, nodev=nodev, noexec=noexec

@@ -64,6 +64,7 @@ def put_on_record(records: Records, recipe: RecipeFile, record: LayerRecord, dra
     """Make a layer of a draft, and put it on record; the caller holds the layer."""
     recipe.complete(record)
     records.driver.seal(draft, hex_of(record.layer.chain_id))
+    records.sync_layer(record.layer.chain_id)
     records.layout.move(recipe.directory, f"layers/{hex_of(record.layer.chain_id)}")
 
 
