@@ -20,7 +20,7 @@ from isolib.unionfs.overlays.lending import Lending
 from isolib.unionfs.overlays.stack_checks import check_stack, check_unmarked
 from isolib.unionfs.overlays.stacking import Stack
 from isolib.unionfs.rooted import Rooted, ids_of, kind_at
-from isolib.unionfs.stays import Stays
+from isolib.unionfs.stays import Stay, Stays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from isolib.unionfs.overlays.deputy import Deputy
     from isolib.unionfs.overlays.overlay_diff import OverlayStats
     from isolib.unionfs.overlays.stacking import Stacked
-    from isolib.unionfs.stays import Stay
 
 __all__ = ["Branch", "OverlayMount", "new_overlay"]
 
@@ -342,7 +341,8 @@ class OverlayMount(Rooted, Handle, made_by="new_overlay()"):
             if self._stays is None:
                 self._lending = Lending(Fd(os.dup(self.fileno())), self._deputy, self._again)
                 self._stays = Stays(self._lending, "", self._describe(), self._using)
-            return self._stays.lend(ids, self.fileno())
+            stays = self._stays
+        return Stay(lambda stay: stays.enter(stay, ids, self.fileno()), stays.leave)
 
     def _again(self, ids: IdMaps | None) -> Fd:
         return stacking.stack_again(replace(self._stack, ids=ids), self._made)
