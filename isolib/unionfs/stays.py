@@ -94,7 +94,7 @@ class Stays:
         self._tree = tree
         self._name = name
         self._using = using
-        self._inside: set[Stay] = set()
+        self._inside: set[int] = set()  # ids: a stay that nobody has any more is to go
         self._ids: IdMaps | None = None
         self._descriptor = -1
         self._is_astray = False  # the descriptor leads to nothing, or to a mount that is mapped
@@ -117,7 +117,7 @@ class Stays:
         with self._using:
             self._descriptor = descriptor
             self._map(ids)
-            self._inside.add(stay)
+            self._inside.add(id(stay))
             return self._driver.lend(self._tree, ids)
 
     def _map(self, ids: IdMaps | None) -> None:
@@ -147,7 +147,7 @@ class Stays:
     def leave(self, stay: Stay) -> None:
         """Be told that one is gone, or has not come; again is nothing."""
         with self._using:
-            self._inside.discard(stay)
+            self._inside.discard(id(stay))
             if self._inside:
                 return
             if self._parting is not None:
