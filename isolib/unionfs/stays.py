@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 from contextlib import suppress
 from errno import EBUSY
 from typing import TYPE_CHECKING
 
-from isolib._kernel.handle import Fd, home
+from isolib._kernel.handle import home
 from isolib.errors import ClosedError, SyscallError
+from isolib.unionfs.disk.files import open_at, twin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from threading import RLock
     from typing import Protocol
 
+    from isolib._kernel.handle import Fd
     from isolib.unionfs.drivers.base import IdMaps
 
     class Owner(Protocol):
@@ -135,7 +136,7 @@ class Stays:
     def _let_mount_go(self) -> None:
         """Have the descriptor lead to nothing: overlayfs wants no second mount with the same upper directory."""
         self._is_astray = True
-        with Fd(os.open("/dev/null", os.O_PATH | os.O_CLOEXEC)) as nothing:
+        with open_at("/dev/null", os.O_PATH) as nothing:
             os.dup2(nothing.fileno(), self._descriptor, inheritable=False)
         self._driver.release(self._tree)
 
@@ -169,7 +170,7 @@ class Stays:
             if not self._inside:
                 give_up(lock)
                 return
-            kept = Fd(fcntl.fcntl(lock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
+            kept = twin(lock.fileno())
 
             def parting() -> None:
                 with kept, suppress(ClosedError):

@@ -10,9 +10,10 @@ from threading import RLock
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from isolib._kernel import calls
-from isolib._kernel.handle import Fd, Handle, Rollback
+from isolib._kernel.handle import Handle, Rollback
 from isolib.errors import PlanError, SyscallError, Unsupported, from_errno
 from isolib.types import check_id_map, check_path, parse_size
+from isolib.unionfs.disk.files import twin
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.overlays import overlay_diff, proxy, stacking
 from isolib.unionfs.overlays.attachment import Attachment
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from isolib._kernel.assembly import Scene
+    from isolib._kernel.handle import Fd
     from isolib.types import AnyPath, IdMap
     from isolib.unionfs.archive.streams import Writable
     from isolib.unionfs.drivers.base import IdMaps
@@ -339,7 +341,7 @@ class OverlayMount(Rooted, Handle, made_by="new_overlay()"):
         with self._using:
             self._check_open()
             if self._stays is None:
-                self._lending = Lending(Fd(os.dup(self.fileno())), self._deputy, self._again)
+                self._lending = Lending(twin(self.fileno()), self._deputy, self._again)
                 self._stays = Stays(self._lending, "", self._describe(), self._using)
             stays = self._stays
         return Stay(lambda stay: stays.enter(stay, ids, self.fileno()), stays.leave)
