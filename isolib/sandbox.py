@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from isolib._kernel.handle import Fd
+    from isolib._kernel.lending import Loan
     from isolib.cgroups import Cgroup
     from isolib.net import Endpoint, Publish, Published
     from isolib.outlet import Outlet
@@ -278,6 +279,7 @@ class Sandbox:
         self._namespaces: dict[str, Fd] = {}
         self._group: Cgroup | None = None
         self._degraded: Mapping[str, Unsupported] = {}
+        self._loans: tuple[Loan, ...] = ()
         self._requests: dict[bool, Request] = {}
         self._stream_owner: tuple[int, int] | None = None
         self._processes: list[Process] = []
@@ -319,6 +321,9 @@ class Sandbox:
             request = self._setting.request(dumpable=True, cgroup=self._group)
             self._stream_owner = request.builder.stream_owner
             launched = request.hold()
+            # They are given back when the namespaces are gone too, which keep mounts alive.
+            self._loans = launched.loans
+            launched.loans = ()
             self._resident = Process(["sandbox"], launched)
             for kind in sorted(self._setting.kinds | ({"net"} if self._outlet else set())):
                 self._namespaces[kind] = launched.namespace(kind)
@@ -337,7 +342,7 @@ class Sandbox:
             raise
 
     def _end(self) -> None:
-        owners = (self._group, self._outlet, *self._namespaces.values(), self._resident, *self._processes)
+        owners = (self._group, self._outlet, *self._loans, *self._namespaces.values(), self._resident, *self._processes)
         try:
             with Rollback() as undo:
                 for owner in owners:

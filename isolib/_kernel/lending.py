@@ -18,18 +18,21 @@ __all__ = ["Lender", "Loan", "RootLender"]
 class Loan(Protocol):
     """A directory that one process has, and that stays there for it."""
 
-    def fileno(self) -> int:
-        """Return a detached mount, which the process attaches, or a directory, which it clones."""
+    def open(self) -> int:
+        """Begin it, and return a detached mount, which the process attaches, or a directory, which it clones."""
 
     def close(self) -> None:
-        """Be told that the process and all that it left behind are gone; again is nothing, as in a fork."""
+        """Be told that the process and all that it left behind are gone, or that it was not begun; again is nothing.
+
+        It is called too when `open` fails or is interrupted.  In a fork it closes descriptors and does nothing else.
+        """
 
 
 class Lender(Protocol):
     """What has a directory that processes can be given."""
 
     def lend(self, scene: Scene) -> Loan:
-        """Return it for one more process; a root with its ids as the process is to see them."""
+        """Return it for one more process, a root with its ids as the process is to see them; nothing is done before `open`."""
 
 
 class RootLender(Lender, Protocol):

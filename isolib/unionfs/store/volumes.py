@@ -149,13 +149,19 @@ class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
 
     def lend(self, scene: Scene) -> Stay:  # noqa: ARG002 - the mount is mapped, not what is lent for it
         """Lend it to one process (`isolib._kernel.lending`)."""
-        root, used = self.opened_for_another()
+        taken: list[Fd] = []
 
-        def leave() -> None:
-            with used:  # a fork of this process may have it still
-                fcntl.flock(used.fileno(), fcntl.LOCK_UN)
+        def enter(_: Stay) -> Fd:
+            root, used = self.opened_for_another()
+            taken.append(used)
+            return root
 
-        return Stay(root, leave)
+        def leave(_: Stay) -> None:
+            while taken:
+                with taken.pop() as used:  # a fork of this process may have it still
+                    fcntl.flock(used.fileno(), fcntl.LOCK_UN)
+
+        return Stay(enter, leave)
 
     def opened_for_another(self) -> tuple[Fd, Fd]:
         """Return descriptors for one more user of it: of the files, and of what tells that they are in use."""
