@@ -129,6 +129,7 @@ class OneShot(Process):
                     raise SandboxTimeout(self.args, seconds or 0.0, out, err, self._usage()) from None
             if self._exit is None:
                 self._exit = self._ended()
+                self._launched.give_back()
             out, err = self._captured()
             return self._exit, out or b"", err or b""
         finally:

@@ -61,7 +61,8 @@ class Outlet:
             self.files: list[tuple[str, bytes]] = []
             if network.dns:
                 self.files.append((_RESOLVERS, network.resolv_conf().encode()))
-            if spec.root is None and os.path.exists(_HOSTS):  # what the host calls so is not who the network calls so
+            # What the host calls so is not who the network calls so.  Where there is no such file, one can be made.
+            if hasattr(spec.root, "lend") or (spec.root is None and os.path.exists(_HOSTS)):
                 text = hosts((one, [spec.hostname]) for one in self.endpoint.addresses)
                 self.files.append((_HOSTS, text.encode()))
             undo.keep()

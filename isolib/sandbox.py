@@ -77,9 +77,9 @@ class _Cache:
         if found is not None and not assembly.is_astray():
             return key, found
         made = _Prepared(SandboxSpec.of(None, given), outlet)
-        # Its plan leads back to the program's own namespaces, by descriptors of the thread; or its groups know the network, and
-        # would keep it.
-        if assembly.is_astray() or (outlet is not None and made.limits.group):
+        # Its plan leads back to the program's own namespaces, by descriptors of the thread; or it would keep somebody's tree
+        # alive, or its groups the network.
+        if assembly.is_astray() or made.is_lent or (outlet is not None and made.limits.group):
             return key, made
         with self._lock:
             self._requests[key] = made
@@ -99,11 +99,12 @@ _cache: Final = _Cache()
 class _Prepared:
     """A request, its limits, and what it rests on."""
 
-    __slots__ = ("_request", "degraded", "files", "limits", "premises")
+    __slots__ = ("_request", "degraded", "files", "is_lent", "limits", "premises")
 
     def __init__(self, spec: SandboxSpec, outlet: Outlet | None = None) -> None:
         self.premises = (_where(), os.stat("/").st_mtime_ns)
         self.limits = spec.limits
+        self.is_lent = hasattr(spec.root, "lend")
         group, self.degraded = new_group(spec)
         groups = None
         if group is not None:
@@ -245,7 +246,8 @@ def new_outlet(spec: SandboxSpec) -> Outlet | None:
 class Sandbox:
     r"""A sandbox that lives for a ``with`` block, in which many commands run, beside and after one another.
 
-    What they write in it stays until the block ends: its /tmp, its processes, the layer over its working directory.
+    What they write in it stays until the block ends: its /tmp, its processes, the layer over its working directory or over the
+    image that is its root.  What they write to a tree of a store stays longer.
 
     Parameters
     ----------

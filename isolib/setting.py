@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, cast
 from isolib._kernel import assembly
 from isolib._kernel.assembly import Identity, Rights
 from isolib._kernel.idmap import IdMapPlan
-from isolib._kernel.request import Request, user_ids
+from isolib._kernel.request import Request, own_map, user_ids
 from isolib.errors import PlanError
 from isolib.mounts import Root, WorkTree
 from isolib.types import IdMap
@@ -35,7 +35,8 @@ class Setting:
         self.outlet = outlet
         on_host = spec.root is None
         self.kinds = _NAMESPACES if spec.network is None else _NAMESPACES - {"net"}
-        self.many_ids = assembly.is_host_root()
+        apart = outlet is not None and outlet.owner is not None  # an ordinary user's, who has one id in the network's namespace
+        self.many_ids = assembly.is_host_root() or (own_map(spec.root) == "auto" and not apart)
         self.identity = _identity(spec, many_ids=self.many_ids)
         self.cwd = _working_directory(spec, on_host=on_host)
         self.root: RootValue = Root.host() if spec.root is None else spec.root

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from isolib._kernel.assembly import Scene
+    from isolib._kernel.lending import Lender
     from isolib._kernel.plan import Builder
 
     Kind = Literal["directory", "file", "link", "foreign"]
@@ -170,6 +171,13 @@ class Guest(Slot):
         self.host_tree(path, attributes, recursive=True, userns=userns, out=self)
         self.add("MOVE_MOUNT", fd=self, fd2=self.scratch, text2=b"root", flags=_ONTO_NAME, what="new root")
         self._known["/"] = Place("foreign", self, writable=writable, source=path)
+
+    def borrow(self, lender: Lender, *, writable: bool) -> None:
+        """Make the root what somebody lends to each process of the plan; what is written to it he gets back with it."""
+        self.builder.borrow(self, lender)
+        self.set_attributes(self, SAFE, what="new root")
+        self.add("MOVE_MOUNT", fd=self, fd2=self.scratch, text2=b"root", flags=_ONTO_NAME, what="new root")
+        self._known["/"] = Place("foreign", self, writable=writable)
 
     def enter(self) -> None:
         """Make it the root of the process; the old root and the scratch are gone after it (pivot_root(2))."""

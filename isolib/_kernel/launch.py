@@ -20,6 +20,7 @@ from isolib.errors import SetupFailed, Unsupported, from_errno
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from isolib._kernel.lending import Loan
     from isolib._kernel.lodging import Lodge
     from isolib._kernel.plan import Plan
 
@@ -109,12 +110,14 @@ class Launched:
     forgotten: at no point could an interrupt leave one that nobody owns.
     """
 
-    __slots__ = ("_request", "lodge")
+    __slots__ = ("_request", "loans", "lodge")
 
     def __init__(self, request: calls.LaunchRequest, lodge: Lodge | None = None) -> None:
         self._request = request
         #: Where it lives in the tree of control groups, or None: where its creator does.
         self.lodge = lodge
+        #: What it has of others, which they get back when it and all that it left behind are gone.
+        self.loans: tuple[Loan, ...] = ()
 
     @property
     def status(self) -> int:
@@ -168,10 +171,17 @@ class Launched:
     def end(self) -> None:
         """End it and all that it has started, wait for that, and close everything."""
         calls.abort_launch(self._request)
+        self.give_back()
 
     def close(self) -> None:
         """Close every descriptor still owned.  The supervisor sees its socket close, and ends all that still runs."""
         calls.forget_launch(self._request)
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Give back what was lent to it: it is gone.  Again is nothing."""
+        for loan in self.loans:
+            loan.close()
 
 
 def launch(

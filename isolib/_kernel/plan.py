@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from isolib._kernel.course import Section
+    from isolib._kernel.lending import Lender
 
 KINDS: Final = calls.step_kinds()
 _STEP: Final = struct.Struct("=HHiiiQQIIII")
@@ -230,6 +231,14 @@ class Builder:
         self.supervise_flags = 0
         self.deadline_ms = 0
         self.stream_owner: tuple[int, int] | None = None
+        #: Slots that each launch fills with what somebody lends to its process.
+        self.lenders: dict[Slot, Lender] = {}
+
+    def borrow(self, slot: Slot, lender: Lender) -> None:
+        """Have a slot filled by a lender with each launch."""
+        slot.declared = True
+        self._declared[slot] = -1
+        self.lenders[slot] = lender
 
     def declare(self, fd: int, label: str) -> Slot:
         """Return the slot that holds a descriptor of the host's."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from isolib._kernel import assembly, calls
 from isolib._kernel.assembly import Identity, Scene
+from isolib._kernel.handle import Rollback
 from isolib._kernel.hints import typed
 from isolib._kernel.idmap import IdMapPlan, resolve
 from isolib._kernel.launch import Launched, launch, run
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from isolib._kernel.assembly import Rights
+    from isolib._kernel.lending import Loan
     from isolib._kernel.lodging import Lodge, Lodging, Shape
     from isolib._kernel.plan import Plan, Slot
     from isolib.types import HasFileno, IdMap
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
 
         def add_steps(self, builder: Builder, mounts: Sequence[MountValue], scene: Scene) -> None:
             """Add the steps that build the root, with mounts in it, and enter it."""
+
+        def visible(self) -> list[str]:
+            """Return what is seen inside before any mounts: a line for each path."""
 
     class Confine(Protocol):
         """A value of isolib.confine."""
@@ -100,7 +105,7 @@ class Request:
         builder = Builder()
         joins = assembly.plan_joins(builder, self._joins, kinds, under)
         self._join_slots = [builder.slot_of(one.fileno()) for one in (*self._joins, under) if one is not None]
-        maps = _maps(kinds, id_map, gid_map)
+        maps = _maps(kinds, id_map or own_map(root), gid_map)
         mnt = "mnt" in kinds | joins.kinds
         uts = "uts" in kinds | joins.kinds
         if (root is not None or mounts) and not mnt:
@@ -195,11 +200,30 @@ class Request:
 
     @typed("a process")
     def _housed(self, start: Callable[[list[int], Lodge | None], T]) -> T:
+        """Start a process with what is lent to it, where something is, which it has until it is gone."""
+        if not self.builder.lenders:
+            return self._placed(start, {})
+        with Rollback() as undo:
+            lent: dict[Slot, int] = {}
+            loans: list[Loan] = []
+            for slot, lender in self.builder.lenders.items():
+                loan = lender.lend(self.scene)
+                undo.push(loan.close)
+                loans.append(loan)
+                lent[slot] = loan.fileno()
+            started = self._placed(start, lent)
+            launched = started[0] if isinstance(started, tuple) else started
+            if isinstance(launched, Launched):  # else a premise of the plan holds no more
+                launched.loans = tuple(loans)
+                undo.dismiss()
+        return started
+
+    def _placed(self, start: Callable[[list[int], Lodge | None], T], lent: dict[Slot, int]) -> T:
         """Start a process in a place of its own in the group, where there is a group."""
         while self._lodging is not None and self._places is not None:
             lodge = self._lodging.lodge()
             try:
-                started = start(self.builder.fds_with(self._places.filled(lodge)), lodge)
+                started = start(self.builder.fds_with({**lent, **self._places.filled(lodge)}), lodge)
             except SetupFailed as failed:
                 if lodge.settle().oom_kills:
                     error = SetupFailed(failed.step, failed.op, failed.target, failed.errno, _TOO_LITTLE)
@@ -215,7 +239,7 @@ class Request:
                 elif isinstance(started, Launched) and started.command_pid:
                     lodge.supervisor = started.supervisor_pid
                 return started
-        return start(self.builder.fds, None)
+        return start(self.builder.fds_with(lent), None)
 
 
 class _Places:
@@ -248,6 +272,12 @@ def _deadline_ms(seconds: float) -> int:
     if seconds > _MAX_DEADLINE:
         raise PlanError(f"a wall limit of {seconds:g} s: {_MAX_DEADLINE} s (24 days) is the most; None means no limit")
     return max(1, round(seconds * 1000))
+
+
+def own_map(root: RootValue | None) -> str | None:
+    """Return the id map that a root comes with, for its files belong to a user namespace with this one; None: it has none."""
+    found: Callable[[], str | None] | None = getattr(root, "own_map", None)
+    return None if found is None else found()
 
 
 def _is_whole(value: object, low: int, high: int) -> bool:

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from isolib._kernel.request import MountValue
+    from isolib._kernel.lending import Lender
+    from isolib._kernel.request import MountValue, RootValue
     from isolib.namespaces import NetNS as NetNS  # noqa: PLC0414
     from isolib.process import Process as Process  # noqa: PLC0414 -- for the signatures of those who call
 
-__all__ = ["bind", "new_netns", "spawn", "tmpfs"]
+__all__ = ["bind", "lent_root", "new_netns", "spawn", "tmpfs"]
 
 
 def spawn(argv: Sequence[str | bytes | os.PathLike[str]], **options: object) -> Process:
@@ -35,6 +36,12 @@ def bind(source: str, target: str, *, readonly: bool = True) -> MountValue:
 def tmpfs(target: str) -> MountValue:
     """Return an empty file system in memory for a program: `isolib.mounts.Tmpfs`."""
     value: MountValue = import_module("isolib.mounts").Tmpfs(target)
+    return value
+
+
+def lent_root(lender: Lender) -> RootValue:
+    """Return what makes of something that is lent the root of a program: `isolib.mounts.lent.LentRoot`."""
+    value: RootValue = import_module("isolib.mounts.lent").LentRoot(lender)
     return value
 
 

@@ -29,7 +29,7 @@ from isolib.unionfs.overlays.stacking import Stack, copy_attributes, open_direct
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from isolib.unionfs.drivers.overlay import _State
+    from isolib.unionfs.drivers.states import State as _State
     from isolib.unionfs.entry import Piece
 
 __all__ = ["BRANCHES", "AufsDriver", "branch", "mount_groups", "mount_text"]
@@ -134,6 +134,12 @@ class AufsDriver(OverlayDriver):
         return Form.MERGED
 
     def _stack(self, wanted: Stack) -> Fd:
+        if wanted.ids is not None:
+            raise Unsupported(
+                "a tree of AUFS as the root of a process in a user namespace of its own",
+                "AUFS, which takes no branches with mapped ids",
+                "a store with driver='overlay' or 'vfs'; or spawn() without a new user namespace",
+            )
         return _mounted(wanted)
 
     def _merged(self, below: Sequence[str]) -> Fd:

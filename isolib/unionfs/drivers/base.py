@@ -13,13 +13,19 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+from isolib._kernel.guest import SAFE
+from isolib.types import IdMap
+from isolib.unionfs.overlays.lending import clone_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from isolib._kernel.handle import Fd
     from isolib.unionfs.entry import Pieces
+
+IdMaps: TypeAlias = tuple[tuple[IdMap, ...], tuple[IdMap, ...]]
 
 __all__ = ["Draft", "Driver", "Form", "TreeUsage"]
 
@@ -143,6 +149,33 @@ class Driver(ABC):
 
         It lives as long as this descriptor or what is cloned from it; nothing else may be left when the process is gone.
         """
+
+    #: Whether ids can be mapped of a whole tree only, for all who have it, because no mount of it can be.
+    maps_whole_trees: ClassVar[bool] = False
+
+    def lend(self, tree: str, ids: IdMaps | None = None, *, only: bool = False) -> Fd:  # noqa: ARG002 - who mounts asks
+        """Return a mount of a tree that is attached nowhere, for one process to attach.
+
+        Parameters
+        ----------
+        tree
+            Its name.
+        ids
+            The maps of users and of groups: what is ``inside`` on disk is ``outside`` in the mount.  None: they are as on disk.
+            Where whole trees are mapped, `mount` returns one with these ids from then on, which cannot be written to, until
+            `take_back`.
+        only
+            Nobody else will have the tree, until it is removed: there will be no `mount` of it, nor a `take_back`.
+        """
+        with self.mount(tree) as root:
+            return clone_directory(root, SAFE, ids)
+
+    def own_map(self) -> str | None:
+        """Return the id map of the user namespace that its trees belong to; None: they belong to that of this process."""
+        return None
+
+    def take_back(self, tree: str) -> None:  # noqa: B027 -- a mount of its own is nobody else's matter
+        """Be told that nobody has a tree any more to whom it was lent; `mount` returns one with the ids on disk again."""
 
     @abstractmethod
     def release(self, tree: str) -> None:

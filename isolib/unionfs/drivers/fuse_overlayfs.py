@@ -110,6 +110,12 @@ class FuseOverlayDriver(OverlayDriver):
         program = find_program(_PROGRAM)
         if program is None:
             raise Unsupported("the fuse-overlayfs driver", "the program, which is not installed", "apt install fuse-overlayfs")
+        if wanted.ids is not None:
+            raise Unsupported(
+                "a tree of fuse-overlayfs as the root of a process in a user namespace of its own",
+                "fuse-overlayfs, whose mount maps no ids",
+                "a store with driver='overlay' or 'vfs'; or spawn() without a new user namespace",
+            )
         covered, shown, options = _arrange(wanted)
         with Rollback() as undo:
             device = undo.adopt(_open_device())
@@ -136,6 +142,7 @@ class FuseOverlayDriver(OverlayDriver):
         """Unmount, and end the program."""
         with self._lock:
             found = self._mounts.pop((home(), tree), None)
+            super().release(tree)
         if found is not None:
             found.close()
 

@@ -22,14 +22,15 @@ from __future__ import annotations
 import fcntl
 import os
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from errno import EBUSY, EEXIST, ENOENT
 from functools import partial
 from secrets import token_hex
 from threading import RLock
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar
 
 from isolib._kernel import calls
+from isolib._kernel.guest import SAFE
 from isolib._kernel.handle import Fd, Rollback, home
 from isolib._kernel.threads import OwnThread
 from isolib.errors import SyscallError, Unsupported, from_errno
@@ -37,8 +38,10 @@ from isolib.unionfs.disk.copying import copy_tree
 from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form, TreeUsage
 from isolib.unionfs.drivers.directories import DirectoryDriver, Home, check_name
+from isolib.unionfs.drivers.states import State as _State
 from isolib.unionfs.drivers.usage import usage_of
 from isolib.unionfs.overlays import overlay_diff, stacking
+from isolib.unionfs.overlays.lending import clone
 from isolib.unionfs.overlays.overlay_diff import NO_LIMITS
 from isolib.unionfs.overlays.stacking import Stack, open_directory, stack
 from isolib.unionfs.overlays.uppers import Uppers
@@ -46,61 +49,24 @@ from isolib.unionfs.overlays.uppers import Uppers
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from isolib.unionfs.drivers.base import IdMaps
     from isolib.unionfs.entry import Piece, Pieces
 
 __all__ = ["OverlayDriver"]
-
-_SAFE: Final = calls.MOUNT_ATTR_NOSUID | calls.MOUNT_ATTR_NODEV
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """What a tree is made of.
-
-    Attributes
-    ----------
-    part
-        Which is written to; empty: a snapshot, in which none is.
-    below
-        ``layer NAME`` and ``part NAME``, the topmost first.
-    sealing
-        The part that is to become the topmost layer, if it is none yet.
-    """
-
-    part: str
-    below: tuple[str, ...]
-    sealing: str = ""
-
-    def text(self) -> str:
-        return "\n".join((f"{self.part} {self.sealing}", *self.below))
-
-    @classmethod
-    def of(cls, text: str) -> _State:
-        first, *below = text.split("\n")
-        part, _, sealing = first.partition(" ")
-        return cls(part, tuple(below), sealing)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The names of the layers, the topmost first."""
-        return tuple(one.removeprefix("layer ") for one in self.below if one.startswith("layer "))
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The names of the parts that are not written to, the topmost first."""
-        return tuple(one.removeprefix("part ") for one in self.below if one.startswith("part "))
 
 
 class OverlayDriver(DirectoryDriver):
     """Directories, stacked by the kernel."""
 
     name: ClassVar[str] = "overlay"
+    maps_whole_trees: ClassVar[bool] = True
 
     def __init__(self, home: Fd, path: str) -> None:
         super().__init__(home, path)
         self._lock = RLock()
         self._behind: set[OwnThread] = set()
         self._mounts: dict[tuple[object, str], Fd] = {}
+        self._lent: dict[tuple[object, str], IdMaps | None] = {}  # and how their ids are mapped
 
     @classmethod
     def examine(cls, home: int, path: str) -> None:
@@ -232,15 +198,39 @@ class OverlayDriver(DirectoryDriver):
             key = (home(), tree)
             found = self._mounts.get(key)
             if found is None:
-                state = self._state(tree)
-                part = self._place.show(self._provide_part(state))
-                wanted = Stack(self._lowers(state.below), f"{part}/root", f"{part}/work", attributes=_SAFE)
-                found = self._mounts[key] = self._stack(wanted)
-            return _twin(found.fileno())
+                found = self._mounts[key] = self._stack(self._wanted(tree, self._lent.get(key)))
+            # What this process made in one that is mapped would belong to nobody who is known to those who have it.
+            return _twin(found.fileno()) if self._lent.get(key) is None else clone(found, calls.MOUNT_ATTR_RDONLY)
+
+    def _wanted(self, tree: str, ids: IdMaps | None, *, volatile: bool = False) -> Stack:
+        """Return what a tree is made of, for one mount at a time."""
+        state = self._state(tree)
+        part = self._place.show(self._provide_part(state))
+        where = self._lowers(state.below), f"{part}/root", f"{part}/work"
+        return Stack(*where, attributes=SAFE, ids=ids, volatile=volatile)
+
+    def lend(self, tree: str, ids: IdMaps | None = None, *, only: bool = False) -> Fd:
+        """Clone the mount, in which the directories are mapped that it is made of, for overlayfs maps no ids of a mount."""
+        key = (home(), tree)
+        with self._lock:
+            if only:  # what is written there is thrown away, and need not reach the disk before that
+                return self._stack(self._wanted(tree, ids, volatile=True))
+            if self._lent.get(key) != ids:
+                self.release(tree)
+            self._lent[key] = ids
+            self.mount(tree).close()
+            return clone(self._mounts[key])
+
+    def take_back(self, tree: str) -> None:
+        """Forget the mount, if it maps ids."""
+        with self._lock:
+            if self._lent.pop((home(), tree), None) is not None:
+                self.release(tree)
 
     def release(self, tree: str) -> None:
         """Forget the mount.  What is written to a descriptor of it after that may be in a layer that was made meanwhile."""
         with self._lock:
+            self._lent.pop((home(), tree), None)
             self._mounts.pop((home(), tree), None)
 
     def _frozen(self, tree: str) -> bool:
@@ -278,7 +268,9 @@ class OverlayDriver(DirectoryDriver):
             state, is_still = self._state(tree), self._frozen(tree)
             self._tidy(tree, state.part)
             below = (f"layer {layer}", *(f"layer {one}" for one in state.layers))
-            if state.parts or not is_still:
+            if (home(), tree) in self._lent:
+                self._commit_lent(tree, state, layer, below, is_still=is_still)
+            elif state.parts or not is_still:
                 self._copy_layer(state, layer)
                 # Who writes at this moment goes on doing so to his part, which has then what the layer has, and more.
                 self._write(tree, _State(_new_part() if is_still else state.part, below))
@@ -287,8 +279,17 @@ class OverlayDriver(DirectoryDriver):
                 # From this moment on it is a layer, and `_state` does the rest, here or in another process.
                 self._write(tree, _State(_new_part(), below, state.part))
                 self._state(tree)
-            if is_still:
+            if is_still and (home(), tree) not in self._lent:
                 self._leave_behind(tree, [state.part, *state.parts])
+
+    def _commit_lent(self, tree: str, state: _State, layer: str, below: tuple[str, ...], *, is_still: bool) -> None:
+        """Make a layer of a copy: those who have the tree go on with their mount, and so with its upper directory."""
+        try:
+            self._copy_layer(state, layer)
+            self._write(tree, _State(state.part, below))
+        finally:
+            if is_still:
+                stacking.remount(self._mounts[home(), tree], tree, "rw")
 
     def _copy_layer(self, state: _State, layer: str) -> None:
         below = [f"layer {one}" for one in state.layers]

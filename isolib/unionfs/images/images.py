@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from isolib.errors import ImageNotFound, PlanError
 from isolib.types import check_path
+from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.images.references import Reference, is_digest
 from isolib.unionfs.images.saving import check_compression, is_docker_archive, save
-from isolib.unionfs.store.records import chain
+from isolib.unionfs.rooted import Rooted, ids_of
+from isolib.unionfs.store.records import Standing, chain, hex_of
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
+    from isolib._kernel.assembly import Scene
     from isolib.unionfs.entry import Layer
     from isolib.unionfs.images.config import History, ImageConfig
+    from isolib.unionfs.stays import Stay
     from isolib.unionfs.store.records import ImageRecord, Records
 
 __all__ = ["Image", "find", "opened_image"]
@@ -27,11 +32,15 @@ _SHOWN: Final = 12
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Image:
+class Image(Rooted):
     """An image in a store.
 
     It is a value: it does not change, and it is equal to another of the same digest.  What can change is what the store calls
-    it, and whether it is there any more.
+    it, and whether it is there any more.  A pickled one names the directory of its store, which must be there when it is read.
+
+    As ``root=`` of `isolib.spawn`, `isolib.run` and `isolib.Sandbox` it is the root of a process, with a layer above it that
+    takes what is written and goes with the process.  What `config` says of the command, the environment, the user and the
+    working directory is for who starts it to give: ``isolib.run(image.config.entrypoint + image.config.cmd, root=image)``.
 
     Attributes
     ----------
@@ -150,6 +159,48 @@ class Image:
         """
         self._records.remove_image(self.digest)
 
+    # ---- as a root ----
+
+    def lend(self, scene: Scene) -> Stay:
+        """Return a tree of its own for one process (for the modules that compose; `isolib.spawn` and others take ``root=``).
+
+        Raises
+        ------
+        ImageNotFound
+            It is not in the store any more.
+        """
+        from isolib.unionfs.store.tree import lend_new  # noqa: PLC0415 - a tree knows of images
+
+        self._records.image(self.digest)
+        return lend_new(self._records, Standing(self.digest, tuple(one.chain_id for one in self.layers)), ids_of(scene))
+
+    def own_map(self) -> str | None:
+        """Return the id map that a process with this root needs, where it is not the usual one."""
+        return self._records.driver.own_map()
+
+    def kind(self, name: str) -> int | None:
+        """Return the type of what lies at a name in its top directory; None: nothing."""
+        self._records.image(self.digest)
+        driver = self._records.driver
+        for one in reversed(self.layers):
+            with driver.open_layer(hex_of(one.chain_id)) as layer:
+                try:
+                    found = os.stat(name, dir_fd=layer.fileno(), follow_symlinks=False)
+                except FileNotFoundError:
+                    if driver.form is Form.MERGED:
+                        return None
+                    continue
+                return None if stat.S_ISCHR(found.st_mode) and not found.st_rdev else stat.S_IFMT(found.st_mode)
+        return None
+
+    def told(self) -> str:
+        """Return what it is, for people."""
+        name = next(iter(self.names), self.digest[: len("sha256:") + _SHOWN])
+        return f"the image {name}, with a writable layer that goes with the process"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _again, (self._records.layout.path, self.digest)
+
     def __repr__(self) -> str:
         count = len(self.layers)
         return (
@@ -176,6 +227,13 @@ def opened_image(records: Records, digest: str) -> Image:
     recorded = records.config(digest)
     layers = tuple(records.layer(one).layer for one in chain(recorded.diff_ids))
     return Image(digest, recorded.config, recorded.history, layers, records)
+
+
+def _again(path: str, digest: str) -> Image:
+    """Return an image that was pickled."""
+    from isolib.unionfs.store.store import open_records  # noqa: PLC0415 - a store knows of images
+
+    return opened_image(open_records(path, existing=True), digest)
 
 
 def find(records: Records, text: str) -> Image:

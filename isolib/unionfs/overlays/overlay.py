@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import fcntl
 import os
-from dataclasses import dataclass
-from errno import EBUSY, EINVAL, EPERM
-from functools import partial
+from dataclasses import dataclass, replace
+from errno import EBUSY, EPERM
+from threading import RLock
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
-from isolib._kernel import calls, reaper
-from isolib._kernel.handle import Handle, Rollback
-from isolib._kernel.mountapi import attach
+from isolib._kernel import calls
+from isolib._kernel.handle import Fd, Handle, Rollback
 from isolib.errors import PlanError, SyscallError, Unsupported, from_errno
 from isolib.types import check_id_map, check_path, parse_size
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.overlays import overlay_diff, proxy, stacking
+from isolib.unionfs.overlays.attachment import Attachment
+from isolib.unionfs.overlays.lending import Lending
 from isolib.unionfs.overlays.stack_checks import check_stack, check_unmarked
 from isolib.unionfs.overlays.stacking import Stack
+from isolib.unionfs.rooted import Rooted, ids_of, kind_at
+from isolib.unionfs.stays import Stays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from isolib._kernel.handle import Fd
-    from isolib._kernel.reaper import Ticket
+    from isolib._kernel.assembly import Scene
     from isolib.types import AnyPath, IdMap
     from isolib.unionfs.archive.streams import Writable
+    from isolib.unionfs.drivers.base import IdMaps
     from isolib.unionfs.entry import Change
     from isolib.unionfs.overlays.deputy import Deputy
     from isolib.unionfs.overlays.overlay_diff import OverlayStats
     from isolib.unionfs.overlays.stacking import Stacked
+    from isolib.unionfs.stays import Stay
 
 __all__ = ["Branch", "OverlayMount", "new_overlay"]
 
@@ -217,38 +221,13 @@ def _checked(
     return _Wish(stack, where, tuple(path for path, rights in branches if rights == "ro"), check_stack(stack))
 
 
-class _Attachment:
-    """That a mount is attached, of which the reaper knows."""
-
-    def __init__(self, mount: Fd) -> None:
-        self._mount = mount
-        self._ticket: Ticket | None = None
-
-    def attach(self, target: str) -> None:
-        if not os.path.samestat(os.stat("/proc/thread-self/ns/mnt"), os.stat("/proc/self/ns/mnt")):
-            raise PlanError("target=: this thread is in another mount namespace than its process, whose end would undo nothing")
-        with stacking.open_directory(target) as place:
-            reaper.entrust_mount(self._mount.fileno(), partial(setattr, self, "_ticket"))
-            attach(self._mount.fileno(), place.fileno(), target)
-
-    def detach(self) -> None:
-        """Detach it, wherever it was moved; again is nothing."""
-        ticket = self._ticket
-        if ticket is None:
-            return
-        # By its descriptor, so it is this mount.  What lies on top of it would go too, and goes before.
-        try:
-            while True:
-                calls.umount(f"/proc/self/fd/{self._mount.fileno()}", calls.MNT_DETACH)
-        except SyscallError as error:
-            if error.errno != EINVAL:  # else it is attached nowhere any more
-                raise
-        ticket.let_go()
-        self._ticket = None
-
-
-class OverlayMount(Handle, made_by="new_overlay()"):
+class OverlayMount(Rooted, Handle, made_by="new_overlay()"):
     """A union of directories, mounted.
+
+    As ``root=`` of `isolib.spawn`, `isolib.run` and `isolib.Sandbox` it is the root of any number of processes, one after
+    another and at once.  What is root's on disk is root's inside, if root has started them and has given no ``id_map=`` here;
+    then files belong at `path` to who they are outside, and cannot be changed there, as long as any of them is in it.  An
+    ordinary user's processes have the id map of the mount if they are given no other.
 
     Attributes
     ----------
@@ -264,19 +243,21 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         self.target = wish.target
         self._undo = Rollback()
         self._below: Fd | None = None
+        self._using = RLock()
+        self._stays: Stays | None = None
         self._deputy: Deputy | None = None
         lock = None if wish.stack.upper is None else _locked(wish.stack.upper)
         with wish.layers:
             made = self._stacked(wish)
         super().__init__(made.mount)
-        if lock is not None:
-            self._adopt(lock)
+        self._made = made
+        self._lock = None if lock is None else self._adopt(lock)
         self._upper = None if made.upper is None else self._adopt(made.upper)
         if made.space is not None:
             self._adopt(made.space)
         if wish.target is not None:
             with self._undo as undo:
-                attachment = _Attachment(made.mount)
+                attachment = Attachment(made.mount)
                 undo.push(attachment.detach)
                 attachment.attach(wish.target)
                 undo.keep()
@@ -328,11 +309,60 @@ class OverlayMount(Handle, made_by="new_overlay()"):
         return Form.USER_OVERLAY if self._deputy is not None or stacking.user_xattrs() else Form.OVERLAY
 
     def _release(self) -> None:
+        with self._using:
+            if self._stays is not None:
+                self._stays.part(self._lock or self._fds[0], lambda _: self._lending.release(""))
         self._undo.unwind()
 
     def _describe(self) -> str:
         more = f" and {len(self.lowers) - 1} more" if len(self.lowers) > 1 else ""
         return f"{self.lowers[0]}{more}" + (f" at {self.target}" if self.target else "")
+
+    # ---- as a root ----
+
+    def lend(self, scene: Scene) -> Stay:
+        """Return a mount for one process (for the modules that compose; `isolib.spawn` and others take ``root=overlay``).
+
+        Raises
+        ------
+        SyscallError
+            EBUSY: a process has it whose ids are mapped in another way.
+        Unsupported
+            Its ids would have to be mapped, and it is attached.
+        """
+        ids = None if self._deputy is not None or self._stack.id_map is not None else ids_of(scene)
+        if ids is not None and self.target is not None:
+            raise Unsupported(
+                "an attached overlay as the root of a process in a user namespace of its own",
+                f"overlayfs, of which only all mounts at once can map ids, that at {self.target} too",
+                "new_overlay() without target=, or with id_map=",
+            )
+        with self._using:
+            self._check_open()
+            if self._stays is None:
+                self._lending = Lending(Fd(os.dup(self.fileno())), self._deputy, self._again)
+                self._stays = Stays(self._lending, "", self._describe(), self._using)
+            return self._stays.lend(ids, self.fileno())
+
+    def _again(self, ids: IdMaps | None) -> Fd:
+        return stacking.stack_again(replace(self._stack, ids=ids), self._made)
+
+    def own_map(self) -> str | None:
+        """Return the id map that a process with this root needs: that of the user namespace in which it was mounted."""
+        return None if self._deputy is None else self._deputy.id_map
+
+    def kind(self, name: str) -> int | None:
+        """Return the type of what lies at a name in its top directory; None: nothing."""
+        return kind_at(self.fileno(), name)
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether anything can be written to it."""
+        return self._upper is not None
+
+    def told(self) -> str:
+        """Return what it is, for people."""
+        return f"the overlay of {self._describe()}, {'writable' if self.is_writable else 'read-only'}"
 
     # ---- what was written ----
 

@@ -34,6 +34,7 @@ from isolib._kernel import assembly, calls
 from isolib._kernel.guest import inodes_for
 from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
+from isolib._kernel.mountapi import clone_tree
 from isolib.errors import SyscallError, from_errno
 from isolib.types import IdMap
 from isolib.unionfs.disk.copying import copy_tree
@@ -59,6 +60,7 @@ _READ_ONLY: Final = (
     "overlayfs could not make its directories in it, and the mount would be read-only (dmesg tells more): it must be writable "
     "for who mounts, whose ids must be in the id map"
 )
+_LAST_ID: Final = 2**32 - 2
 _SAFE: Final = calls.MOUNT_ATTR_NOSUID | calls.MOUNT_ATTR_NODEV
 
 #: Whether this kernel takes layers as descriptors, of mounts that are attached nowhere: unknown, until one has been made.
@@ -85,6 +87,8 @@ class Stack:
         MOUNT_ATTR_* of the mount.
     id_map
         Which id on disk (``outside``) is which in the mount (``inside``), for every layer on disk.
+    ids
+        In place of that, for users and for groups: what is ``inside`` on disk is ``outside`` in the mount.
     """
 
     lowers: tuple[str, ...]
@@ -95,6 +99,7 @@ class Stack:
     volatile: bool = False
     attributes: int = 0
     id_map: tuple[IdMap, ...] | None = None
+    ids: tuple[tuple[IdMap, ...], tuple[IdMap, ...]] | None = None
 
 
 class Stacked(NamedTuple):
@@ -200,7 +205,7 @@ def stack(wanted: Stack, opened: calls.Layers | None = None) -> Stacked:
     SyscallError
         The kernel refused; the hint says which option or layer it was, as far as that can be told.
     """
-    userns = _userns(wanted.id_map)
+    userns = _userns(wanted)
     try:
         if _direct.get("works") is False:
             return enclosed(partial(_build, wanted, userns))
@@ -220,8 +225,23 @@ def stack(wanted: Stack, opened: calls.Layers | None = None) -> Stacked:
     return made
 
 
-def _build(wanted: Stack, userns: int | None, place: Place, *, own: int = 0) -> Stacked:
-    """Make a mount; the last ``own`` layers were made here, and have their ids mapped already."""
+def stack_again(wanted: Stack, made: Stacked) -> Fd:
+    """Make another mount of the same directories, those in memory too, with other ids; the first one must be gone."""
+    if made.space is None or made.upper is None:
+        return stack(wanted).mount
+    # It says that it was mounted "volatile" once, which the kernel takes for a crash.
+    calls.remove_tree(made.space.fileno(), "work", "overlay workdir in memory")
+    os.mkdir("work", 0o700, dir_fd=made.space.fileno())
+    userns = _userns(wanted)
+    with Fd(clone_tree("", dir_fd=made.space.fileno(), userns=userns)) as space:
+        try:
+            return _build(wanted, userns, _Here(None), there=space).mount
+        except calls.StackRefused as refused:
+            raise explained(refused, wanted.lowers, wanted.upper) from None
+
+
+def _build(wanted: Stack, userns: int | None, place: Place, *, own: int = 0, there: Fd | None = None) -> Stacked:
+    """Make a mount; the last ``own`` layers were made here, and have their ids mapped already; ``there`` is its space."""
     lowers = wanted.lowers
     kept: list[Fd] = []  # until the overlay has them
     for most, make in ((2 * MAX_LAYERS - 1, _copied), (MAX_LAYERS, _merged)):
@@ -233,8 +253,8 @@ def _build(wanted: Stack, userns: int | None, place: Place, *, own: int = 0) -> 
             kept.append(fd)
     mapped = len(lowers) - own
     space = upper = work = around = None
-    if wanted.upper is not None and wanted.work is not None:
-        upper, work, around = _upper_on_disk(wanted.upper, wanted.work, userns, place)
+    if there is not None or wanted.upper is not None:
+        upper, work, around = _upper_there(wanted, userns, place, there)
     elif not wanted.readonly or len(lowers) == 1:
         space = _new_space(wanted.room)
         inside = place.admit(space)
@@ -285,12 +305,23 @@ def _path_of(fd: Fd) -> str:
     return f"/proc/self/fd/{fd.fileno()}"
 
 
-def _userns(id_map: tuple[IdMap, ...] | None) -> int | None:
-    if id_map is None:
+def _userns(wanted: Stack) -> int | None:
+    if wanted.ids is not None:
+        users, groups = map(_with_own, wanted.ids)
+        return assembly.userns_fd(users, groups)
+    if wanted.id_map is None:
         return None
     # The kernel looks an id on disk up as one inside of that namespace (mount_setattr(2), MOUNT_ATTR_IDMAP).
-    ranges = tuple(IdMap(one.outside, one.inside, one.count) for one in id_map)
+    ranges = tuple(IdMap(one.outside, one.inside, one.count) for one in wanted.id_map)
     return assembly.userns_fd(ranges, ranges)
+
+
+def _with_own(ids: tuple[IdMap, ...]) -> tuple[IdMap, ...]:
+    """Return a map with a place for root, who mounts, and so makes whiteouts, and files before they get their owners.
+
+    On disk these have the last id that there is, which is nobody's.
+    """
+    return ids if any(one.outside == 0 for one in ids) else (*ids, IdMap(_LAST_ID, 0))
 
 
 def _new_space(room: int) -> Fd:
@@ -301,15 +332,22 @@ def _new_space(room: int) -> Fd:
 def _upper_in_memory(space: Fd) -> tuple[Fd, Fd]:
     os.mkdir("upper", 0o755, dir_fd=space.fileno())
     os.mkdir("work", 0o700, dir_fd=space.fileno())
+    return _upper_of(space)
+
+
+def _upper_of(space: Fd) -> tuple[Fd, Fd]:
     return open_directory("upper", dir_fd=space.fileno()), open_directory("work", dir_fd=space.fileno())
 
 
-def _upper_on_disk(upper: str, work: str, userns: int | None, place: Place) -> tuple[Fd, Fd, calls.Layers | None]:
+def _upper_there(wanted: Stack, userns: int | None, place: Place, there: Fd | None) -> tuple[Fd, Fd, calls.Layers | None]:
     """Return the two directories, and the mount that they are in, where that is one of ours."""
+    if there is not None:
+        return (*_upper_of(there), None)
+    upper, work = wanted.upper or "", wanted.work or ""
     if userns is None:
         return open_directory(upper), open_directory(work), None
     # For the kernel both must be below one mount, so what is mapped is a clone of what both lie in.
-    upper, work = os.path.realpath(upper), os.path.realpath(work)
+    upper, work = _real(upper), _real(work)
     above = os.path.commonpath([upper, work])
     both = place.layers([above], 1, userns)
     return (
@@ -317,6 +355,12 @@ def _upper_on_disk(upper: str, work: str, userns: int | None, place: Place) -> t
         open_directory(os.path.relpath(work, above), dir_fd=both.fd(0)),
         both,
     )
+
+
+def _real(path: str) -> str:
+    """Return a path without links; as it is where it leads through a descriptor of a mount that is attached nowhere."""
+    found = os.path.realpath(path)
+    return found if os.path.exists(found) and os.path.samefile(found, path) else path
 
 
 def copy_attributes(source: int, target: int) -> None:

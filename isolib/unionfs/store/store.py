@@ -137,23 +137,36 @@ def open_store(path: AnyPath | None = None, *, driver: str | None = None) -> Sto
     ('hello:latest',)
     """
     where = os.path.abspath(default_path() if path is None else check_path(path, "path"))
-    wanted = None if driver is None else driver_class(driver)
+    if driver is not None:
+        driver_class(driver)
     with typed(where):
         os.makedirs(where, 0o700, exist_ok=True)
+    records = open_records(where, driver)
+    return Store._make(records, records.layout.root)
+
+
+def open_records(where: str, driver: str | None = None, *, existing: bool = False) -> Records:
+    """Open what is on record in a directory, which is made a store unless one is wanted that exists; see `open_store`."""
+    wanted = None if driver is None else driver_class(driver)
+    with typed(where):
         root = Fd(os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     with Rollback() as undo:
         undo.adopt(root)
         layout = Layout(root, where)
-        name = driver_of(layout) or founded(layout, driver)
+        name = driver_of(layout)
+        if name is None:
+            if existing:
+                raise ImageNotFound(f"{where} is no store any more")
+            name = founded(layout, driver)
         if wanted is not None and wanted.name != name:
             raise PlanError(f"driver: the store {where} has the driver {name!r}, not {driver!r}")
         if layout.may_write():
             for part in PARTS:
                 layout.make(part)
         found = driver_class(name)(undo.adopt(layout.open("driver", os.O_DIRECTORY)), f"{where}/driver")
-        store = Store._make(Records(layout, Locks(layout), found), root)
+        records = Records(layout, Locks(layout), found)
         undo.dismiss()
-    return store
+    return records
 
 
 class Store(Handle, made_by="open_store()"):

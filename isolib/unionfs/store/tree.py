@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from errno import EBUSY
@@ -12,7 +13,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from isolib._kernel.handle import Handle, Rollback
-from isolib.errors import ImageNotFound, PlanError, SyscallError
+from isolib.errors import ClosedError, ImageNotFound, PlanError, SyscallError
 from isolib.unionfs.archive import tar
 from isolib.unionfs.archive.recipe import Recorder
 from isolib.unionfs.archive.streams import DigestWriter, chain_id
@@ -21,6 +22,8 @@ from isolib.unionfs.images.config import History, ImageConfig, Platform, derive,
 from isolib.unionfs.images.documents import dump
 from isolib.unionfs.images.images import opened_image
 from isolib.unionfs.images.references import Reference
+from isolib.unionfs.rooted import Rooted, ids_of, kind_at
+from isolib.unionfs.stays import Stay, Stays
 from isolib.unionfs.store.changes import changes
 from isolib.unionfs.store.layers import RecipeFile
 from isolib.unionfs.store.locks import try_lock
@@ -30,15 +33,16 @@ from isolib.unionfs.store.recovery import PENDING, finish, move_layer, recover, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from isolib._kernel.assembly import Scene
     from isolib._kernel.handle import Fd
     from isolib.unionfs.archive.streams import Writable
-    from isolib.unionfs.drivers.base import TreeUsage
+    from isolib.unionfs.drivers.base import IdMaps, TreeUsage
     from isolib.unionfs.entry import Change, Piece, Pieces
     from isolib.unionfs.images.images import Image
     from isolib.unionfs.store.areas import Area
     from isolib.unionfs.store.records import Records
 
-__all__ = ["Tree", "check_tree_name", "new_tree", "open_tree"]
+__all__ = ["Tree", "check_tree_name", "lend_new", "new_tree", "open_tree"]
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 
@@ -71,11 +75,17 @@ class Keeper(NamedTuple):
     keep: Callable[[Tree], Tree]
 
 
-class Tree(Handle, made_by="Store.checkout() or Store.tree()"):
+class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
     """A tree that can be written to, above an image that is not changed by it.
 
     One process has it; its threads may use it together.  What is in it is reached by `path`, or by the descriptor, which stay
     the same as long as it is open.
+
+    As ``root=`` of `isolib.spawn`, `isolib.run` and `isolib.Sandbox` it is the root of any number of processes, one after
+    another and at once: what they write is written to it.  What is root's in it is root's inside, whoever that is outside.
+    Where the driver is overlay and root has started them, files belong at `path` to who they are outside, as long as any of
+    them is there, and nothing can be made there by somebody whom they do not know (EOVERFLOW).
+    What is closed while processes are in it stays for them, and goes with the last of them.
 
     Attributes
     ----------
@@ -92,6 +102,7 @@ class Tree(Handle, made_by="Store.checkout() or Store.tree()"):
         self._using = RLock()
         self.name = name
         self.kept = record.kept
+        self._stays = Stays(records.driver, record.tree, name, self._using)
         super().__init__(records.driver.mount(record.tree))
         self._lock = self._adopt(lock)
 
@@ -253,12 +264,33 @@ class Tree(Handle, made_by="Store.checkout() or Store.tree()"):
             recover(records, self.name)
             self._record = records.tree(self.name)
             raise
-        self._mount_again()
+        self._stays.mount_again(self.fileno())
 
-    def _mount_again(self) -> None:
-        """Have the descriptor lead to the tree as it is now; its number stays."""
-        with self._records.driver.mount(self._record.tree) as mount:
-            os.dup2(mount.fileno(), self.fileno(), inheritable=False)
+    # ---- who is in it ----
+
+    def lend(self, scene: Scene) -> Stay:
+        """Return a mount for one more process (for the modules that compose; `isolib.spawn` and others take ``root=tree``).
+
+        Raises
+        ------
+        SyscallError
+            EBUSY: a process is in it whose ids are mapped in another way.
+        """
+        with self._using:
+            self._check_open()
+            return self._stays.lend(ids_of(scene), self.fileno())
+
+    def own_map(self) -> str | None:
+        """Return the id map that a process with this root needs, where it is not the usual one."""
+        return self._records.driver.own_map()
+
+    def kind(self, name: str) -> int | None:
+        """Return the type of what lies at a name in its top directory; None: nothing."""
+        return kind_at(self.fileno(), name)
+
+    def told(self) -> str:
+        """Return what it is, for people."""
+        return f"the tree {self.name}, writable"
 
     def _write(self, record: TreeRecord) -> None:
         write_tree(self._records, self.name, record)
@@ -312,12 +344,13 @@ class Tree(Handle, made_by="Store.checkout() or Store.tree()"):
             if snapshot is not None and snapshot not in self.snapshots:
                 raise ImageNotFound(f"the tree {self.name} has no snapshot {snapshot!r}")
             self._check_open()
+            self._stays.check_none()
             if snapshot is not None:
                 self._write(replace(self._record, resetting=snapshot))
             self._records.driver.reset(self._record.tree, snapshot)
             if snapshot is not None:
                 self._write(reset(self._record))
-            self._mount_again()
+            self._stays.mount_again(self.fileno())
 
     def fork(self, *, name: str | None = None) -> Tree:
         """Make another tree that is as this one is now; each goes its own way from then on.
@@ -343,11 +376,14 @@ class Tree(Handle, made_by="Store.checkout() or Store.tree()"):
         self.close()
 
     def _release(self) -> None:
+        self._stays.part(self._lock, self._give_up)
+
+    def _give_up(self, lock: Fd) -> None:
         records = self._records
         records.driver.release(self._record.tree)
         if self.kept:
             # A fork of this process may have the descriptor still.
-            fcntl.flock(self._lock.fileno(), fcntl.LOCK_UN)
+            fcntl.flock(lock.fileno(), fcntl.LOCK_UN)
             return
         _take_off(records, self.name, self._record.tree)
 
@@ -377,6 +413,18 @@ def _made(keeper: Keeper, standing: Standing, name: str | None, source: str | No
     records = keeper.records
     if name is not None:
         check_tree_name(name, "name")
+    called, record, lock = _founded(records, standing, name, source, quota)
+    try:
+        return keeper.keep(Tree._make(keeper, called, record, lock))
+    except BaseException:
+        _take_off(records, called, record.tree)
+        raise
+
+
+def _founded(
+    records: Records, standing: Standing, name: str | None, source: str | None, quota: int | None
+) -> tuple[str, TreeRecord, Fd]:
+    """Put a tree into the store; returns its name, its record and its lock."""
     with records.area() as area:
         with records.locks.shared():
             records.hold(area, standing.below, [] if standing.image is None else [standing.image])
@@ -394,10 +442,22 @@ def _made(keeper: Keeper, standing: Standing, name: str | None, source: str | No
         except BaseException:
             records.driver.remove_tree(record.tree)
             raise
+        return name or area.name, record, lock
+
+
+def lend_new(records: Records, standing: Standing, ids: IdMaps | None) -> Stay:
+    """Lend a tree to one process that is nobody else's, and goes with it; with its ids mapped, see `Driver.lend`."""
+    name, record, lock = _founded(records, standing, None, None, None)
+
+    def take_back() -> None:
+        with lock, suppress(ClosedError):  # of a store that was closed before: that is for its next collection
+            records.driver.release(record.tree)
+            _take_off(records, name, record.tree)
+
     try:
-        return keeper.keep(Tree._make(keeper, name or area.name, record, lock))
+        return Stay(records.driver.lend(record.tree, ids, only=True), take_back)
     except BaseException:
-        _take_off(records, name or area.name, record.tree)
+        take_back()
         raise
 
 

@@ -1,0 +1,44 @@
+"""What a launch asks of a root that belongs to somebody: the seam between processes and `isolib.unionfs`.
+
+Neither of the two knows the other.  A root that is handed to a launch offers `Lender.lend`, which yields a mount for one
+process to have; when the process and all that it left behind are gone, the loan is closed, and the owner goes on with the root.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from isolib._kernel.assembly import Scene
+
+__all__ = ["Lender", "Loan"]
+
+
+class Loan(Protocol):
+    """A root that one process has, and that stays there for it."""
+
+    def fileno(self) -> int:
+        """Return a detached mount, which the process attaches."""
+
+    def close(self) -> None:
+        """Be told that the process and all that it left behind are gone; again is nothing, as in a fork."""
+
+
+class Lender(Protocol):
+    """What has a root that processes can be given."""
+
+    def lend(self, scene: Scene) -> Loan:
+        """Return the root for one more process, with its ids as the process is to see them."""
+
+    def own_map(self) -> str | None:
+        """Return the id map of the user namespace that it belongs to, which processes need too; None: that of the host."""
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether anything can be written to it."""
+
+    def kind(self, name: str) -> int | None:
+        """Return the type of what lies at a name in its top directory, as `stat.S_IFMT` has it; None: nothing, or unknown."""
+
+    def told(self) -> str:
+        """Return what it is, for people: "the image ...", "the tree ...", and what becomes of what is written to it."""

@@ -1,0 +1,47 @@
+"""What a tree of the overlay driver is made of, as it is written down; see `isolib.unionfs.drivers.overlay`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["State"]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a tree is made of.
+
+    Attributes
+    ----------
+    part
+        Which is written to; empty: a snapshot, in which none is.
+    below
+        ``layer NAME`` and ``part NAME``, the topmost first.
+    sealing
+        The part that is to become the topmost layer, if it is none yet.
+    """
+
+    part: str
+    below: tuple[str, ...]
+    sealing: str = ""
+
+    def text(self) -> str:
+        """Return it as it is written."""
+        return "\n".join((f"{self.part} {self.sealing}", *self.below))
+
+    @classmethod
+    def of(cls, text: str) -> State:
+        """Return what was written."""
+        first, *below = text.split("\n")
+        part, _, sealing = first.partition(" ")
+        return cls(part, tuple(below), sealing)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of the layers, the topmost first."""
+        return tuple(one.removeprefix("layer ") for one in self.below if one.startswith("layer "))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts that are not written to, the topmost first."""
+        return tuple(one.removeprefix("part ") for one in self.below if one.startswith("part "))
