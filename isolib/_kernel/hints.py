@@ -27,7 +27,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 BIRTH = ("clone", "clone3", "fork", "unshare")
-MOUNT = ("fsconfig", "fsmount", "mount", "mount_setattr", "move_mount", "open_tree")
 MOUNTING = ("fsconfig", "fsmount", "fsopen", "mount", "move_mount", "open_tree", "pivot_root", "umount", "umount2")
 EXEC = ("execve", "execveat")
 IDS = ("setgid", "setgroups", "setresgid", "setresuid", "setuid")

@@ -61,6 +61,7 @@ CASES = [
     ("move_mount", errno.ELOOP, "", "below itself"),
     ("open_tree", errno.EINVAL, "", "no mount of this mount namespace"),
     ("move_mount", errno.ENOSPC, "", "fs.mount-max"),
+    ("fsconfig", errno.ENOSPC, "overlay", "upper and work"),
     ("pivot_root", errno.EINVAL, "", "no mount point"),
     ("pivot_root", errno.EBUSY, "", "bind it onto itself"),
     ("umount2", errno.EBUSY, "", "MNT_DETACH"),

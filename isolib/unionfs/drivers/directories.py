@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
 from isolib._kernel.handle import home
+from isolib._kernel.hints import hint
 from isolib._kernel.threads import OwnThread
 from isolib.errors import IsolibError, PlanError, SyscallError, from_errno
 from isolib.unionfs.disk.files import open_at, twin
@@ -62,7 +63,7 @@ def _named(op: str, path: str) -> Generator[None]:
     except IsolibError:
         raise
     except OSError as error:
-        raise from_errno(op, path, error.errno or 0) from None
+        raise from_errno(op, path, error.errno or 0, hint(op, error.errno or 0, path)) from None
 
 
 class Home:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from isolib.errors import StoreDamaged
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from isolib._kernel.handle import Fd
-    from isolib.unionfs.store.areas import Area
     from isolib.unionfs.store.records import Records
 
 __all__ = ["Collected", "collect"]
@@ -121,12 +121,16 @@ def _parent(records: Records, layer: str) -> str | None:
         return None
 
 
-def _take_records(records: Records, area: Area, needed: _Needed) -> list[str]:
-    """Take layers and blobs off the record; return the layers, those on top of others first."""
+def _take_records(records: Records, aside: str, needed: _Needed) -> list[str]:
+    """Take layers and blobs off the record; return the layers, those on top of others first.
+
+    Nothing is made for it, for there may be no room: each record goes to a place of its own, where the next collector would
+    find it as something that nobody has locked.
+    """
     layout = records.layout
     parents = {one: _parent(records, one) for one in records.layers() if one not in needed.layers}
     for one in parents:
-        layout.move(f"layers/{hex_of(one)}", f"{area.path}/{hex_of(one)}")
+        layout.move(f"layers/{hex_of(one)}", f"{aside}-{hex_of(one)}")
     for name in layout.names("blobs"):
         if f"sha256:{name}" not in needed.blobs:
             layout.unlink(f"blobs/{name}")
@@ -152,33 +156,36 @@ def collect(records: Records, *, unnamed: bool = False) -> Collected:
         Whether images go too that have no name, and from which no named one was built.
     """
     driver, layout = records.driver, records.layout
+    layout.check_writable()
     recover_all(records)
     driver.sweep()
     sweep_volumes(records)
-    needed = _Needed()
-    with records.area() as area:
-        with records.locks.exclusive():
-            leftovers = _areas(records, needed)
-            trees = _trees(records, needed)
-            images = _images(records, needed, unnamed=unnamed)
-            steps.sweep(records)
-            layers = _take_records(records, area, needed)
-            known = {*map(hex_of, needed.layers)}
-            orphans = [name for name in driver.layers() if name not in known and name not in {*map(hex_of, layers)}]
-            drafts = [name for name in driver.drafts() if owner(name) not in needed.areas]
-            remains = [name for name in driver.trees() if name not in needed.trees and owner(name) not in needed.areas]
-        for name in drafts:
-            driver.drop(name)
-        for name in remains:
-            driver.remove_tree(name)
-        for name in (*map(hex_of, layers), *orphans):
-            # Whoever makes a layer holds it from before he looks until it is on record.
-            with records.locks.layer(name):
-                if not layout.holds(f"layers/{name}"):
-                    driver.remove_layer(name)
-        for name, file in _opened_files(records, "locks"):
-            if try_lock(file.fileno()):
-                layout.unlink(f"locks/{name}")
+    needed, aside = _Needed(), f"staging/{token_hex(8)}"
+    with records.locks.exclusive():
+        leftovers = _areas(records, needed)
+        trees = _trees(records, needed)
+        images = _images(records, needed, unnamed=unnamed)
+        steps.sweep(records)
+        layers = _take_records(records, aside, needed)
+        known = {*map(hex_of, needed.layers)}
+        orphans = [name for name in driver.layers() if name not in known and name not in {*map(hex_of, layers)}]
+        drafts = [name for name in driver.drafts() if owner(name) not in needed.areas]
+        remains = [name for name in driver.trees() if name not in needed.trees and owner(name) not in needed.areas]
+    for name in map(hex_of, layers):
+        layout.remove(f"{aside}-{name}")  # first, for what follows makes lock files
+    for name in drafts:
+        driver.drop(name)
+    for name in remains:
+        driver.remove_tree(name)
+    for name in (*map(hex_of, layers), *orphans):
+        # Whoever makes a layer holds it from before he looks until it is on record.
+        with records.locks.layer(name):
+            if not layout.holds(f"layers/{name}"):
+                driver.remove_layer(name)
+    for name, file in _opened_files(records, "locks"):
+        if try_lock(file.fileno()):
+            layout.unlink(f"locks/{name}")
+    driver.settle()
     leftovers += len(orphans) + len(drafts) + max(0, len(remains) - len(trees))
     return Collected(tuple(images), tuple(layers), tuple(trees), leftovers)
 

@@ -84,11 +84,11 @@ def replayed(records: Records, layer: Layer) -> Iterator[bytes]:
     Raises
     ------
     StoreDamaged
-        It is not the tar any more: raised after the last piece at the latest.
+        It is not the tar any more: raised in the place of the last piece at the latest, so that nobody takes what he has for it.
     """
     name = hex_of(layer.chain_id)
     what = f"layers/{name}"
-    digest = DigestWriter()
+    digest, last = DigestWriter(), b""
     try:
         recipe = records.layout.open_file(f"{what}/recipe")
     except FileNotFoundError:
@@ -97,10 +97,13 @@ def replayed(records: Records, layer: Layer) -> Iterator[bytes]:
         try:
             for data in records.contents.replay(name, stream):
                 digest.write(data)
-                yield data
+                if data and last:
+                    yield last
+                last = data or last
         except ArchiveError as error:
             raise StoreDamaged(str(error), what) from None
         except OSError as error:
             raise damaged(error, what) from None
     if (digest.digest, digest.size) != (layer.diff_id, layer.size):
         raise StoreDamaged(f"its content has changed: the digest of its tar is {digest.digest}, not {layer.diff_id}", what)
+    yield last

@@ -116,6 +116,12 @@ class Layout:
         """Return whether this process can change the store."""
         return os.access(".", os.W_OK | os.X_OK, dir_fd=self.root.fileno())
 
+    def check_writable(self) -> None:
+        """Refuse to go on where this process cannot change the store."""
+        if not self.may_write():
+            number = EROFS if os.fstatvfs(self.root.fileno()).f_flag & os.ST_RDONLY else EACCES
+            raise self.refused(OSError(number, os.strerror(number)), "faccessat", "staging")
+
     def read(self, name: str) -> bytes:
         """Return a file's content.
 

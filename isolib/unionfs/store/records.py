@@ -7,11 +7,13 @@ takes those.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from errno import EDQUOT, ENOSPC
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from isolib.errors import ArchiveError, ImageNotFound, StoreDamaged
+from isolib.errors import ArchiveError, ImageNotFound, StoreDamaged, SyscallError
 from isolib.unionfs.archive.streams import chain_id
 from isolib.unionfs.drivers.deputed import contents_of
 from isolib.unionfs.entry import Layer
@@ -21,7 +23,7 @@ from isolib.unionfs.images.references import Reference, is_digest
 from isolib.unionfs.store.areas import new_area
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from isolib.unionfs.drivers.base import Driver
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["ImageRecord", "LayerRecord", "Records", "Standing", "TreeRecord", "chain", "hex_of", "trusted"]
 
 _ALGORITHM: Final = "sha256:"
+_NO_ROOM: Final = frozenset({EDQUOT, ENOSPC})
 
 
 def hex_of(digest: str) -> str:
@@ -201,30 +204,36 @@ class Records:
 
     @contextmanager
     def relying(self, layers: Iterable[str], blobs: Iterable[str] = ()) -> Iterator[None]:
-        """Keep layers and blobs from being collected for the time of the block, also in a store that can only be read."""
-        layers = tuple(layers)
-        if not self.layout.may_write():
-            with self.locks.shared():
-                self._present(layers)
-                yield
-            return
-        with self.area() as area:
-            with self.locks.shared():
-                self.hold(area, layers, blobs)
+        """Keep layers and blobs from being collected for the time of the block, also in a store that cannot be written."""
+        with ExitStack() as stack:
+            self._rely(stack, partial(tuple, layers), blobs)
             yield
 
     @contextmanager
     def relying_on_present(self, layers: Iterable[str]) -> Iterator[list[str]]:
         """As `relying`, on those of some layers that are on record; which ones they are is said."""
-        if not self.layout.may_write():
-            with self.locks.shared():
-                yield [one for one in layers if self.has_layer(one)]
-            return
-        with self.area() as area:
-            with self.locks.shared():
-                present = [one for one in layers if self.has_layer(one)]
-                self.hold(area, present)
-            yield present
+        with ExitStack() as stack:
+            yield [*self._rely(stack, lambda: [one for one in layers if self.has_layer(one)])]
+
+    def _rely(self, stack: ExitStack, layers: Callable[[], Sequence[str]], blobs: Iterable[str] = ()) -> Sequence[str]:
+        """Keep layers that are found while the store is held, and blobs, for as long as a stack."""
+        if self.layout.may_write():
+            try:
+                with ExitStack() as making:
+                    area = making.enter_context(self.area())
+                    with self.locks.shared():
+                        found = layers()
+                        self.hold(area, found, blobs)
+                    stack.push(making.pop_all())
+                    return found
+            except SyscallError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
+        # Where nothing can be noted, the store itself is held: nobody collects meanwhile.
+        stack.enter_context(self.locks.shared())
+        found = layers()
+        self._present(found)
+        return found
 
     def hold(self, area: Area, layers: Sequence[str], blobs: Iterable[str] = ()) -> None:
         """Note that an area relies on layers that are on record, and on blobs.  The caller holds the store."""
