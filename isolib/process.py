@@ -84,7 +84,9 @@ def spawn(
         A `isolib.cgroups.Cgroup`, or a descriptor of any directory of cgroup v2: the process, its supervisor and all that it
         starts are born in it (CLONE_INTO_CGROUP; in v1 the new process enters by itself, before anything else).
     root
-        A value of `isolib.mounts.Root`; needs a new or joined mnt namespace, as mounts do.
+        A value of `isolib.mounts.Root`, or an image, tree or overlay of `isolib.unionfs`; needs a new mnt namespace.  What the
+        process writes is in the tree or the overlay; what it writes to an image goes with it.  For what belongs to a user
+        namespace of an ordinary user, ``id_map`` is that of this namespace if nothing is said.
     mounts
         Values of `isolib.mounts`, attached in their order.
     id_map
@@ -427,6 +429,7 @@ class Process:
     def close(self) -> None:
         """Kill it if it still runs, wait for its end, and close everything that belongs to it."""
         if self._launched.pidfd < 0:  # nothing was ever handed out, or it has been given back
+            self._launched.give_back()
             return
         try:
             self._end()

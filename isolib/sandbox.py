@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from isolib._kernel.handle import Fd
+    from isolib._kernel.lending import Loan
     from isolib.cgroups import Cgroup
     from isolib.net import Endpoint, Publish, Published
     from isolib.outlet import Outlet
@@ -246,7 +247,8 @@ def new_outlet(spec: SandboxSpec) -> Outlet | None:
 class Sandbox:
     r"""A sandbox that lives for a ``with`` block, in which many commands run, beside and after one another.
 
-    What they write in it stays until the block ends: its /tmp, its processes, the layer over its working directory.
+    What they write in it stays until the block ends: its /tmp, its processes, the layer over its working directory or over the
+    image that is its root.  What they write to a tree of a store stays longer.
 
     Parameters
     ----------
@@ -273,6 +275,7 @@ class Sandbox:
         self._namespaces: dict[str, Fd] = {}
         self._group: Cgroup | None = None
         self._degraded: Mapping[str, Unsupported] = {}
+        self._loans: tuple[Loan, ...] = ()
         self._requests: dict[bool, Request] = {}
         self._stream_owner: tuple[int, int] | None = None
         self._processes: list[Process] = []
@@ -314,6 +317,9 @@ class Sandbox:
             request = self._setting.request(dumpable=True, cgroup=self._group)
             self._stream_owner = request.builder.stream_owner
             launched = request.hold()
+            # They are given back when the namespaces are gone too, which keep mounts alive.
+            self._loans = launched.loans
+            launched.loans = ()
             self._resident = Process(["sandbox"], launched)
             for kind in sorted(self._setting.kinds | ({"net"} if self._outlet else set())):
                 self._namespaces[kind] = launched.namespace(kind)
@@ -332,7 +338,7 @@ class Sandbox:
             raise
 
     def _end(self) -> None:
-        owners = (self._group, self._outlet, *self._namespaces.values(), self._resident, *self._processes)
+        owners = (self._group, self._outlet, *self._loans, *self._namespaces.values(), self._resident, *self._processes)
         try:
             with Rollback() as undo:
                 for owner in owners:

@@ -156,7 +156,10 @@ class SandboxSpec:
     Attributes
     ----------
     root
-        A value of `isolib.mounts.Root`; None: the host's own, read-only (`Root.host` says what is visible).
+        A value of `isolib.mounts.Root`; None: the host's own, read-only (`Root.host` says what is visible).  Or of
+        `isolib.unionfs`: an `Image`, with a layer above it that takes what is written and goes with the sandbox; a `Tree` or an
+        `OverlayMount`, to which what is written is written.  What is root's in them is root's inside.  How an image wants to be
+        run its `config` says: nothing of it is applied here.  A spec with a tree or an overlay cannot be pickled.
     mounts
         Values of `isolib.mounts`, attached in their order.
     network

@@ -17,18 +17,21 @@ __all__ = ["Lender", "Loan"]
 class Loan(Protocol):
     """A root that one process has, and that stays there for it."""
 
-    def fileno(self) -> int:
-        """Return a detached mount, which the process attaches."""
+    def open(self) -> int:
+        """Begin it, and return a detached mount, which the process attaches."""
 
     def close(self) -> None:
-        """Be told that the process and all that it left behind are gone; again is nothing, as in a fork."""
+        """Be told that the process and all that it left behind are gone, or that it was not begun; again is nothing.
+
+        It is called too when `open` fails or is interrupted.  In a fork it closes descriptors and does nothing else.
+        """
 
 
 class Lender(Protocol):
     """What has a root that processes can be given."""
 
     def lend(self, scene: Scene) -> Loan:
-        """Return the root for one more process, with its ids as the process is to see them."""
+        """Return the root for one more process, with its ids as the process is to see them; nothing is done before `open`."""
 
     def own_map(self) -> str | None:
         """Return the id map of the user namespace that it belongs to, which processes need too; None: that of the host."""

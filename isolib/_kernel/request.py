@@ -209,9 +209,9 @@ class Request:
             loans: list[Loan] = []
             for slot, lender in self.builder.lenders.items():
                 loan = lender.lend(self.scene)
-                undo.push(loan.close)
                 loans.append(loan)
-                lent[slot] = loan.fileno()
+                undo.push(loan.close)
+                lent[slot] = loan.open()
             started = self._placed(start, lent)
             launched = started[0] if isinstance(started, tuple) else started
             if isinstance(launched, Launched):  # else a premise of the plan holds no more

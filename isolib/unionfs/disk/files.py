@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from errno import EACCES, EBADF, EEXIST, EINVAL, ELOOP, ENOENT, ENOSYS, ENOTDIR, ENOTEMPTY, EOPNOTSUPP, EPERM, ESTALE, EXDEV
-from fcntl import ioctl
+from fcntl import F_DUPFD_CLOEXEC, fcntl, ioctl
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
@@ -19,6 +19,8 @@ from isolib.errors import PermissionDenied, SyscallError, from_errno
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
+
+    from isolib.types import AnyPath
 
 __all__ = [
     "CHUNK",
@@ -32,9 +34,11 @@ __all__ = [
     "joined",
     "make_accessible",
     "names_in",
+    "open_at",
     "open_beneath",
     "remove_tree",
     "shown",
+    "twin",
 ]
 
 T = TypeVar("T")
@@ -76,6 +80,20 @@ def attempt(op: str, path: bytes, function: Callable[..., T], /, *args: object, 
         return function(*args, **options)
     except OSError as error:
         raise from_errno(op, shown(path), error.errno or EINVAL) from None
+
+
+def open_at(path: AnyPath, flags: int, *, dir_fd: int | None = None, mode: int = 0o600) -> Fd:
+    """As `os.open`, closed by exec, and owned before an interrupt can come."""
+    made = Fd.take(partial(os.open, dir_fd=dir_fd), path, flags | os.O_CLOEXEC, mode)
+    assert made is not None  # noqa: S101 - os.open raises
+    return made
+
+
+def twin(fd: int) -> Fd:
+    """Return another descriptor of the same, owned before an interrupt can come."""
+    made = Fd.take(fcntl, fd, F_DUPFD_CLOEXEC, 3)
+    assert made is not None  # noqa: S101 - fcntl raises
+    return made
 
 
 def open_beneath(root: int, path: bytes, flags: int = os.O_RDONLY | _DIRECTORY, *, what: bytes | None = None) -> Fd:

@@ -15,6 +15,7 @@ from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib.errors import SyscallError, Unsupported, from_errno
 from isolib.unionfs.disk.copying import copy_tree
+from isolib.unionfs.disk.files import twin
 from isolib.unionfs.drivers.base import TreeUsage
 from isolib.unionfs.drivers.directories import Home
 from isolib.unionfs.drivers.merged import MergedDriver
@@ -52,7 +53,7 @@ class BtrfsDriver(MergedDriver):
         feature, remedy = "the btrfs driver", "a directory on btrfs, with Linux 4.18 or newer"
         if calls.fs_magic(home) != calls.BTRFS_SUPER_MAGIC:
             raise Unsupported(feature, f"{path}, which is not on btrfs", remedy)
-        place = Home(Fd(os.dup(home)), path, _remove)
+        place = Home(twin(home), path, _remove)
         try:
             with place.making() as made, place.open(made) as directory:
                 calls.btrfs_create(directory.fileno(), "root", path)

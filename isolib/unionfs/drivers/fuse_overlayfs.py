@@ -20,6 +20,7 @@ from isolib._kernel.handle import Fd, Rollback, home
 from isolib._kernel.mountapi import new_mount
 from isolib._kernel.programs import find_program
 from isolib.errors import Unsupported, from_errno
+from isolib.unionfs.disk.files import open_at, twin
 from isolib.unionfs.drivers.overlay import OverlayDriver
 from isolib.unionfs.overlays.stacking import Stack, open_directory
 
@@ -36,7 +37,7 @@ _DEVICE: Final = "/dev/fuse"
 _COVERED: Final = ("/mnt", "/media", "/srv", "/tmp", "/run")
 #: Beside the attribute that says that a directory is opaque, the program leaves files that say so to older ones of itself.
 _MARKS: Final = frozenset({".wh..opq", ".wh..wh..opq"})
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 class _Service:
@@ -85,7 +86,7 @@ class FuseOverlayDriver(OverlayDriver):
         Unsupported
             It does not.
         """
-        driver = cls(Fd(os.dup(home)), path)
+        driver = cls(twin(home), path)
         place = driver._place
         try:
             with place.making() as made:
@@ -157,7 +158,7 @@ class FuseOverlayDriver(OverlayDriver):
         with self._place.open(f"parts/{part}/root") as root:
             while waiting:
                 path = waiting.pop()
-                with Fd(os.open(path or ".", _DIRECTORY, dir_fd=root.fileno())) as directory:
+                with open_at(path or ".", _DIRECTORY, dir_fd=root.fileno()) as directory:
                     names = os.listdir(directory.fileno())
                     if marks := _MARKS.intersection(names):
                         status = os.fstat(directory.fileno())
@@ -211,7 +212,7 @@ def _real(path: str) -> str:
 
 def _open_device() -> Fd:
     try:
-        return Fd(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+        return open_at(_DEVICE, os.O_RDWR)
     except OSError as error:
         if error.errno not in {ENOENT, ENODEV, ENXIO, EACCES, EPERM}:
             raise from_errno("openat", _DEVICE, error.errno or 0) from None

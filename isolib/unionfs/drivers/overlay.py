@@ -19,7 +19,6 @@ does the rename, for who wrote it was interrupted.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -31,10 +30,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from isolib._kernel import calls
 from isolib._kernel.guest import SAFE
-from isolib._kernel.handle import Fd, Rollback, home
+from isolib._kernel.handle import Rollback, home
 from isolib._kernel.threads import OwnThread
 from isolib.errors import SyscallError, Unsupported, from_errno
 from isolib.unionfs.disk.copying import copy_tree
+from isolib.unionfs.disk.files import twin
 from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form, TreeUsage
 from isolib.unionfs.drivers.directories import DirectoryDriver, Home, check_name
@@ -49,6 +49,7 @@ from isolib.unionfs.overlays.uppers import Uppers
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from isolib._kernel.handle import Fd
     from isolib.unionfs.drivers.base import IdMaps
     from isolib.unionfs.entry import Piece, Pieces
 
@@ -77,7 +78,7 @@ class OverlayDriver(DirectoryDriver):
         Unsupported
             It cannot.
         """
-        with _twin(home) as fd:
+        with twin(home) as fd:
             place = Home(fd, path, _remove)
             try:
                 with place.making() as made:
@@ -200,7 +201,7 @@ class OverlayDriver(DirectoryDriver):
             if found is None:
                 found = self._mounts[key] = self._stack(self._wanted(tree, self._lent.get(key)))
             # What this process made in one that is mapped would belong to nobody who is known to those who have it.
-            return _twin(found.fileno()) if self._lent.get(key) is None else clone(found, calls.MOUNT_ATTR_RDONLY)
+            return twin(found.fileno()) if self._lent.get(key) is None else clone(found, calls.MOUNT_ATTR_RDONLY)
 
     def _wanted(self, tree: str, ids: IdMaps | None, *, volatile: bool = False) -> Stack:
         """Return what a tree is made of, for one mount at a time."""
@@ -456,12 +457,6 @@ def _try_out(place: Home, made: str) -> None:
     with stack(Stack((where[0],), where[1], where[2])).mount as mount:
         os.rmdir("directory", dir_fd=mount.fileno())  # leaves a whiteout
         os.mkdir("directory", dir_fd=mount.fileno())  # and this an attribute
-
-
-def _twin(fd: int) -> Fd:
-    made = Fd.take(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    assert made is not None  # noqa: S101 - fcntl raises
-    return made
 
 
 def _remove(directory: int, name: str) -> None:

@@ -24,6 +24,7 @@ from isolib._kernel.handle import Fd
 from isolib._kernel.mountapi import new_mount
 from isolib._kernel.procfs import parse_mountinfo
 from isolib.errors import SyscallError, Unsupported
+from isolib.unionfs.disk.files import twin
 from isolib.unionfs.drivers import zfs_words as words
 from isolib.unionfs.drivers.base import TreeUsage
 from isolib.unionfs.drivers.directories import Home
@@ -62,7 +63,7 @@ class ZfsDriver(RecordedDriver):
             It cannot.
         """
         need_program("zfs", _FEATURE, "zfsutils-linux")
-        place = Home(Fd(os.dup(home)), path, _remove)
+        place = Home(twin(home), path, _remove)
         driver = cls(place.fd, path)
         thing = driver._new_thing()
         try:

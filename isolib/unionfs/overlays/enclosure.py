@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from _queue import SimpleQueue  # not queue.SimpleQueue, which gevent replaces
-from errno import E2BIG, EINVAL, EOPNOTSUPP
+from errno import E2BIG, EBADF, EINVAL, EOPNOTSUPP
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -25,8 +25,9 @@ T = TypeVar("T")
 
 #: How layers are named, the newest way first.
 _WAYS: Final = (calls.STACK_BY_FD, calls.STACK_BY_PATH, calls.STACK_TOGETHER)
-#: What a kernel says of a way that is newer than it is.  The third: all names together are too long for it.
-UNKNOWN: Final = frozenset({EINVAL, EOPNOTSUPP, E2BIG})
+#: What a kernel says of a way that is newer than it is.  The third: all names together are too long for it.  The last: it
+#: takes descriptors, but not of a place only (Linux 6.5 to 6.12).
+UNKNOWN: Final = frozenset({EINVAL, EOPNOTSUPP, E2BIG, EBADF})
 #: The way that has worked, unknown at first.
 _way: Final[dict[str, int]] = {}
 _PAGE: Final = 4095

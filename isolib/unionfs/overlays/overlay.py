@@ -10,9 +10,10 @@ from threading import RLock
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from isolib._kernel import calls
-from isolib._kernel.handle import Fd, Handle, Rollback
+from isolib._kernel.handle import Handle, Rollback
 from isolib.errors import PlanError, SyscallError, Unsupported, from_errno
 from isolib.types import check_id_map, check_path, parse_size
+from isolib.unionfs.disk.files import twin
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.overlays import overlay_diff, proxy, stacking
 from isolib.unionfs.overlays.attachment import Attachment
@@ -20,12 +21,13 @@ from isolib.unionfs.overlays.lending import Lending
 from isolib.unionfs.overlays.stack_checks import check_stack, check_unmarked
 from isolib.unionfs.overlays.stacking import Stack
 from isolib.unionfs.rooted import Rooted, ids_of, kind_at
-from isolib.unionfs.stays import Stays
+from isolib.unionfs.stays import Stay, Stays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from isolib._kernel.assembly import Scene
+    from isolib._kernel.handle import Fd
     from isolib.types import AnyPath, IdMap
     from isolib.unionfs.archive.streams import Writable
     from isolib.unionfs.drivers.base import IdMaps
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from isolib.unionfs.overlays.deputy import Deputy
     from isolib.unionfs.overlays.overlay_diff import OverlayStats
     from isolib.unionfs.overlays.stacking import Stacked
-    from isolib.unionfs.stays import Stay
 
 __all__ = ["Branch", "OverlayMount", "new_overlay"]
 
@@ -340,9 +341,10 @@ class OverlayMount(Rooted, Handle, made_by="new_overlay()"):
         with self._using:
             self._check_open()
             if self._stays is None:
-                self._lending = Lending(Fd(os.dup(self.fileno())), self._deputy, self._again)
+                self._lending = Lending(twin(self.fileno()), self._deputy, self._again)
                 self._stays = Stays(self._lending, "", self._describe(), self._using)
-            return self._stays.lend(ids, self.fileno())
+            stays = self._stays
+        return Stay(lambda stay: stays.enter(stay, ids, self.fileno()), stays.leave)
 
     def _again(self, ids: IdMaps | None) -> Fd:
         return stacking.stack_again(replace(self._stack, ids=ids), self._made)

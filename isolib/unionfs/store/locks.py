@@ -25,12 +25,13 @@ from contextlib import contextmanager
 from errno import EWOULDBLOCK
 from typing import TYPE_CHECKING
 
-from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
+from isolib.unionfs.disk.files import open_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from isolib._kernel.handle import Fd
     from isolib.unionfs.store.layout import Layout
 
 __all__ = ["Locks", "lock", "try_lock", "wait_for_lock"]
@@ -55,7 +56,7 @@ def wait_for_lock(fd: int) -> None:
 @contextmanager
 def lock(fd: int, what: str) -> Iterator[None]:
     """Hold what a descriptor is of alone, for the time of the block; whoever opens it anew is another."""
-    with typed(what), Fd(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)) as own:
+    with typed(what), open_at(f"/proc/self/fd/{fd}", os.O_RDONLY) as own:
         fcntl.flock(own.fileno(), fcntl.LOCK_EX)
         yield
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, BinaryIO
 from weakref import WeakSet
 
 from isolib._kernel.assembly import is_host_root
-from isolib._kernel.handle import Fd, Handle, Rollback
+from isolib._kernel.handle import Handle, Rollback
 from isolib._kernel.hints import typed
 from isolib.errors import ImageNotFound, PlanError, StoreDamaged
 from isolib.types import check_path, parse_duration, parse_size
 from isolib.unionfs.archive import tar
+from isolib.unionfs.disk.files import open_at
 from isolib.unionfs.drivers import driver_class, features
 from isolib.unionfs.images.auth import check_credentials
 from isolib.unionfs.images.config import Platform
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
     from datetime import timedelta
 
+    from isolib._kernel.handle import Fd
     from isolib.types import AnyPath, Feature
     from isolib.unionfs.images.images import Image
     from isolib.unionfs.images.loading import Progress
@@ -149,7 +151,7 @@ def open_records(where: str, driver: str | None = None, *, existing: bool = Fals
     """Open what is on record in a directory, which is made a store unless one is wanted that exists; see `open_store`."""
     wanted = None if driver is None else driver_class(driver)
     with typed(where):
-        root = Fd(os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        root = open_at(where, os.O_RDONLY | os.O_DIRECTORY)
     with Rollback() as undo:
         undo.adopt(root)
         layout = Layout(root, where)

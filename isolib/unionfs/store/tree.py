@@ -282,9 +282,8 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
         SyscallError
             EBUSY: a process is in it whose ids are mapped in another way.
         """
-        with self._using:
-            self._check_open()
-            return self._stays.lend(ids_of(scene), self.fileno())
+        ids = ids_of(scene)
+        return Stay(lambda stay: self._stays.enter(stay, ids, self.fileno()), self._stays.leave)
 
     def own_map(self) -> str | None:
         """Return the id map that a process with this root needs, where it is not the usual one."""
@@ -453,18 +452,20 @@ def _founded(
 
 def lend_new(records: Records, standing: Standing, ids: IdMaps | None) -> Stay:
     """Lend a tree to one process that is nobody else's, and goes with it; with its ids mapped, see `Driver.lend`."""
-    name, record, lock = _founded(records, standing, None, None, None)
+    made: list[tuple[str, TreeRecord, Fd]] = []
 
-    def take_back() -> None:
-        with lock, suppress(ClosedError):  # of a store that was closed before: that is for its next collection
-            records.driver.release(record.tree)
-            _take_off(records, name, record.tree)
+    def enter(_: Stay) -> Fd:
+        made.append(_founded(records, standing, None, None, None))
+        return records.driver.lend(made[0][1].tree, ids, only=True)
 
-    try:
-        return Stay(records.driver.lend(record.tree, ids, only=True), take_back)
-    except BaseException:
-        take_back()
-        raise
+    def leave(_: Stay) -> None:
+        for name, record, lock in made:
+            with lock, suppress(ClosedError):  # of a store that was closed before: that is for its next collection
+                records.driver.release(record.tree)
+                _take_off(records, name, record.tree)
+        made.clear()
+
+    return Stay(enter, leave)
 
 
 def _take_off(records: Records, name: str, tree: str) -> None:

@@ -81,7 +81,7 @@ def test_there_is_no_driver_of_another_name(tmp_path: Path) -> None:
 def test_the_best_driver_is_chosen_by_trying(tmp_path: Path) -> None:
     """Where none is named, a new store has the first of those that work there."""
     working = [name for name, feature in drivers(tmp_path).items() if feature]
-    assert working[-1] == "vfs"
+    assert "vfs" in working
     with isolib.open_store(tmp_path / "new") as opened:
         assert opened.driver == working[0]
 
@@ -89,7 +89,7 @@ def test_the_best_driver_is_chosen_by_trying(tmp_path: Path) -> None:
 def test_a_driver_that_is_absent_says_what_it_needs(tmp_path: Path) -> None:
     """Each driver that does not work in a directory is told with what refuses it and what would help; nothing is left there."""
     found = drivers(tmp_path)
-    assert list(found) == ["overlay", "btrfs", "fuse-overlayfs", "vfs"]
+    assert list(found) == ["overlay", "btrfs", "zfs", "fuse-overlayfs", "vfs", "devicemapper", "aufs"]
     for name, feature in found.items():
         assert feature.name == name
         assert feature.available or (feature.refused_by and feature.remedy)
