@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from errno import EBUSY, EROFS
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -235,6 +236,21 @@ def test_a_store_that_is_closed_before_its_processes(place: Path) -> None:
         assert len(again._records.driver.trees()) == 2
         check(again)
         assert again._records.driver.trees() == set()
+
+
+def test_threads(tree: Tree, image: Image, store: Store) -> None:
+    """Threads start processes in one tree and one image at the same time, and each has what it asked for."""
+
+    def work(number: int) -> None:
+        for turn in range(3):
+            output(f"touch /etc/{number}-{turn}", tree)
+            output(f"touch /etc/{number}-{turn}", image)
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(work, range(3)))
+    assert len(found(tree)) == 9
+    Path(tree.path, "etc/host").touch()
+    assert len(store._records.driver.trees()) == 1
 
 
 @pytest.mark.root
