@@ -34,10 +34,10 @@ from isolib._kernel import assembly, calls
 from isolib._kernel.guest import inodes_for
 from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
-from isolib._kernel.mountapi import clone_tree
 from isolib.errors import SyscallError, from_errno
 from isolib.types import IdMap
 from isolib.unionfs.disk.copying import copy_tree
+from isolib.unionfs.overlays.cloning import clone
 from isolib.unionfs.overlays.enclosure import UNKNOWN, enclosed
 from isolib.unionfs.overlays.refused import explained
 
@@ -233,7 +233,7 @@ def stack_again(wanted: Stack, made: Stacked) -> Fd:
     calls.remove_tree(made.space.fileno(), "work", "overlay workdir in memory")
     os.mkdir("work", 0o700, dir_fd=made.space.fileno())
     userns = _userns(wanted)
-    with Fd(clone_tree("", dir_fd=made.space.fileno(), userns=userns)) as space:
+    with clone(made.space, userns=userns) as space:
         try:
             return _build(wanted, userns, _Here(None), there=space).mount
         except calls.StackRefused as refused:
