@@ -68,6 +68,7 @@ class Setting:
         cgroup: Lodging | None = None,
         groups: Sequence[int] = (),
         rights: Rights = _NO_RIGHTS,
+        umask: int | None = None,
     ) -> Request:
         """Return the request for the first process.
 
@@ -83,6 +84,8 @@ class Setting:
             Of the user, beside his own.
         rights
             What it is left with.
+        umask
+            None: the caller's.
         """
         uid_map, gid_map = self.maps
         return Request(
@@ -100,6 +103,7 @@ class Setting:
             cwd=self.cwd,
             env=self.env,
             rights=rights,
+            umask=umask,
             deadline=deadline,
             dumpable=dumpable,
         )

@@ -35,6 +35,8 @@ __all__ = ["run_step"]
 #: setfcap.  They count over what belongs to the step alone: its user namespace maps nobody of the host.
 _CAPABILITIES: Final = sum(1 << number for number in (0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 31))
 _RIGHTS: Final = Rights(capabilities=_CAPABILITIES, no_new_privs=True)
+#: The same for everybody who builds.
+_UMASK: Final = 0o022
 _RESOLVERS: Final = "/etc/resolv.conf"
 _HOSTS: Final = "/etc/hosts"
 #: What every root gets.
@@ -109,6 +111,7 @@ def run_step(
             cgroup=lodging,
             groups=account.groups if setting.many_ids else (),
             rights=_RIGHTS,
+            umask=_UMASK,
         )
         completed = complete(request, argv, None, timeout, spec.limits, check=True)
     points.remove()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from isolib._kernel.handle import home
 from isolib.errors import ClosedError, SyscallError
 from isolib.unionfs.disk.files import open_at, twin
+from isolib.unionfs.overlays.cloning import check_cloning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,6 +129,7 @@ class Stays:
         if self._inside:
             hint = "a process has it as its root whose id map is another: end that first, or start both with the same id_map="
             raise SyscallError("mount_setattr", f"tree {self._name}", EBUSY, hint)
+        check_cloning(self._descriptor)
         self._let_mount_go()
         self._driver.lend(self._tree, ids).close()
         self.mount_again(self._descriptor)

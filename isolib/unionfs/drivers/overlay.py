@@ -42,7 +42,7 @@ from isolib.unionfs.drivers.projects import check_quota, free_project, give_proj
 from isolib.unionfs.drivers.states import State as _State
 from isolib.unionfs.drivers.usage import usage_of
 from isolib.unionfs.overlays import stacking
-from isolib.unionfs.overlays.lending import clone
+from isolib.unionfs.overlays.cloning import clone
 from isolib.unionfs.overlays.overlay_diff import NO_LIMITS, Changed
 from isolib.unionfs.overlays.stacking import Stack, open_directory, stack
 from isolib.unionfs.overlays.uppers import Uppers

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from errno import EINVAL
 from typing import TYPE_CHECKING, ClassVar
 
 from isolib._kernel import calls
 from isolib._kernel.assembly import userns_fd
-from isolib.errors import PermissionDenied, SyscallError, Unsupported
+from isolib.errors import PermissionDenied, Unsupported
+from isolib.unionfs.overlays.cloning import clone
 from isolib.unionfs.overlays.deputy import deputy
 from isolib.unionfs.overlays.stacking import needs_deputy, open_directory
 
@@ -19,38 +19,7 @@ if TYPE_CHECKING:
     from isolib.unionfs.drivers.base import IdMaps
     from isolib.unionfs.overlays.deputy import Deputy
 
-__all__ = ["Lending", "clone", "clone_directory"]
-
-
-def clone(mount: Fd, attributes: int = 0, ids: IdMaps | None = None) -> Fd:
-    """Return one more mount of what is mounted, which is attached nowhere; with ids mapped, see `Lending.lend`.
-
-    Raises
-    ------
-    Unsupported
-        What is mounted is attached nowhere itself, and the kernel is too old for that.
-    """
-    userns = None if ids is None else userns_fd(*ids)
-    try:
-        made = calls.take_tree(mount.fileno(), "", calls.OPEN_TREE_CLONE | calls.AT_EMPTY_PATH)
-    except SyscallError as error:
-        if (error.op, error.errno) != ("open_tree", EINVAL):
-            raise
-        raise Unsupported(
-            "a tree or an overlay as the root of processes",
-            "the kernel, which has no second mount of what is attached nowhere (Linux 6.15)",
-            "an image as the root, which each process has for itself; or a store with driver='vfs' or 'btrfs'",
-        ) from error
-    set_ = attributes | (0 if userns is None else calls.MOUNT_ATTR_IDMAP)
-    calls.mount_setattr(
-        made.fileno(),
-        "",
-        flags=calls.AT_EMPTY_PATH,
-        set_=set_,
-        propagation=calls.MS_PRIVATE,
-        userns=-1 if userns is None else userns,
-    )
-    return made
+__all__ = ["Lending", "clone_directory"]
 
 
 def clone_directory(directory: Fd, attributes: int, ids: IdMaps | None) -> Fd:
@@ -62,7 +31,7 @@ def clone_directory(directory: Fd, attributes: int, ids: IdMaps | None) -> Fd:
         The deputy does not see the directory.
     """
     try:
-        return clone(directory, attributes, ids)
+        return clone(directory, attributes, None if ids is None else userns_fd(*ids))
     except PermissionDenied:
         if not needs_deputy():
             raise

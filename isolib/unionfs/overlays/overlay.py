@@ -386,7 +386,8 @@ class OverlayMount(Rooted, Handle, made_by="new_overlay()"):
 
     def kind(self, name: str) -> int | None:
         """Return the type of what lies at a name in its top directory; None: nothing."""
-        return kind_at(self.fileno(), name)
+        with self._using:  # the descriptor leads to the tree, and not from one mount of it to another
+            return kind_at(self.fileno(), name)
 
     @property
     def is_writable(self) -> bool:

@@ -36,10 +36,10 @@ from isolib._kernel import assembly, calls
 from isolib._kernel.guest import inodes_for
 from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
-from isolib._kernel.mountapi import clone_tree
 from isolib.errors import SyscallError, from_errno
 from isolib.types import IdMap
 from isolib.unionfs.disk.copying import copy_tree
+from isolib.unionfs.overlays.cloning import clone
 from isolib.unionfs.overlays.enclosure import UNKNOWN, enclosed
 from isolib.unionfs.overlays.refused import explained
 
@@ -251,7 +251,7 @@ def stack_again(wanted: Stack, made: Stacked) -> Fd:
     if made.space is None or made.upper is None:
         return stack(wanted).mount
     userns = _userns(wanted)
-    with Fd(clone_tree("", dir_fd=made.space.fileno(), userns=userns)) as space:
+    with clone(made.space, userns=userns) as space:
         try:
             return _build(wanted, userns, _Here(None), there=space).mount
         except calls.StackRefused as refused:

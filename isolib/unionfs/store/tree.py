@@ -80,8 +80,8 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
 
     As ``root=`` of `isolib.spawn`, `isolib.run` and `isolib.Sandbox` it is the root of any number of processes, one after
     another and at once: what they write is written to it.  What is root's in it is root's inside, whoever that is outside.
-    Where the driver is overlay and root has started them, files belong at `path` to who they are outside, as long as any of
-    them is there, and nothing can be made there by somebody whom they do not know (EOVERFLOW).
+    Where the driver is overlay and root has started them in a user namespace, files at `path` belong to who they are outside,
+    and cannot be changed there, as long as any of them is in it; while the first comes and the last goes, `path` leads nowhere.
     What is closed while processes are in it stays for them, and goes with the last of them.
 
     Attributes
@@ -283,7 +283,8 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
 
     def kind(self, name: str) -> int | None:
         """Return the type of what lies at a name in its top directory; None: nothing."""
-        return kind_at(self.fileno(), name)
+        with self._using:  # the descriptor leads to the tree, and not from one mount of it to another
+            return kind_at(self.fileno(), name)
 
     def told(self) -> str:
         """Return what it is, for people."""

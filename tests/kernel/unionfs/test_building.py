@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -297,6 +298,30 @@ def test_a_command_is_root_over_the_image(store: Store, base: Image) -> None:
     assert text(image, "who") == "0\n"
 
 
+def test_the_umask_of_who_builds_has_no_say(store: Store, base: Image, source: Path) -> None:
+    """What a step makes has the same mode whatever the umask is."""
+    before = os.umask(0o077)
+    try:
+        image = base.run("echo > /made; mkdir /deep").copy(source / "requirements", target="/way/to/it", mode=0o666)
+        image = image.run("true", cwd="/where/it/starts")
+    finally:
+        os.umask(before)
+    with store.checkout(image) as tree:
+        there = listed(tree.path)
+    modes = {"made": 0o644, "deep": 0o755, "way": 0o755, "way/to": 0o755, "way/to/it": 0o666, "where": 0o755, "where/it": 0o755}
+    assert {path: there[path][0] & 0o7777 for path in modes} == modes
+
+
+def test_a_command_has_its_limits(store: Store, base: Image) -> None:
+    """Limits are those of a sandbox: time, and what is kept of the outputs."""
+    with pytest.raises(SandboxTimeout):
+        base.run("sleep 1000", limits=isolib.Limits(wall=0.3))
+    with pytest.raises(CommandFailed) as failed:
+        base.run("while :; do echo more; done", limits=isolib.Limits(output=1000))
+    assert len(failed.value.stdout or b"") == 1000
+    assert store.images() == (base,)
+
+
 @pytest.mark.root
 @pytest.mark.parametrize(
     ("user", "told"),
@@ -434,6 +459,7 @@ def test_an_interrupt_at_any_time_leaves_nothing(store: Store, base: Image, sour
 
     turn, step = 1, 1201
     while interrupt(turn, action, lambda code: "isolib/" in code.co_filename) <= 0:
+        gc.collect()  # an interrupt at the very entry of an __exit__ leaves the rest to the finalizer
         assert store.verify(contents=False) == (), turn
         for image in store.images():
             if image != base:
