@@ -22,7 +22,7 @@ from isolib._kernel.request import Request
 from isolib.errors import ClosedError, CommandFailed, GoneError, OutOfMemory, PlanError, SandboxTimeout, Unsupported
 from isolib.oneshot import OneShot, OneShotGroups, new_group
 from isolib.process import DEVNULL, PIPE, Process
-from isolib.setting import Setting
+from isolib.setting import Lent, Setting
 from isolib.spec import Completed, Limits, SandboxSpec
 from isolib.types import Reason
 
@@ -60,16 +60,18 @@ class _Cache:
         self._lock = Lock()
         self._requests: OrderedDict[tuple[object, ...], _Prepared] = OrderedDict()
 
-    def get(self, given: SandboxFields, outlet: Outlet | None) -> tuple[tuple[object, ...], _Prepared]:
+    def get(self, given: SandboxFields, outlet: Outlet | None, lent: Lent) -> tuple[tuple[object, ...], _Prepared]:
         """Return the key and what belongs to it, made when it is not there."""
         key: tuple[object, ...] = (*given.items(), os.getpid(), os.geteuid())
+        if lent.volumes:  # which are not to be kept, and their handles make no difference to the plan
+            key = (*(item for item in key if not isinstance(item, tuple) or item[0] != "volumes"), lent.premises)
         if outlet is not None:  # what is different from network to network is not in the plan
             key = (*(item for item in key if not isinstance(item, tuple) or item[0] != "network"), *outlet.premises)
         try:
             with self._lock:
                 found = self._requests.get(key)
         except TypeError:  # something that has no hash: the spec, into which it goes, may have one
-            if outlet is not None:
+            if outlet is not None or lent.volumes:
                 return key, _Prepared(SandboxSpec.of(None, given), outlet)
             key = (SandboxSpec.of(None, given), os.getpid(), os.geteuid())
             with self._lock:
@@ -77,10 +79,10 @@ class _Cache:
         if found is not None and not assembly.is_astray():
             return key, found
         made = _Prepared(SandboxSpec.of(None, given), outlet)
-        # Its plan leads back to the program's own namespaces, by descriptors of the thread; or its groups know the network, and
-        # would keep it.
-        # Or it would keep volumes from being forgotten.
-        if assembly.is_astray() or (outlet is not None and made.limits.group) or made.borrows:
+        # Its plan leads back to the program's own namespaces, by descriptors of the thread; or its groups know the network and
+        # the volumes, and would keep them; or its plan has volumes among its mounts.
+        others = outlet is not None or lent.volumes
+        if assembly.is_astray() or (others and made.limits.group) or not made.let_go(lent):
             return key, made
         with self._lock:
             self._requests[key] = made
@@ -100,7 +102,7 @@ _cache: Final = _Cache()
 class _Prepared:
     """A request, its limits, and what it rests on."""
 
-    __slots__ = ("_request", "degraded", "files", "limits", "premises")
+    __slots__ = ("_is_free", "_request", "degraded", "files", "limits", "premises")
 
     def __init__(self, spec: SandboxSpec, outlet: Outlet | None = None) -> None:
         self.premises = (_where(), os.stat("/").st_mtime_ns)
@@ -113,18 +115,25 @@ class _Prepared:
         self.files = () if outlet is None else outlet.files
         request = Setting(spec, outlet).request(deadline=cast("float | None", spec.limits.wall) or 0, cgroup=groups)
         self._request = request if outlet is None else request.let_go()
+        self._is_free = False
 
-    @property
-    def borrows(self) -> bool:
-        """Whether something is lent for each launch, by a handle that somebody else owns."""
-        return self._request.builder.borrows
+    def let_go(self, lent: Lent) -> bool:
+        """Let go of the volumes that it was made with, unless there are others too."""
+        self._is_free = self._request.builder.borrows <= lent.volumes.keys()
+        if lent.volumes and self._is_free:
+            self._request.builder.let_go()
+        return self._is_free
 
-    def request(self, outlet: Outlet | None) -> Request:
-        """Return the request for a sandbox, in its own place in a network."""
+    def request(self, outlet: Outlet | None, lent: Lent, argv: Sequence[str | bytes | os.PathLike[str]]) -> Request:
+        """Return the request for a sandbox, with its own volumes, and in its own place in a network."""
+        request = self._request
+        if lent.volumes and self._is_free:
+            request.plan(argv)  # which is the same for all
+            request = request.lent_by(lent.volumes)
         if outlet is None:
-            return self._request
+            return request
         contents = {was: data for was, (_, data) in zip(self.files, outlet.files, strict=True)}
-        return self._request.again((outlet.ns,), outlet.owner, contents)
+        return request.again((outlet.ns,), outlet.owner, contents)
 
 
 def _where() -> bytes:
@@ -192,9 +201,10 @@ def _run(
     *,
     check: bool,
 ) -> Completed:
+    lent = Lent.of(spec.get("volumes", {}))
     for _ in range(_TRIES):
-        key, made = _cache.get(spec, outlet)
-        request = made.request(outlet)
+        key, made = _cache.get(spec, outlet, lent)
+        request = made.request(outlet, lent, argv)
         completed = _complete(request, argv, data, timeout, made.limits, check=check, premises=made.premises)
         if completed is not None:
             completed.degraded = made.degraded

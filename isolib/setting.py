@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from isolib._kernel import assembly
 from isolib._kernel.assembly import Identity, Rights
@@ -11,6 +11,7 @@ from isolib._kernel.idmap import IdMapPlan
 from isolib._kernel.request import Request, user_ids
 from isolib.errors import PlanError
 from isolib.mounts import Bind, Root, WorkTree
+from isolib.spec import check_volume
 from isolib.types import IdMap
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
     from isolib._kernel.lodging import Lodging
     from isolib._kernel.request import MountValue, RootValue
     from isolib.outlet import Outlet
-    from isolib.spec import SandboxSpec
+    from isolib.spec import SandboxSpec, VolumeSource
     from isolib.types import AnyPath
     from isolib.unionfs import Volume
 
-__all__ = ["Setting"]
+__all__ = ["Lent", "Setting"]
 
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NAMESPACES: Final = frozenset({"pid", "net", "ipc", "mnt", "uts", "user", "cgroup"})
@@ -78,6 +79,34 @@ class Setting:
             deadline=deadline,
             dumpable=dumpable,
         )
+
+
+class Lent(NamedTuple):
+    """Volumes that are lent for a launch.
+
+    Attributes
+    ----------
+    volumes
+        By their paths.
+    premises
+        What a plan rests on of them: it is the same for all handles of the same volume.
+    """
+
+    volumes: Mapping[str, Volume]
+    premises: tuple[object, ...]
+
+    @classmethod
+    def of(cls, given: Mapping[AnyPath, VolumeSource]) -> Lent:
+        """Return them as they are given."""
+        volumes: dict[str, Volume] = {}
+        premises: list[object] = []
+        for target, (source, access) in ((target, check_volume(one)) for target, one in given.items()):
+            if isinstance(source, (str, bytes, os.PathLike)):
+                premises.append((target, access, source))
+            else:
+                volumes[source.path] = source
+                premises.append((target, access, source.path, "volume"))
+        return cls(volumes, ("volumes", *premises))
 
 
 def _volumes(spec: SandboxSpec) -> Iterator[MountValue]:

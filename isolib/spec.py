@@ -126,7 +126,8 @@ class _Table(dict[Any, Any]):
         return hash(frozenset(self.items()))
 
 
-def _volume(value: VolumeSource) -> tuple[Volume | AnyPath, str]:
+def check_volume(value: VolumeSource) -> tuple[Volume | AnyPath, str]:
+    """Return what is to be shown, and how."""
     source, access = value if isinstance(value, tuple) else (value, "rw")
     if access not in {"ro", "rw"}:
         raise PlanError(f"volumes: {access!r}: 'ro' or 'rw'")
@@ -219,7 +220,7 @@ class SandboxSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mounts", tuple(self.mounts))
-        object.__setattr__(self, "volumes", _Table({target: _volume(one) for target, one in self.volumes.items()}))
+        object.__setattr__(self, "volumes", _Table({target: check_volume(one) for target, one in self.volumes.items()}))
         object.__setattr__(self, "allow", tuple(self.allow))
         unknown = set(self.allow) - _IN_GROUP.keys() - {"move-self"}
         if unknown:

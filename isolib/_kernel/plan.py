@@ -226,7 +226,7 @@ class Builder:
         self._inside: list[Step] = []
         self._command: list[Step] = []
         self._declared: dict[Slot, int] = {}
-        self._lenders: dict[Slot, Lender] = {}
+        self._lenders: dict[Slot, Lender | None] = {}
         self.clone_flags = 0
         self.cgroup: Slot | None = None
         #: Tells the supervisor that the group is out of memory.
@@ -254,12 +254,22 @@ class Builder:
 
     def borrowed(self) -> dict[Slot, tuple[Fd, ...]]:
         """Return what is lent for one launch, by slots."""
-        return {slot: lender.lend() for slot, lender in self._lenders.items()}
+        return {slot: lender.lend() for slot, lender in self._lenders.items() if lender is not None}
 
     @property
-    def borrows(self) -> bool:
-        """Whether anything is lent for a launch."""
-        return bool(self._lenders)
+    def borrows(self) -> set[str]:
+        """The labels of what is lent for a launch."""
+        return {slot.label for slot in self._lenders}
+
+    def lent_by(self, lenders: Mapping[str, Lender]) -> Builder:
+        """Return the same with other lenders of the same things, by their labels."""
+        made = copy(self)
+        made._lenders = {slot: lenders[slot.label] for slot in self._lenders}  # noqa: SLF001 - its own class
+        return made
+
+    def let_go(self) -> None:
+        """Let go of all lenders; `lent_by` gives others.  In place, for the plan's own slots know this builder."""
+        self._lenders = dict.fromkeys(self._lenders)
 
     def slot_of(self, fd: int) -> Slot:
         """Return the slot of a descriptor that was declared."""

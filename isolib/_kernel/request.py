@@ -164,6 +164,12 @@ class Request:
         made.builder = self.builder.again(dict(zip(self._join_slots, fds, strict=True)), contents)
         return made
 
+    def lent_by(self, lenders: Mapping[str, Lender]) -> Request:
+        """Return the same request with other lenders of the same things (`Builder.lent_by`)."""
+        made = copy(self)
+        made.builder = self.builder.lent_by(lenders)
+        return made
+
     def plan(self, argv: Sequence[str | bytes | os.PathLike[str]]) -> Plan:
         """Return the whole plan for a program: what `launch` would run."""
         return self._plan(check_argv(argv))

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import weakref
 from errno import EBUSY, EDQUOT, ENOENT, ENOSPC, EROFS
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ import isolib
 from isolib import ArchiveError, ClosedError, GoneError, ImageNotFound, PlanError, SyscallError, Unsupported
 from isolib._kernel.procfs import parse_mountinfo
 from isolib.mounts import Bind, Root, Tmpfs
+from isolib.process import PIPE
 from isolib.unionfs import Limits, Subject
 from tests import hostile
 from tests.interrupts import interrupt
@@ -371,6 +373,48 @@ def test_a_sandbox_has_it_in_use_until_it_is_closed(store: Store, volume: Volume
         assert caught.value.errno == EBUSY
     volume.remove()
     assert store.volumes() == ()
+
+
+@pytest.mark.usefixtures("user_namespaces")
+def test_a_plan_that_is_used_again_keeps_no_volume(plain: Store) -> None:
+    """A sandbox of the same kind has the volume that it was given, by whatever handle, and no handle is kept for it."""
+    for name in ("one", "two", "one"):
+        with plain.new_volume(name) if name not in plain.volumes() else plain.volume(name) as volume:
+            for text in ("a", "b"):
+                done = isolib.run(sh(f"echo {text} >> /data/file; cat /data/file"), volumes={"/data": volume})
+                assert done.returncode == 0, done.stderr
+            watched = weakref.ref(volume)
+        del volume
+        assert watched() is None
+    with plain.volume("one") as one, plain.volume("two") as two:
+        assert Path(one.path, "file").read_text(encoding="ascii") == "a\nb\na\nb\n"
+        assert Path(two.path, "file").read_text(encoding="ascii") == "a\nb\n"
+        command = ["ls", "/data", "/more"]
+        mounts = [two.bind("/more")]
+        for _ in range(2):
+            done = isolib.run(command, volumes={"/data": one}, mounts=mounts)
+            assert done.stdout.split() == [b"/data:", b"file", b"/more:", b"file"], done.stderr
+        two.close()
+        with pytest.raises(ClosedError):
+            isolib.run(command, volumes={"/data": one}, mounts=mounts)
+        one.close()
+        with pytest.raises(ClosedError):
+            isolib.run(command, volumes={"/data": one})
+
+
+@pytest.mark.usefixtures("user_namespaces")
+def test_a_process_that_is_started_again_has_it_again(volume: Volume) -> None:
+    """A process that is started anew has the volume anew, and in use."""
+    mounts = [volume.bind("/tmp/data")]
+    text = sh("echo x >> /tmp/data/file; cat /tmp/data/file")
+    id_map = "auto" if IS_ROOT else "root"
+    with isolib.spawn(text, new=KINDS, root=Root.host(), mounts=mounts, id_map=id_map, stdout=PIPE) as process:
+        assert process.communicate()[0] == b"x\n"
+        with process.again() as other:
+            assert other.communicate()[0] == b"x\nx\n"
+            with pytest.raises(SyscallError):
+                volume.remove()
+    volume.remove()
 
 
 @pytest.mark.usefixtures("user_namespaces")
