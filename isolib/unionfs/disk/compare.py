@@ -251,7 +251,7 @@ class _Walk:
 
 
 def _files_in(at: Descent) -> set[tuple[bytes, int]]:
-    """Return names and inodes of what is in a directory but directories, of which no number tells whether they are subvolumes."""
+    """Return names and inodes of what is in a directory but directories, for no number tells which of these are subvolumes."""
     with attempt("getdents64", at.path, os.scandir, at.fd) as entries:
         return {(os.fsencode(one.name), one.inode()) for one in entries if not one.is_dir(follow_symlinks=False)}
 

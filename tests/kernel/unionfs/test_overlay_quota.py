@@ -33,12 +33,17 @@ def driver() -> Iterator[Driver]:
     with disk("xfs", options={"prjquota": None}) as there:
         os.mkdir(f"{there.path}/home", 0o700)
         made = Place(DRIVERS["overlay"], f"{there.path}/home").driver()
-        layer(made, "base", [], lambda top: Path(top, "large").write_bytes(bytes(2 * MOST)))
+        layer(made, "base", [], fill_large)
         yield made
         for tree in made.trees():
             made.remove_tree(tree)
         made.settle()
         made.close()
+
+
+def fill_large(top: str) -> None:
+    """Make a file that is larger than a quota."""
+    Path(top, "large").write_bytes(bytes(2 * MOST))
 
 
 def fill(top: str) -> int:
