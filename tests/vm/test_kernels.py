@@ -47,6 +47,9 @@ WEATHER = ("tests/integration/test_bad_weather.py", "tests/kernel/net/test_shapi
 DEVICES = ("tests/kernel/unionfs/test_drivers.py", "tests/kernel/unionfs/test_devicemapper.py")
 """What is run in a guest that has thin pools of device-mapper."""
 
+QUOTAS = ("tests/kernel/unionfs/test_overlay_quota.py",)
+"""What is run in a guest whose kernel is made with quotas of XFS."""
+
 GUESTS = [
     Guest("unified"),
     Guest("unified", as_user=True),
@@ -121,6 +124,11 @@ def test_links(guest: Guest) -> None:
 def test_thin_pools() -> None:
     """The contract of the storage drivers holds for that of device-mapper in a guest that has thin pools."""
     pytest_in(Guest("unified"), *DEVICES, words="devicemapper")
+
+
+def test_quotas_of_projects() -> None:
+    """Quotas of trees that are overlays hold in a guest whose XFS has them."""
+    pytest_in(Guest("newest"), *QUOTAS)
 
 
 # ---- the runner itself ----

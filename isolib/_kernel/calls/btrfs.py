@@ -13,14 +13,24 @@ BTRFS_SUPER_MAGIC: Final = 0x9123683E
 BTRFS_ROOT_INODE: Final = 256
 
 _ROOM: Final = 4096
+_INODES: Final = 1024
+_NAMES: Final = 1 << 16  # a file has at most 65,535
 
 
 class Subvolume(NamedTuple):
-    """A subvolume: its number, the generation of its last change, and that at which it was made."""
+    """A subvolume: its number, the generation of its last change, and that at which it was made.
+
+    Attributes
+    ----------
+    parent
+        The uuid of that of which it is a snapshot; zeros where it is of none.
+    """
 
     id: int
     generation: int
     origin_generation: int
+    uuid: bytes
+    parent: bytes
 
 
 def btrfs_create(directory: int, name: str, target: str) -> None:
@@ -48,7 +58,31 @@ def btrfs_subvolume(fd: int, target: str) -> Subvolume:
     """Tell of the subvolume that a descriptor is of."""
     found = ffi.new("struct isolib_btrfs_subvolume *")
     checked("ioctl BTRFS_IOC_GET_SUBVOL_INFO", target, lib.isolib_btrfs_subvolume(fd, found))
-    return Subvolume(found.id, found.generation, found.origin_generation)
+    uuid, parent = bytes(found.uuid), bytes(found.parent)
+    return Subvolume(found.id, found.generation, found.origin_generation, uuid, parent)
+
+
+def btrfs_touched(subvolume: int, generation: int, most: int, target: str) -> set[int] | None:
+    """Return inodes of a subvolume among which are all that were changed at a generation or later; None: more than so many.
+
+    It takes CAP_SYS_ADMIN.
+    """
+    first = ffi.new("uint64_t *", BTRFS_ROOT_INODE)
+    inodes = ffi.new("uint64_t[]", _INODES)
+    found: set[int] = set()
+    while first[0]:
+        count = lib.isolib_btrfs_touched(subvolume, generation, first, inodes, _INODES)
+        found.update(inodes[0 : checked("ioctl BTRFS_IOC_TREE_SEARCH_V2", target, count)])
+        if len(found) > most:
+            return None
+    return found
+
+
+def btrfs_parents(subvolume: int, inode: int, target: str) -> set[int]:
+    """Return the inodes of the directories in which something has names.  It takes CAP_SYS_ADMIN."""
+    directories = ffi.new("uint64_t[]", _NAMES)
+    count = lib.isolib_btrfs_parents(subvolume, inode, directories, _NAMES)
+    return set(directories[0 : checked("ioctl BTRFS_IOC_TREE_SEARCH_V2", target, count)])
 
 
 def btrfs_nested(subvolume: int, target: str) -> list[str]:

@@ -61,7 +61,105 @@ int isolib_btrfs_subvolume(int subvolume, struct isolib_btrfs_subvolume *found) 
     found->generation = info.generation;
     found->origin_generation = info.otransid;
     found->flags = info.flags;
+    memcpy(found->uuid, info.uuid, sizeof(found->uuid));
+    memcpy(found->parent, info.parent_uuid, sizeof(found->parent));
     return 0;
+}
+
+/* What is asked of a subvolume's tree, and answered: items, each behind its header. */
+struct search {
+    struct btrfs_ioctl_search_args_v2 arguments;
+    char items[16384];
+};
+
+/* The kernel gives all items in a block of the tree that has changed.  Whatever changes an inode, its content or its names,
+ * notes that in its first item, which is in such a block then. */
+static int is_touched(const struct btrfs_ioctl_search_header *header, const char *item, uint64_t generation) {
+    struct btrfs_inode_item inode;
+    if (header->type != BTRFS_INODE_ITEM_KEY || header->len < sizeof(inode))
+        return 0;
+    memcpy(&inode, item, sizeof(inode));
+    return le64toh(inode.transid) >= generation;
+}
+
+int isolib_btrfs_touched(int subvolume, uint64_t generation, uint64_t *first, uint64_t *inodes, uint32_t room) {
+    struct search search;
+    struct btrfs_ioctl_search_header header;
+    uint32_t found = 0, item;
+    while (found < room) {
+        const char *at = search.items;
+        memset(&search.arguments, 0, sizeof(search.arguments));
+        search.arguments.key = (struct btrfs_ioctl_search_key){.min_objectid = *first,
+                                                               .max_objectid = BTRFS_LAST_FREE_OBJECTID,
+                                                               .max_type = ~0U,
+                                                               .max_offset = ~0ULL,
+                                                               .min_transid = generation,
+                                                               .max_transid = ~0ULL,
+                                                               .nr_items = ~0U};
+        search.arguments.buf_size = sizeof(search.items);
+        if (ioctl(subvolume, BTRFS_IOC_TREE_SEARCH_V2, &search.arguments) < 0)
+            return -1;
+        if (search.arguments.key.nr_items == 0) {
+            *first = 0;
+            return (int)found;
+        }
+        for (item = 0; item < search.arguments.key.nr_items && found < room; item++) {
+            memcpy(&header, at, sizeof(header));
+            at += sizeof(header);
+            if (is_touched(&header, at, generation))
+                inodes[found++] = header.objectid;
+            at += header.len;
+            *first = header.objectid + 1;
+        }
+    }
+    return (int)found;
+}
+
+/* An item of the second kind is for names for which there is no room in one of the first; it holds its directory. */
+static uint64_t directory_of(const struct btrfs_ioctl_search_header *header, const char *item) {
+    struct btrfs_inode_extref reference;
+    if (header->type == BTRFS_INODE_REF_KEY)
+        return header->offset;
+    memcpy(&reference, item, sizeof(reference));
+    return le64toh(reference.parent_objectid);
+}
+
+int isolib_btrfs_parents(int subvolume, uint64_t inode, uint64_t *directories, uint32_t room) {
+    struct search search;
+    struct btrfs_ioctl_search_header header;
+    uint32_t found = 0, item, type = BTRFS_INODE_REF_KEY;
+    uint64_t offset = 0;
+    for (;;) {
+        const char *at = search.items;
+        memset(&search.arguments, 0, sizeof(search.arguments));
+        search.arguments.key = (struct btrfs_ioctl_search_key){.min_objectid = inode,
+                                                               .max_objectid = inode,
+                                                               .min_type = type,
+                                                               .max_type = BTRFS_INODE_EXTREF_KEY,
+                                                               .min_offset = offset,
+                                                               .max_offset = ~0ULL,
+                                                               .max_transid = ~0ULL,
+                                                               .nr_items = ~0U};
+        search.arguments.buf_size = sizeof(search.items);
+        if (ioctl(subvolume, BTRFS_IOC_TREE_SEARCH_V2, &search.arguments) < 0)
+            return -1;
+        if (search.arguments.key.nr_items == 0)
+            return (int)found;
+        for (item = 0; item < search.arguments.key.nr_items; item++) {
+            memcpy(&header, at, sizeof(header));
+            at += sizeof(header);
+            if (found == room) {
+                errno = EOVERFLOW;
+                return -1;
+            }
+            directories[found++] = directory_of(&header, at);
+            at += header.len;
+        }
+        type = header.type;
+        offset = header.offset + 1;
+        if (offset == 0)
+            type++;
+    }
 }
 
 /* The kernel answers EOVERFLOW where there are more than it has room for; `after` is where the next call goes on. */

@@ -419,7 +419,8 @@ struct isolib_removal {
  * EXDEV: something is mounted there. */
 int isolib_remove_run(struct isolib_removal *removal);
 
-/* ---- quotas.c: of projects, by a descriptor on the file system ------------------------------------------------------------ */
+/* ---- quotas.c: of projects, by a descriptor on the file system ------------------------------------------------------------
+ */
 
 /* 1: limits are kept; 0: they are not */
 int isolib_project_is_enforced(int fd);
@@ -442,8 +443,15 @@ struct isolib_btrfs_subvolume {
     uint64_t generation;
     uint64_t origin_generation; /* at which it was made */
     uint64_t flags;
+    uint8_t uuid[16];
+    uint8_t parent[16]; /* the uuid of what it is a snapshot of; zeros: of nothing */
 };
 int isolib_btrfs_subvolume(int subvolume, struct isolib_btrfs_subvolume *found);
+/* Inodes, from `*first` on, that were perhaps changed at a generation or later, each once, in order: their number.  `*first` is
+ * where the next call goes on; 0: there are no more. */
+int isolib_btrfs_touched(int subvolume, uint64_t generation, uint64_t *first, uint64_t *inodes, uint32_t room);
+/* the directories in which an inode has names: their number, with room for so many; -1 and EOVERFLOW: there are more */
+int isolib_btrfs_parents(int subvolume, uint64_t inode, uint64_t *directories, uint32_t room);
 struct isolib_btrfs_nested {
     uint64_t id;
     uint64_t directory; /* in which it lies, an inode of the subvolume above */

@@ -19,6 +19,7 @@ from isolib.unionfs.entry import Change, ChangeKind, Entry, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from collections.abc import Set as AbstractSet
 
     from isolib._kernel.calls import Found
     from isolib.unionfs.disk.below import Visible
@@ -31,7 +32,7 @@ _BTRFS_FS_INFO: Final = 0x8400941F
 _BTRFS_FS_INFO_SIZE: Final = 1024
 
 
-def difference(old: int, new: int) -> Pieces:
+def difference(old: int, new: int, within: AbstractSet[int] | None = None) -> Pieces:
     """Return what must be changed of a tree to make another one of it: parents first, names in the order of their bytes.
 
     Exactly that: everything in it is different, and what is the same is not in it.  Owners, modes, times of modification to the
@@ -42,6 +43,10 @@ def difference(old: int, new: int) -> Pieces:
     old, new
         Descriptors of the directories, as MERGED layers lie; they stay open until the last piece has been taken.  Neither tree
         is to be changed meanwhile.
+    within
+        Inodes of the new tree's file system, among which are all that are not as they were, and all directories above these:
+        what others stand for, and what is below them, is left out where it has the same number in the old tree, which therefore
+        is a snapshot of the new one or the other way round.  None: nothing is known.
 
     Raises
     ------
@@ -55,17 +60,18 @@ def difference(old: int, new: int) -> Pieces:
 
     Sockets are in neither tree.
     """
-    return _Difference(old, new)
+    return _Difference(old, new, within)
 
 
 class _Difference:
-    def __init__(self, old: int, new: int) -> None:
+    def __init__(self, old: int, new: int, within: AbstractSet[int] | None) -> None:
         self._old = old
         self._new = new
+        self._within = within
 
     def __iter__(self) -> Iterator[Piece]:
         with Descent(self._old) as old, Descent(self._new) as new:
-            yield from _Walk(old, new).pieces()
+            yield from _Walk(old, new, self._within).pieces()
 
 
 class _Frame:
@@ -114,19 +120,22 @@ class _Walk:
     that the new tree has unchanged.  A further name is the same when both say the same of it.
     """
 
-    def __init__(self, old: Descent, new: Descent) -> None:
+    def __init__(self, old: Descent, new: Descent, within: AbstractSet[int] | None) -> None:
         self._old = old
         self._new = new
+        self._within = within
         self._looker = calls.Looker()
         self._old_names: dict[tuple[int, int], bytes] = {}
         self._new_names: dict[tuple[int, int], bytes] = {}
         self._same_system: dict[tuple[int, int], bool] = {}
+        self._tops = (0, 0)
 
     def pieces(self) -> Iterator[Piece]:
         """Yield what is different."""
         before, after = (_look(self._looker, at, b".", b"") for at in (self._old, self._new))
         if not self._alike(before, after, b""):
             yield self._entry(after, b""), None
+        self._tops = before.device, after.device
         frames = [self._frame(both=True)]
         while frames:
             frame = frames[-1]
@@ -135,17 +144,15 @@ class _Walk:
                 if old is not None:
                     yield Entry(joined(self._new.path, old.name), Kind.WHITEOUT), None
                     continue
-                frames.pop()
-                if frames:
-                    self._new.leave()
-                    if frame.is_paired:
-                        self._old.leave()
+                self._leave(frames)
                 continue
             path = joined(self._new.path, new.name)
             if not stat.S_ISDIR(new.mode):
                 yield from self._file(old, new, path)
                 continue
             both = old is not None and stat.S_ISDIR(old.mode)
+            if self._is_left_out(old, new):
+                continue
             if old is None or not both or not self._alike(old, new, path):
                 yield self._entry(new, path), None
             self._new.enter(new.name)
@@ -153,9 +160,30 @@ class _Walk:
                 self._old.enter(new.name)
             frames.append(self._frame(both=both))
 
+    def _is_left_out(self, old: Found | None, new: Found) -> bool:
+        """Return whether it is known of a directory that nothing in it has changed."""
+        if self._within is None or old is None or (old.device, new.device) != self._tops or old.inode != new.inode:
+            return False
+        return new.inode not in self._within
+
     def _frame(self, *, both: bool) -> _Frame:
-        old = Level(self._looker, self._old, SMALL) if both else None
-        return _Frame(old, Level(self._looker, self._new, SMALL))
+        new = Level(self._looker, self._new, SMALL)
+        if not both:
+            return _Frame(None, new)
+        old = Level(self._looker, self._old, SMALL)
+        if self._within is not None and (os.fstat(self._old.fd).st_dev, os.fstat(self._new.fd).st_dev) == self._tops:
+            unchanged = _files_in(self._old) & _files_in(self._new)
+            known = {name for name, inode in unchanged if inode not in self._within}
+            for level in (old, new):
+                level.names = [name for name in level.names if name not in known]
+        return _Frame(old, new)
+
+    def _leave(self, frames: list[_Frame]) -> None:
+        frame = frames.pop()
+        if frames:
+            self._new.leave()
+            if frame.is_paired:
+                self._old.leave()
 
     def _entry(self, found: Found, path: bytes) -> Entry:
         entry = describe(self._new.fd, found, path)
@@ -220,6 +248,12 @@ class _Walk:
             known = first is not None and first == _btrfs_of(other.fileno())
             self._same_system[old.device, new.device] = known
         return known
+
+
+def _files_in(at: Descent) -> set[tuple[bytes, int]]:
+    """Return names and inodes of what is in a directory but directories, for no number tells which of these are subvolumes."""
+    with attempt("getdents64", at.path, os.scandir, at.fd) as entries:
+        return {(os.fsencode(one.name), one.inode()) for one in entries if not one.is_dir(follow_symlinks=False)}
 
 
 def _told(found: Found) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from errno import EACCES, EINVAL, ENOENT, ENOTCONN, ENOTTY, EPERM
+from errno import EACCES, EINVAL, ENOENT, ENOTCONN, ENOTTY, EOVERFLOW, EPERM
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from isolib._kernel import calls
@@ -23,10 +23,13 @@ from isolib.unionfs.drivers.usage import usage_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
 
 __all__ = ["BtrfsDriver"]
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Of so many inodes that may have changed each is asked for by itself; where there are more, the whole tree is looked at.
+_MOST_TOUCHED: Final = 20_000
 _BENEATH: Final = calls.RESOLVE_BENEATH | calls.RESOLVE_NO_SYMLINKS | calls.RESOLVE_NO_MAGICLINKS
 
 
@@ -91,6 +94,30 @@ class BtrfsDriver(MergedDriver):
         if quota is not None:
             self._limit(target, quota)
 
+    def _within(self, old: Fd, new: Fd) -> AbstractSet[int] | None:
+        """Ask the kernel which blocks of the tree were written since it and the layer were one.
+
+        That can be told where one of both is a snapshot of the other, and the layer has not changed since; and only to who has
+        CAP_SYS_ADMIN.
+        """
+        calls.syncfs(new.fileno(), self.path)  # what is not written yet has no generation
+        layer, tree = (calls.btrfs_subvolume(fd.fileno(), self.path) for fd in (old, new))
+        if tree.parent == layer.uuid:
+            since = tree.origin_generation
+        elif layer.parent == tree.uuid:
+            since = layer.origin_generation
+        else:
+            return None
+        if layer.generation > since:
+            return None
+        try:
+            found = calls.btrfs_touched(new.fileno(), since, _MOST_TOUCHED, self.path)
+            return None if found is None else _with_those_above(new, found, self.path)
+        except SyscallError as error:
+            if error.errno not in {EPERM, EACCES, EINVAL, ENOTTY, EOVERFLOW}:
+                raise
+            return None
+
     def _freeze(self, root: str) -> None:
         with self._place.open(root) as subvolume:
             calls.btrfs_set_readonly(subvolume.fileno(), self._place.show(root), readonly=True)
@@ -148,6 +175,16 @@ class BtrfsDriver(MergedDriver):
                 if error.errno not in {ENOENT, EPERM, EACCES, ENOTTY, EINVAL, ENOTCONN}:
                     raise
             return TreeUsage(usage_of(root).size)
+
+
+def _with_those_above(subvolume: Fd, inodes: set[int], path: str) -> set[int]:
+    """Add to inodes all directories that they are in, whichever of their names one takes."""
+    found, waiting = set(inodes), list(inodes)
+    while waiting:
+        above = calls.btrfs_parents(subvolume.fileno(), waiting.pop(), path) - found
+        found |= above
+        waiting += above
+    return found
 
 
 def _copy_nested(old: Fd, new: Fd, path: str, shown: str) -> None:

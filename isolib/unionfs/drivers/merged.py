@@ -17,6 +17,7 @@ from isolib.unionfs.drivers.directories import DirectoryDriver, check_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
 
     from isolib._kernel.handle import Fd
     from isolib.unionfs.entry import Pieces
@@ -39,6 +40,10 @@ class MergedDriver(DirectoryDriver):
 
     def _limit(self, root: str, quota: int) -> None:
         """Set how many bytes of its own a root may have."""
+
+    def _within(self, old: Fd, new: Fd) -> AbstractSet[int] | None:  # noqa: ARG002 - for those that know
+        """Return the inodes of a tree that are perhaps not as in a layer, with the directories above them: see `difference`."""
+        return None
 
     @property
     def form(self) -> Form:
@@ -111,7 +116,7 @@ class MergedDriver(DirectoryDriver):
         with self.mount(tree) as new:
             if below:
                 with self.open_layer(below[-1]) as old:
-                    yield from difference(old.fileno(), new.fileno())
+                    yield from difference(old.fileno(), new.fileno(), self._within(old, new))
             else:
                 with self._place.making() as empty, self._place.open(empty) as old:
                     yield from difference(old.fileno(), new.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd
+from isolib.unionfs.disk.compare import difference
+from isolib.unionfs.drivers.btrfs import BtrfsDriver
 from tests.kernel.unionfs.places import layer, leftovers, mounted, place, write
 from tests.trees import facts
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from isolib.unionfs.drivers.base import Driver
+    from isolib.unionfs.entry import Entry, Pieces
     from tests.kernel.unionfs.places import Place
 
 pytestmark = pytest.mark.root
@@ -144,3 +148,82 @@ def test_other_subvolumes_do_not_matter(where: Place, driver: Driver) -> None:
     with Fd(os.open(beside, os.O_RDONLY)) as home:
         where.kind.examine(home.fileno(), beside)
     assert os.listdir(beside) in ([], ["aside"])
+
+
+# ---- what was written since ----
+
+
+def fill_many(top: str) -> None:
+    """Make a thousand files in twenty directories, some of which have another name in another directory."""
+    for number in range(1000):
+        write(f"{top}/d{number % 20}/f{number}", str(number))
+    for number in range(0, 1000, 50):
+        os.link(f"{top}/d{number % 20}/f{number}", f"{top}/d{(number + 7) % 20}/link{number}")
+
+
+def change_some(top: str) -> None:
+    """Change a few things, each in another way."""
+    write(f"{top}/d1/f1", "longer than it was")
+    status = os.stat(f"{top}/d2/f2")
+    write(f"{top}/d2/f2", "3")
+    os.utime(f"{top}/d2/f2", ns=(status.st_atime_ns, status.st_mtime_ns))
+    with open(f"{top}/d3/f3", "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        memory[:1] = b"x"
+    os.chmod(f"{top}/d4/f4", 0o700)
+    os.setxattr(f"{top}/d5/f5", "user.one", b"1")
+    os.unlink(f"{top}/d6/f6")
+    os.rename(f"{top}/d7/f7", f"{top}/d8/moved")
+    os.rename(f"{top}/d9", f"{top}/d10/d9")
+    os.unlink(f"{top}/d0/f100")  # its other name stays
+    os.link(f"{top}/d11/f11", f"{top}/d12/more")
+    os.chmod(f"{top}/d13", 0o700)
+    os.unlink(f"{top}/d14/f14")
+    os.rename(f"{top}/d14/f34", f"{top}/d14/f14")
+    os.symlink("f15", f"{top}/d15/symlink")
+    make_subvolume(f"{top}/d16/subvolume")
+    write(f"{top}/d16/subvolume/file", "in it")
+
+
+def told(pieces: Pieces) -> list[tuple[Entry, bytes]]:
+    """Return all that is in pieces."""
+    return [(entry, b"" if content is None else content.read()) for entry, content in pieces]
+
+
+def both(driver: Driver) -> tuple[int, set[int] | None]:
+    """Compare a tree with its layer by what was written since and as a whole; return how many pieces there are, and where."""
+    assert isinstance(driver, BtrfsDriver)
+    below = driver._below("trees/tree/now")[-1]
+    with driver.mount("tree") as new, driver.open_layer(below) as old:
+        within = driver._within(old, new)
+        found = told(difference(old.fileno(), new.fileno()))
+    assert told(driver.changed("tree")) == found
+    return len(found), None if within is None else {*within}
+
+
+def test_only_what_was_written_is_looked_at(driver: Driver) -> None:
+    """Whatever was done to some files of many is told as by a comparison of everything, after a commit and a reset too."""
+    layer(driver, "many", [], fill_many)
+    driver.new_tree("tree", ["many"])
+    with driver.mount("tree") as new, driver.open_layer("many") as old:
+        assert isinstance(driver, BtrfsDriver)
+        assert len(driver._within(old, new) or range(1000)) < 100
+    assert both(driver)[0] == 0
+    with mounted(driver, "tree") as top:
+        change_some(top)
+    count, within = both(driver)
+    assert count > 20
+    assert within is not None
+    assert len(within) < 300
+    driver.commit("tree", "changed")
+    assert both(driver)[0] == 0
+    driver.reset("tree")
+    assert both(driver)[0] == 0
+    with mounted(driver, "tree") as top:
+        write(f"{top}/d1/f21", "again")
+    count, within = both(driver)
+    assert count == 1
+    assert within is not None
+    driver.snapshot("tree", "kept")
+    driver.reset("tree", "kept")
+    assert both(driver) == (1, None), "of a copy of a copy the kernel tells nothing"
+    driver.remove_tree("tree")

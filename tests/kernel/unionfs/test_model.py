@@ -71,22 +71,22 @@ def run_enclosed(tmp_path: Path, *, examples: int, steps: int) -> None:
 @ALL
 def test_a_tree_is_what_a_model_says(driver: str, file_system: str, others: tuple[str, ...], tmp_path: Path) -> None:
     """Whatever is done to a tree, it is what a model of it says, also in another driver's store, and no layer changes."""
-    run(driver, file_system, others, tmp_path, examples=40, steps=30)
+    run(driver, file_system, others, tmp_path, examples=20, steps=30)
 
 
 @pytest.mark.slow
 @ALL
 def test_a_tree_is_long_what_a_model_says(driver: str, file_system: str, others: tuple[str, ...], tmp_path: Path) -> None:
-    """So it is after hundreds of things were done to it."""
-    run(driver, file_system, others, tmp_path, examples=300, steps=80)
+    """So it is after many more things were done to it."""
+    run(driver, file_system, others, tmp_path, examples=30, steps=50)
 
 
 def test_a_tree_in_a_user_namespace_is_what_a_model_says(tmp_path: Path) -> None:
     """An overlay that keeps its books in user.* attributes does no less."""
-    run_enclosed(tmp_path, examples=40, steps=30)
+    run_enclosed(tmp_path, examples=20, steps=30)
 
 
 @pytest.mark.slow
 def test_a_tree_in_a_user_namespace_is_long_what_a_model_says(tmp_path: Path) -> None:
-    """So does one to which hundreds of things are done."""
-    run_enclosed(tmp_path, examples=300, steps=80)
+    """So does one to which many more things are done."""
+    run_enclosed(tmp_path, examples=30, steps=50)

@@ -33,12 +33,17 @@ def driver() -> Iterator[Driver]:
     with disk("xfs", options={"prjquota": None}) as there:
         os.mkdir(f"{there.path}/home", 0o700)
         made = Place(DRIVERS["overlay"], f"{there.path}/home").driver()
-        layer(made, "base", [], lambda top: Path(top, "large").write_bytes(bytes(2 * MOST)))
+        layer(made, "base", [], fill_large)
         yield made
         for tree in made.trees():
             made.remove_tree(tree)
         made.settle()
         made.close()
+
+
+def fill_large(top: str) -> None:
+    """Make a file that is larger than a quota."""
+    Path(top, "large").write_bytes(bytes(2 * MOST))
 
 
 def fill(top: str) -> int:
@@ -106,22 +111,24 @@ def test_nothing_is_bounded_for_ever(driver: Driver) -> None:
     driver.new_tree("tree", [], quota=MOST)
     with mounted(driver, "tree") as top:
         fill(top)
-    with driver.home as home, Fd(os.dup(home.fileno())) as kept:
-        parts = Path(driver.path, "parts")
-        with Fd(os.open(next(parts.iterdir()), os.O_RDONLY)) as part:
-            project = calls.project_of(part.fileno(), "part")
-        assert project
-        assert calls.project_is_used(kept.fileno(), project, "project")
-        driver.remove_tree("tree")
-        driver.settle()
-        assert list(parts.iterdir()) == []
-        assert not calls.project_is_used(kept.fileno(), project, "project")
-        driver.new_tree("tree", [], quota=MOST)
-        with mounted(driver, "tree") as top:
-            assert fill(top) <= MOST
-        driver.commit("tree", "full")
-        with driver.open_layer("full") as root:
-            Path(f"/proc/self/fd/{root.fileno()}/more").write_bytes(bytes(2 * MOST))
+    parts = Path(driver.path, "parts")
+    with Fd(os.open(next(parts.iterdir()), os.O_RDONLY)) as part:
+        project = calls.project_of(part.fileno(), "part")
+    assert project
+    driver.remove_tree("tree")
+    driver.settle()
+    assert list(parts.iterdir()) == []
+    again = Path(driver.path, "again")
+    again.mkdir()
+    with Fd(os.open(again, os.O_RDONLY)) as other:
+        calls.set_project(other.fileno(), project, "again")
+    assert fill(str(again)) == 4 * MOST
+    driver.new_tree("tree", [], quota=MOST)
+    with mounted(driver, "tree") as top:
+        assert fill(top) <= MOST
+    driver.commit("tree", "full")
+    with driver.open_layer("full") as root:
+        assert fill(f"/proc/self/fd/{root.fileno()}") == 4 * MOST
 
 
 def test_it_is_refused_where_it_would_not_hold() -> None:

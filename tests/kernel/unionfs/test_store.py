@@ -495,7 +495,7 @@ class Worker:
     """
 
     def __init__(self, store: Store, image: Path) -> None:
-        argv = [sys.executable, "-c", f"import os, sys, isolib\n{WORK}", store.path, image]
+        argv = [sys.executable, "-c", f"import os, sys, isolib\n{WORK}", store.path, str(image)]
         self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.made: set[str] = set()
 
@@ -514,13 +514,12 @@ class Worker:
         self.made.clear()
         calls = 0
         while (line := self._process.stdout.readline().split())[0] != "status":
-            match line:
-                case ["made", digest]:
-                    self.made.add(digest)
-                case ["gone", digest]:
-                    self.made.discard(digest)
-                case ["calls", number]:
-                    calls = int(number)
+            if line[0] == "made":
+                self.made.add(line[1])
+            elif line[0] == "gone":
+                self.made.discard(line[1])
+            else:
+                calls = int(line[1])
         assert int(line[1]) == (0 if calls else signal.SIGKILL)
         return calls
 
