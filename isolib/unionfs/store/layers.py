@@ -88,7 +88,7 @@ def replayed(records: Records, layer: Layer) -> Iterator[bytes]:
     Raises
     ------
     StoreDamaged
-        It is not the tar any more: raised in the place of the last piece at the latest, so that nobody takes what he has for it.
+        It is not the tar any more: raised in the place of the last piece at the latest, so that nobody has all of it.
     """
     name = hex_of(layer.chain_id)
     what = f"layers/{name}"
@@ -121,6 +121,10 @@ def replayed(records: Records, layer: Layer) -> Iterator[bytes]:
 def _opener(root: Fd) -> Callable[[bytes], Content]:
     def opened(path: bytes) -> Content:
         fd = calls.openat2(root.fileno(), os.fsdecode(path), os.O_RDONLY | os.O_NONBLOCK, resolve=_STRICT)
-        return open(fd, "rb", buffering=0)
+        try:
+            return open(fd, "rb", buffering=0)
+        except BaseException:  # of a directory, which may be in the place of the file
+            os.close(fd)
+            raise
 
     return opened

@@ -85,8 +85,19 @@ def test_crun_runs_what_is_saved(store: Store, tmp_path: Path, compression: str 
     spec["mounts"] = [{"destination": "/proc", "type": "proc", "source": "proc"}]
     (bundle / "config.json").write_text(json.dumps(spec))
     # It refuses hosts that have cgroups of both versions.
-    alone = "umount -l /sys/fs/cgroup || true; mount -t cgroup2 none /sys/fs/cgroup; exec \"$@\""
-    argv = ["unshare", "--mount", "sh", "-ec", alone, "sh", "crun", "--root", str(tmp_path / "run"), "--cgroup-manager=disabled"]
+    alone = 'umount -l /sys/fs/cgroup || true; mount -t cgroup2 none /sys/fs/cgroup; exec "$@"'
+    argv = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-ec",
+        alone,
+        "sh",
+        "crun",
+        "--root",
+        str(tmp_path / "run"),
+        "--cgroup-manager=disabled",
+    ]
     assert output([*argv, "run", "-b", str(bundle), f"isolib-{os.getpid()}"]) == "this is of the upper layer\n"
 
 
