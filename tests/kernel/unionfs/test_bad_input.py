@@ -159,7 +159,10 @@ def test_an_archive_that_was_altered_is_refused_or_harmless(store: Store, base: 
 
 
 def images(
-    *, manifest: dict[str, Any] | None = None, config: dict[str, Any] | None = None, edit: Callable[[dict[str, Any]], None] | None = None,
+    *,
+    manifest: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+    edit: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, bytes]:
     """Return the files of a layout whose documents differ from what they should be, and agree with each other otherwise."""
     told = {**json.loads(DRAFT.config), **(config or {})}
@@ -558,7 +561,7 @@ def test_what_would_change_a_read_only_store_is_told(tmp_path: Path) -> None:
             base = opened.load(image)
             opened.checkout(base, name="kept").close()
         with there.readonly() as mount, isolib.open_store(f"/proc/self/fd/{mount.fileno()}/store") as opened:
-            actions = [
+            actions: list[Callable[[], object]] = [
                 partial(opened.checkout),
                 partial(opened.checkout, base, name="new"),
                 partial(opened.pull, "127.0.0.1:1/app"),
@@ -581,7 +584,7 @@ def hexadecimal(identifier: str) -> str:
     return identifier.removeprefix("sha256:")
 
 
-RECORDS = {
+RECORDS: dict[str, Callable[[Path, Image], Path]] = {
     "an image": lambda root, image: root / "images" / hexadecimal(image.digest),
     "a config": lambda root, image: root / "blobs" / hexadecimal(image.digest),
     "a manifest": lambda root, image: root / "blobs" / hexadecimal(image.manifest_digest or ""),
