@@ -516,7 +516,7 @@ def test_without_room(tmp_path: Path, driver: str, of_inodes: bool) -> None:  # 
         isolib.open_store(f"/proc/self/fd/{root.fileno()}/store", driver=driver) as store,
     ):
         base = store.load(before, name="before")
-        counts = range(3, 150, 2) if of_inodes else range(0, 2 << 20, 16384)
+        counts = range(3, 150, 2) if of_inodes else range(0, 2 << 20, 8192)
         assert refusals(store, base, image, tmp_path / "saved.tar", counts, of_inodes=of_inodes) > 10
         tidy(store, base)
 
