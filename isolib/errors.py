@@ -101,7 +101,7 @@ class ArchiveError(IsolibError, ValueError):
 
 
 class ImageNotFound(IsolibError, LookupError):
-    """A store has no such image, or tree, or several that are meant by what was given."""
+    """A store has no such image, tree or volume, or several that are meant by what was given."""
 
 
 class StoreDamaged(IsolibError):

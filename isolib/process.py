@@ -429,6 +429,7 @@ class Process:
     def close(self) -> None:
         """Kill it if it still runs, wait for its end, and close everything that belongs to it."""
         if self._launched.pidfd < 0:  # nothing was ever handed out, or it has been given back
+            self._launched.give_back()
             return
         try:
             self._end()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from isolib._kernel.handle import Fd
+    from isolib._kernel.lending import Loan
     from isolib.cgroups import Cgroup
     from isolib.net import Endpoint, Publish, Published
     from isolib.outlet import Outlet
@@ -77,9 +78,9 @@ class _Cache:
         if found is not None and not assembly.is_astray():
             return key, found
         made = _Prepared(SandboxSpec.of(None, given), outlet)
-        # Its plan leads back to the program's own namespaces, by descriptors of the thread; or it would keep somebody's tree
-        # alive, or its groups the network.
-        if assembly.is_astray() or made.is_lent or (outlet is not None and made.limits.group):
+        # Its plan leads back to the program's own namespaces, by descriptors of the thread; or it would keep somebody's tree or
+        # volume alive, or its groups the network.
+        if assembly.is_astray() or made.borrows or (outlet is not None and made.limits.group):
             return key, made
         with self._lock:
             self._requests[key] = made
@@ -99,12 +100,11 @@ _cache: Final = _Cache()
 class _Prepared:
     """A request, its limits, and what it rests on."""
 
-    __slots__ = ("_request", "degraded", "files", "is_lent", "limits", "premises")
+    __slots__ = ("_request", "degraded", "files", "limits", "premises")
 
     def __init__(self, spec: SandboxSpec, outlet: Outlet | None = None) -> None:
         self.premises = (_where(), os.stat("/").st_mtime_ns)
         self.limits = spec.limits
-        self.is_lent = hasattr(spec.root, "lend")
         group, self.degraded = new_group(spec)
         groups = None
         if group is not None:
@@ -113,6 +113,11 @@ class _Prepared:
         self.files = () if outlet is None else outlet.files
         request = Setting(spec, outlet).request(deadline=cast("float | None", spec.limits.wall) or 0, cgroup=groups)
         self._request = request if outlet is None else request.let_go()
+
+    @property
+    def borrows(self) -> bool:
+        """Whether something is lent for each launch, by a handle that somebody else owns."""
+        return self._request.builder.borrows
 
     def request(self, outlet: Outlet | None) -> Request:
         """Return the request for a sandbox, in its own place in a network."""
@@ -190,7 +195,7 @@ def _run(
     for _ in range(_TRIES):
         key, made = _cache.get(spec, outlet)
         request = made.request(outlet)
-        completed = _complete(request, argv, data, timeout, made.limits, check=check, premises=made.premises)
+        completed = complete(request, argv, data, timeout, made.limits, check=check, premises=made.premises)
         if completed is not None:
             completed.degraded = made.degraded
             return completed
@@ -204,7 +209,7 @@ def _for_one(spec: SandboxSpec) -> SandboxSpec:
     return spec
 
 
-def _complete(
+def complete(
     request: Request,
     argv: Sequence[str | bytes | os.PathLike[str]],
     data: bytes | None,
@@ -274,6 +279,7 @@ class Sandbox:
         self._namespaces: dict[str, Fd] = {}
         self._group: Cgroup | None = None
         self._degraded: Mapping[str, Unsupported] = {}
+        self._loans: tuple[Loan, ...] = ()
         self._requests: dict[bool, Request] = {}
         self._stream_owner: tuple[int, int] | None = None
         self._processes: list[Process] = []
@@ -315,6 +321,9 @@ class Sandbox:
             request = self._setting.request(dumpable=True, cgroup=self._group)
             self._stream_owner = request.builder.stream_owner
             launched = request.hold()
+            # They are given back when the namespaces are gone too, which keep mounts alive.
+            self._loans = launched.loans
+            launched.loans = ()
             self._resident = Process(["sandbox"], launched)
             for kind in sorted(self._setting.kinds | ({"net"} if self._outlet else set())):
                 self._namespaces[kind] = launched.namespace(kind)
@@ -333,7 +342,7 @@ class Sandbox:
             raise
 
     def _end(self) -> None:
-        owners = (self._group, self._outlet, *self._namespaces.values(), self._resident, *self._processes)
+        owners = (self._group, self._outlet, *self._loans, *self._namespaces.values(), self._resident, *self._processes)
         try:
             with Rollback() as undo:
                 for owner in owners:
@@ -394,7 +403,7 @@ class Sandbox:
         check: bool = False,
     ) -> Completed:
         """Run a command in the sandbox; as `isolib.run`."""
-        completed = _complete(self._live(), argv, input, timeout, self.spec.limits, check=check)
+        completed = complete(self._live(), argv, input, timeout, self.spec.limits, check=check)
         assert completed is not None  # noqa: S101 - only premises can make it None
         completed.degraded = self._degraded
         return completed

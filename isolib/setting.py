@@ -10,18 +10,23 @@ from isolib._kernel.assembly import Identity, Rights
 from isolib._kernel.idmap import IdMapPlan
 from isolib._kernel.request import Request, own_map, user_ids
 from isolib.errors import PlanError
-from isolib.mounts import Root, WorkTree
+from isolib.mounts import Bind, Root, WorkTree
 from isolib.types import IdMap
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from isolib._kernel.lodging import Lodging
     from isolib._kernel.request import MountValue, RootValue
     from isolib.outlet import Outlet
     from isolib.spec import SandboxSpec
+    from isolib.types import AnyPath
+    from isolib.unionfs import Volume
 
 __all__ = ["Setting"]
 
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_NO_RIGHTS: Final = Rights(capabilities=0, no_new_privs=True)
 _NAMESPACES: Final = frozenset({"pid", "net", "ipc", "mnt", "uts", "user", "cgroup"})
 
 
@@ -42,7 +47,7 @@ class Setting:
         self.root: RootValue = Root.host() if spec.root is None else spec.root
         of_network = () if outlet is None else outlet.mounts
         work = (WorkTree(self.cwd, spec.writable),) if on_host and self.cwd not in {"/", "/tmp"} else ()
-        self.mounts: tuple[MountValue, ...] = (*work, *of_network, *spec.mounts)
+        self.mounts: tuple[MountValue, ...] = (*work, *of_network, *spec.mounts, *_volumes(spec))
         self.env = _environment(spec, self.identity)
 
     @property
@@ -55,8 +60,30 @@ class Setting:
             return IdMapPlan((IdMap(uid, 0),), (IdMap(gid, 0),), setgroups_deny=True, helper=False), None
         return _own_map(uid, os.geteuid()), _own_map(gid, os.getegid())
 
-    def request(self, *, deadline: float = 0, dumpable: bool = False, cgroup: Lodging | None = None) -> Request:
-        """Return the request for the first process; ``deadline`` is in seconds, and ``dumpable`` as in `assembly.add_birth`."""
+    def request(
+        self,
+        *,
+        deadline: float = 0,
+        dumpable: bool = False,
+        cgroup: Lodging | None = None,
+        groups: Sequence[int] = (),
+        rights: Rights = _NO_RIGHTS,
+    ) -> Request:
+        """Return the request for the first process.
+
+        Parameters
+        ----------
+        deadline
+            In seconds.
+        dumpable
+            As in `assembly.add_birth`.
+        cgroup
+            Where it lives.
+        groups
+            Of the user, beside his own.
+        rights
+            What it is left with.
+        """
         uid_map, gid_map = self.maps
         return Request(
             new=self.kinds,
@@ -69,12 +96,24 @@ class Setting:
             gid_map=gid_map,
             hostname=self.spec.hostname,
             user=None if self.identity is None else (self.identity.uid, self.identity.gid),
+            groups=groups,
             cwd=self.cwd,
             env=self.env,
-            rights=Rights(capabilities=0, no_new_privs=True),
+            rights=rights,
             deadline=deadline,
             dumpable=dumpable,
         )
+
+
+def _volumes(spec: SandboxSpec) -> Iterator[MountValue]:
+    """Yield the mounts of volumes, the outer ones first."""
+    found = cast("Mapping[AnyPath, tuple[Volume | AnyPath, str]]", spec.volumes)  # as the spec has made of them
+    for target, (source, access) in sorted(found.items(), key=lambda one: os.fsencode(one[0])):
+        readonly = access == "ro"
+        if isinstance(source, (str, bytes, os.PathLike)):
+            yield Bind(source, target, readonly=readonly)
+        else:
+            yield source.bind(target, readonly=readonly)
 
 
 def _own_map(inside: int, own: int) -> str | list[IdMap]:

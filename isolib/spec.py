@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict, TypeVar, cast
 
 from isolib.errors import PlanError
 from isolib.types import check_hostname, check_path, parse_duration, parse_size
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Collection, Mapping, Sequence
     from datetime import timedelta
 
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from isolib.errors import Unsupported
     from isolib.net import Network
     from isolib.net.publish import Wanted
-    from isolib.types import Exit, Usage
+    from isolib.types import AnyPath, Exit, Usage
+    from isolib.unionfs import Volume
+
+    #: What a path inside leads to: a volume of a store or a directory of the host, to be written to or "ro".
+    VolumeSource: TypeAlias = Volume | AnyPath | tuple[Volume | AnyPath, str]
 
 __all__ = ["Completed", "Limits", "SandboxSpec"]
 
@@ -122,11 +126,23 @@ class _Table(dict[Any, Any]):
         return hash(frozenset(self.items()))
 
 
+def _volume(value: VolumeSource) -> tuple[Volume | AnyPath, str]:
+    source, access = value if isinstance(value, tuple) else (value, "rw")
+    if access not in {"ro", "rw"}:
+        raise PlanError(f"volumes: {access!r}: 'ro' or 'rw'")
+    if isinstance(source, (str, bytes, os.PathLike)):
+        return check_path(source, "volumes"), access
+    if not hasattr(source, "bind"):
+        raise PlanError(f"volumes: {source!r}: a volume of a store, or a path")
+    return source, access
+
+
 class SandboxFields(TypedDict, total=False):
     """The fields of `SandboxSpec` and, given flat, of `Limits`: what `isolib.run` and `Sandbox` take."""
 
     root: RootValue | None
     mounts: Sequence[MountValue]
+    volumes: Mapping[AnyPath, VolumeSource]
     network: str | Network | None
     publish: Wanted | None
     limits: Limits
@@ -162,6 +178,10 @@ class SandboxSpec:
         run its `config` says: nothing of it is applied here.  A spec with a tree or an overlay cannot be pickled.
     mounts
         Values of `isolib.mounts`, attached in their order.
+    volumes
+        What lies at paths inside, beside and above ``mounts``: ``{"/data": store.volume("data")}``, to be written to, or
+        ``{"/data": (store.volume("data"), "ro")}``.  A volume is in use as long as the sandbox is open, and a spec with one
+        cannot be pickled.  In the place of a volume a path is a directory of the host, as `isolib.mounts.Bind` shows it.
     network
         None: a network namespace with nothing but loopback.  "host": the host's network.  An `isolib.net.Network`: an endpoint
         in it, under the name ``hostname``, and with its resolver in /etc/resolv.conf, which the root has to have or to have
@@ -191,6 +211,7 @@ class SandboxSpec:
 
     root: RootValue | None = None
     mounts: tuple[MountValue, ...] = ()
+    volumes: Mapping[AnyPath, VolumeSource] = field(default_factory=dict)
     network: str | Network | None = None
     publish: Wanted | None = None
     limits: Limits = field(default_factory=Limits)
@@ -203,6 +224,7 @@ class SandboxSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mounts", tuple(self.mounts))
+        object.__setattr__(self, "volumes", _Table({target: _volume(one) for target, one in self.volumes.items()}))
         object.__setattr__(self, "allow", tuple(self.allow))
         unknown = set(self.allow) - _IN_GROUP.keys() - {"move-self"}
         if unknown:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 from hypothesis import strategies as st
 
+from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib._kernel.mountapi import new_mount
 from isolib.errors import ArchiveError
-from isolib.unionfs.disk.files import clear_tree
 from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Entry, Kind
@@ -252,7 +252,7 @@ def places(count: int) -> Iterator[list[Fd]]:
             path = stack.enter_context(tempfile.TemporaryDirectory())
             made.append(stack.enter_context(Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC))))
             # What is too deep for shutil, or closed to the caller.
-            stack.callback(clear_tree, made[-1].fileno(), b"")
+            stack.callback(calls.remove_tree, made[-1].fileno(), None, "")
         yield made
 
 

@@ -10,6 +10,7 @@ import struct
 import subprocess
 from dataclasses import dataclass
 from errno import EBUSY
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -19,7 +20,7 @@ from isolib._kernel.handle import Fd
 from isolib._kernel.mountapi import clone_tree, new_mount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 #: What makes each of them, quietly, on a file that is named last.  XFS wants 300 MB, btrfs 109.
 MAKERS: Final = {
@@ -55,7 +56,7 @@ class Disk:
 
 
 @contextlib.contextmanager
-def disk(kind: str, *, size: int = SIZE) -> Iterator[Disk]:
+def disk(kind: str, *, size: int = SIZE, options: Mapping[str, str | None] = MappingProxyType({})) -> Iterator[Disk]:
     """Make a file system of a kind and a size in bytes: "tmpfs", or one of `MAKERS`; skip the test where the host has none."""
     if os.geteuid() != 0:
         pytest.skip("needs to be started by root")
@@ -64,12 +65,12 @@ def disk(kind: str, *, size: int = SIZE) -> Iterator[Disk]:
     else:
         if shutil.which(MAKERS[kind][0]) is None:
             pytest.skip(f"{MAKERS[kind][0]} is not installed")
-        root = _mounted(kind, size)
+        root = _mounted(kind, size, options)
     with root:
         yield Disk(kind, root)
 
 
-def _mounted(kind: str, size: int) -> Fd:
+def _mounted(kind: str, size: int, options: Mapping[str, str | None]) -> Fd:
     with Fd(os.memfd_create(kind)) as image:
         os.truncate(image.fileno(), size)
         subprocess.run(
@@ -77,7 +78,7 @@ def _mounted(kind: str, size: int) -> Fd:
         )
         with loop(image) as device:
             try:
-                return Fd(new_mount(kind, {"source": device}))
+                return Fd(new_mount(kind, {"source": device, **options}))
             except OSError as error:
                 pytest.skip(f"the kernel mounts no {kind}: {error}")
 

@@ -62,6 +62,6 @@ def leftovers(store: Store) -> dict[str, object]:
         "trees": driver.trees() ^ trees,
         "others": {*layout.names(".")}
         - {"store.json", "lock"}
-        - {"blobs", "driver", "images", "layers", "locks", "names", "staging", "trees"},
+        - {"blobs", "driver", "images", "layers", "locks", "names", "staging", "steps", "trees", "volumes"},
     }
     return {name: value for name, value in found.items() if value}

@@ -26,7 +26,7 @@ LAYERS = {
     0: {"errors", "types"},
     1: {"_kernel"},
     2: {"cgroups", "confine", "mounts", "namespaces", "net", "process", "support", "unionfs"},
-    3: {"calls", "oneshot", "outlet", "sandbox", "setting", "spec"},
+    3: {"calls", "oneshot", "outlet", "sandbox", "setting", "spec", "workroom"},
     4: {"", "aio", "integrations", "jupyter", "pytest_plugin"},
 }
 """Which unit, a module or a package directly in isolib, is in which layer. The empty name is isolib/__init__.py."""

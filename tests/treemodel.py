@@ -327,9 +327,11 @@ class Actor:
             assert opened.write(data) == len(data)
         old = self.model.nodes[path].content
         assert isinstance(old, bytes)
+        if not data:  # which changes nothing, and so takes no capability away
+            self.model.own(path)
+            return
         at = len(old) if at is None else at
-        if data:
-            old = old.ljust(at, b"\0")
+        old = old.ljust(at, b"\0")
         self._written(path, old[:at] + data + old[at + len(data) :])
 
     def truncate(self, path: str, size: int) -> None:

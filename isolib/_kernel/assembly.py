@@ -19,7 +19,7 @@ from isolib._kernel import calls
 from isolib._kernel.launch import launch
 from isolib._kernel.plan import COMMAND, HOLD, HOST, INSIDE, Builder, Slot, Step, encode_text
 from isolib._kernel.procfs import parse_effective
-from isolib.errors import PlanError
+from isolib.errors import PlanError, from_errno
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,6 +42,8 @@ _SYSCTLS: Final = "/proc/sys"
 _CAP_SYS_ADMIN: Final = 21
 #: The only line of the first user namespace's uid_map (user_namespaces(7)).
 _ALL_IDS: Final = [b"0", b"0", b"4294967295"]
+_UID_MAP: Final = "/proc/thread-self/uid_map"
+_ONE_MAP: Final = 128  # bytes; what has more is another one
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
@@ -118,8 +120,10 @@ def is_host_root() -> bool:
 
 def in_first_userns() -> bool:
     """Return whether the calling thread is in the first user namespace, which maps every id to itself."""
-    with open("/proc/thread-self/uid_map", "rb", buffering=0) as file:
-        return file.readall().split() == _ALL_IDS
+    found = calls.read_file(calls.AT_FDCWD, _UID_MAP, _ONE_MAP, to_end=False)
+    if isinstance(found, calls.Refused):
+        raise from_errno(found.call, _UID_MAP, found.errno)
+    return found.split() == _ALL_IDS
 
 
 def is_privileged() -> bool:

@@ -13,7 +13,7 @@ from errno import ENOENT, ESTALE
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
-from isolib._kernel.handle import Fd
+from isolib._kernel.handle import Fd, Rollback
 from isolib._kernel.hints import hint
 from isolib.errors import SetupFailed, Unsupported, from_errno
 
@@ -180,8 +180,10 @@ class Launched:
 
     def give_back(self) -> None:
         """Give back what was lent to it: it is gone.  Again is nothing."""
-        for loan in self.loans:
-            loan.close()
+        if self.loans:
+            with Rollback() as undo:
+                for loan in self.loans:
+                    undo.push(loan.close)
 
 
 def launch(

@@ -1,7 +1,8 @@
-"""What a launch asks of a root that belongs to somebody: the seam between processes and `isolib.unionfs`.
+"""What a launch asks of directories that belong to somebody: the seam between processes and `isolib.unionfs`.
 
-Neither of the two knows the other.  A root that is handed to a launch offers `Lender.lend`, which yields a mount for one
-process to have; when the process and all that it left behind are gone, the loan is closed, and the owner goes on with the root.
+Neither of the two knows the other.  A root or a volume that is handed to a launch offers `Lender.lend`, which yields a
+descriptor for one process to have; when the process and all that it left behind are gone, the loan is closed, and the owner
+goes on with it.
 """
 
 from __future__ import annotations
@@ -11,24 +12,31 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from isolib._kernel.assembly import Scene
 
-__all__ = ["Lender", "Loan"]
+__all__ = ["Lender", "Loan", "RootLender"]
 
 
 class Loan(Protocol):
-    """A root that one process has, and that stays there for it."""
+    """A directory that one process has, and that stays there for it."""
 
-    def fileno(self) -> int:
-        """Return a detached mount, which the process attaches."""
+    def open(self) -> int:
+        """Begin it, and return a detached mount, which the process attaches, or a directory, which it clones."""
 
     def close(self) -> None:
-        """Be told that the process and all that it left behind are gone; again is nothing, as in a fork."""
+        """Be told that the process and all that it left behind are gone, or that it was not begun; again is nothing.
+
+        It is called too when `open` fails or is interrupted.  In a fork it closes descriptors and does nothing else.
+        """
 
 
 class Lender(Protocol):
-    """What has a root that processes can be given."""
+    """What has a directory that processes can be given."""
 
     def lend(self, scene: Scene) -> Loan:
-        """Return the root for one more process, with its ids as the process is to see them."""
+        """Return it for one more process, a root with its ids as the process is to see them; nothing is done before `open`."""
+
+
+class RootLender(Lender, Protocol):
+    """What has a root that processes can be given."""
 
     def own_map(self) -> str | None:
         """Return the id map of the user namespace that it belongs to, which processes need too; None: that of the host."""

@@ -240,6 +240,11 @@ class Builder:
         self._declared[slot] = -1
         self.lenders[slot] = lender
 
+    @property
+    def borrows(self) -> bool:
+        """Whether anything is lent for a launch."""
+        return bool(self.lenders)
+
     def declare(self, fd: int, label: str) -> Slot:
         """Return the slot that holds a descriptor of the host's."""
         slot = Slot(label, declared=True)

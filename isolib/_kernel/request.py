@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from isolib._kernel.assembly import Rights
-    from isolib._kernel.lending import Loan
+    from isolib._kernel.lending import Lender, Loan
     from isolib._kernel.lodging import Lodge, Lodging, Shape
     from isolib._kernel.plan import Plan, Slot
     from isolib.types import HasFileno, IdMap
@@ -36,6 +36,16 @@ if TYPE_CHECKING:
 
         def add_steps(self, builder: Builder, root: Slot | None, scene: Scene) -> None:
             """Add the steps that attach it beneath a root."""
+
+    class Shown(Lender, Protocol):
+        """A directory that a handle holds open."""
+
+        @property
+        def path(self) -> str:
+            """Where it is on the host."""
+
+        def fileno(self) -> int:
+            """Return a descriptor of it."""
 
     class RootValue(Protocol):
         """A value of isolib.mounts.Root, an image, a tree."""
@@ -82,6 +92,7 @@ class Request:
         hostname: str | None = None,
         domainname: str | None = None,
         user: str | int | tuple[int, int] | None = None,
+        groups: Iterable[int] = (),
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
         pass_fds: Iterable[int] = (),
@@ -112,7 +123,7 @@ class Request:
             raise PlanError("root= and mounts= need a mount namespace: new={'mnt', ...}, or the host's own mounts would change")
         if (hostname is not None or domainname is not None) and not uts:
             raise PlanError("hostname= needs a UTS namespace: new={'uts', ...}, or the host's own name would change")
-        identity = identity or _identity(user, maps)
+        identity = identity or _identity(user, maps, tuple(groups))
         where = None if cwd is None else check_path(cwd, "cwd")
         rights = rights if confine is None else confine.rights()
         powerless = rights is not None and rights.capabilities == 0
@@ -201,16 +212,16 @@ class Request:
     @typed("a process")
     def _housed(self, start: Callable[[list[int], Lodge | None], T]) -> T:
         """Start a process with what is lent to it, where something is, which it has until it is gone."""
-        if not self.builder.lenders:
+        if not self.builder.borrows:
             return self._placed(start, {})
         with Rollback() as undo:
             lent: dict[Slot, int] = {}
             loans: list[Loan] = []
             for slot, lender in self.builder.lenders.items():
                 loan = lender.lend(self.scene)
-                undo.push(loan.close)
                 loans.append(loan)
-                lent[slot] = loan.fileno()
+                undo.push(loan.close)
+                lent[slot] = loan.open()
             started = self._placed(start, lent)
             launched = started[0] if isinstance(started, tuple) else started
             if isinstance(launched, Launched):  # else a premise of the plan holds no more
@@ -323,19 +334,22 @@ def _stream_owner(scene: Scene) -> tuple[int, int] | None:
     return None if uid is None or gid is None else (uid, gid)
 
 
-def _identity(user: str | int | tuple[int, int] | None, maps: IdMapPlan | None) -> Identity | None:
+def _identity(
+    user: str | int | tuple[int, int] | None, maps: IdMapPlan | None, groups: tuple[int, ...] = ()
+) -> Identity | None:
     if user is None:
         return None
     uid, gid = user_ids(user)
     if maps is not None:
-        for what, number, ranges in (("user", uid, maps.uid), ("group", gid, maps.gid)):
+        ids = [("user", uid, maps.uid), *(("group", one, maps.gid) for one in (gid, *groups))]
+        for what, number, ranges in ids:
             if not assembly.maps_id(ranges, number):
                 raise PlanError(
                     f"user={user!r}: {what} id {number} is not mapped in the new user namespace; id_map='auto' maps a range, "
                     "id_map=[IdMap(...)] maps what you say"
                 )
-        return Identity(uid, gid, None if maps.setgroups_deny else (gid,))
-    return Identity(uid, gid, (gid,))
+        return Identity(uid, gid, None if maps.setgroups_deny else (gid, *groups))
+    return Identity(uid, gid, (gid, *groups))
 
 
 def user_ids(user: str | int | tuple[int, int]) -> tuple[int, int]:

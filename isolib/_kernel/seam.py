@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from isolib._kernel.lending import Lender
-    from isolib._kernel.request import MountValue, RootValue
+    from isolib._kernel.lending import RootLender
+    from isolib._kernel.request import MountValue, RootValue, Shown
     from isolib.namespaces import NetNS as NetNS  # noqa: PLC0414
+    from isolib.net import Network as Network  # noqa: PLC0414
     from isolib.process import Process as Process  # noqa: PLC0414 -- for the signatures of those who call
+    from isolib.spec import Limits as Limits  # noqa: PLC0414
+    from isolib.types import AnyPath
 
-__all__ = ["bind", "lent_root", "new_netns", "spawn", "tmpfs"]
+__all__ = ["bind", "lent_root", "new_netns", "run_step", "show", "spawn", "tmpfs"]
 
 
 def spawn(argv: Sequence[str | bytes | os.PathLike[str]], **options: object) -> Process:
@@ -27,9 +30,20 @@ def spawn(argv: Sequence[str | bytes | os.PathLike[str]], **options: object) -> 
     return process
 
 
+def run_step(argv: Sequence[str | bytes | os.PathLike[str]], **options: object) -> None:
+    """Run a command in a tree to its end: `isolib.workroom.run_step`, whose options these are."""
+    import_module("isolib.workroom").run_step(argv, **options)
+
+
 def bind(source: str, target: str, *, readonly: bool = True) -> MountValue:
     """Return what shows a directory of the host to a program: `isolib.mounts.Bind`."""
     value: MountValue = import_module("isolib.mounts").Bind(source, target, readonly=readonly)
+    return value
+
+
+def show(source: Shown, target: AnyPath, *, readonly: bool) -> MountValue:
+    """Return what shows an open directory to a program: `isolib.mounts.Show`."""
+    value: MountValue = import_module("isolib.mounts.show").Show(source, target, readonly=readonly)
     return value
 
 
@@ -39,7 +53,7 @@ def tmpfs(target: str) -> MountValue:
     return value
 
 
-def lent_root(lender: Lender) -> RootValue:
+def lent_root(lender: RootLender) -> RootValue:
     """Return what makes of something that is lent the root of a program: `isolib.mounts.lent.LentRoot`."""
     value: RootValue = import_module("isolib.mounts.lent").LentRoot(lender)
     return value

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from isolib._kernel.assembly import Scene
-    from isolib._kernel.lending import Lender
+    from isolib._kernel.lending import RootLender
     from isolib._kernel.plan import Builder
     from isolib._kernel.request import MountValue
 
@@ -37,7 +37,7 @@ class LentRoot(Root):
         What /tmp and /dev/shm may hold together, in bytes.
     """
 
-    lender: Lender
+    lender: RootLender
     room: int = ROOM
 
     def add_steps(self, builder: Builder, mounts: Sequence[MountValue], scene: Scene) -> None:

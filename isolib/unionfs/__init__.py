@@ -23,6 +23,8 @@ from isolib.unionfs.store.store import open_store as open_store
 from isolib.unionfs.store.tree import Tree as Tree
 from isolib.unionfs.store.verifying import Finding as Finding
 from isolib.unionfs.store.verifying import Subject as Subject
+from isolib.unionfs.store.volume_mount import VolumeMount as VolumeMount
+from isolib.unionfs.store.volumes import Volume as Volume
 
 __all__ = [
     "Branch",
@@ -43,6 +45,8 @@ __all__ = [
     "Subject",
     "Tree",
     "TreeUsage",
+    "Volume",
+    "VolumeMount",
     "drivers",
     "new_overlay",
     "open_store",
@@ -51,6 +55,7 @@ __all__ = [
 for _public in (
     *(Branch, Change, ChangeKind, OverlayMount, OverlayStats, new_overlay),
     *(Collected, Finding, History, Image, ImageConfig, Layer, Limits, Platform, Progress, Store, Subject, Tree, TreeUsage),
+    *(Volume, VolumeMount),
     *(drivers, open_store),
 ):
     # Tracebacks and pickles name the place that users import from.

@@ -11,13 +11,15 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Final
 
-__all__ = ["Change", "ChangeKind", "Content", "Entry", "Kind", "Layer", "Piece", "Pieces"]
+    from isolib._kernel.calls import Packed
+
+__all__ = ["Change", "ChangeKind", "Content", "Entry", "Kind", "Layer", "Offer", "Offered", "Offering", "Piece", "Pieces"]
 
 _NONE: Final[Mapping[bytes, bytes]] = MappingProxyType({})
 
@@ -92,6 +94,40 @@ class Content(Protocol):
 #: An entry, and its content if it is a FILE.  The content is to be read, or given up, before the next one is asked for.
 Piece: TypeAlias = tuple[Entry, Content | None]
 Pieces: TypeAlias = Iterable[Piece]
+
+
+class Offer(Protocol):
+    """Names in a directory, of which some may be packed at once; what is not packed comes as pieces."""
+
+    taken: int
+    """How many have been packed."""
+
+    def pack(self, room: memoryview, limit: int | None, *, is_recorded: bool) -> Packed:
+        """Pack the next ones as they are in a tar, up to the first that is not small and plain.
+
+        Parameters
+        ----------
+        room
+            Where that goes.
+        limit
+            Later times become this one; not negative.
+        is_recorded
+            Whether the records of a recipe are wanted too.
+        """
+
+
+Offered: TypeAlias = Piece | Offer
+
+
+@runtime_checkable
+class Offering(Protocol):
+    """Pieces of which some may be packed, in the place of being told one by one."""
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Tell all one by one."""
+
+    def offers(self) -> Iterator[Offered]:
+        """Tell one by one what is not packed: an offer is made, and holds until the next one is asked for."""
 
 
 class ChangeKind(enum.Enum):

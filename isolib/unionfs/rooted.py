@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from isolib._kernel.assembly import Scene
-    from isolib._kernel.lending import Lender
+    from isolib._kernel.lending import RootLender
     from isolib._kernel.plan import Builder
     from isolib._kernel.request import MountValue
     from isolib.unionfs.drivers.base import IdMaps
@@ -21,15 +21,15 @@ __all__ = ["Rooted", "ids_of", "kind_at"]
 
 
 class Rooted:
-    """A root that is lent to processes (`isolib._kernel.lending.Lender`), and as which it is a value for ``root=``."""
+    """A root that is lent to processes (`isolib._kernel.lending.RootLender`), and as which it is a value for ``root=``."""
 
     __slots__ = ()
 
-    def add_steps(self: Lender, builder: Builder, mounts: Sequence[MountValue], scene: Scene) -> None:
+    def add_steps(self: RootLender, builder: Builder, mounts: Sequence[MountValue], scene: Scene) -> None:
         """Add the steps that build the root of a process, with mounts in it, and enter it."""
         seam.lent_root(self).add_steps(builder, mounts, scene)
 
-    def visible(self: Lender) -> list[str]:
+    def visible(self: RootLender) -> list[str]:
         """Return what a process with this root sees before any mounts: a line for each path."""
         return seam.lent_root(self).visible()
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
+import sys
 from contextlib import suppress
 from errno import EBUSY
 from typing import TYPE_CHECKING
 
-from isolib._kernel.handle import Fd, home
+from isolib._kernel.handle import home
 from isolib.errors import ClosedError, SyscallError
+from isolib.unionfs.disk.files import open_at, twin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from threading import RLock
     from typing import Protocol
 
+    from isolib._kernel.handle import Fd
     from isolib.unionfs.drivers.base import IdMaps
 
     class Owner(Protocol):
@@ -41,28 +43,38 @@ class Stay:
 
     Parameters
     ----------
-    mount
-        Its mount, which the process attaches.
+    enter
+        Returns the mount that the process attaches.
     leave
-        Is called when the process is gone.
+        Is called when the process is gone, or was not started; also when `enter` was interrupted, and, if it is interrupted
+        itself, again.
     """
 
-    def __init__(self, mount: Fd, leave: Callable[[], object]) -> None:
+    def __init__(self, enter: Callable[[Stay], Fd], leave: Callable[[Stay], object]) -> None:
         self._home = home()
-        self._mount = mount
-        self._leave = [leave]
+        self._enter = enter
+        self._leave = leave
+        self._mount: Fd | None = None
+        self._is_inside = False
 
-    def fileno(self) -> int:
-        """Return the mount."""
+    def open(self) -> int:
+        """Begin it, and return the mount."""
+        self._is_inside = True
+        self._mount = self._enter(self)
         return self._mount.fileno()
 
     def close(self) -> None:
         """Let go of the mount, and say that the process is gone; again, or in a fork, only the former."""
-        self._mount.close()
-        if self._home == home():
-            while self._leave:  # one that is interrupted is called again
-                self._leave[-1]()
-                self._leave.pop()
+        if self._mount is not None:
+            self._mount.close()
+        if self._is_inside and self._home == home():
+            self._leave(self)
+            self._is_inside = False
+
+    def __del__(self) -> None:
+        # Of a process that an interrupt kept from being handed out.
+        if getattr(self, "_is_inside", False) and not sys.is_finalizing():
+            self.close()
 
 
 class Stays:
@@ -73,7 +85,7 @@ class Stays:
     driver, tree
         Who has the tree, and what he calls it.
     name
-        What the store calls it.
+        What it is called by people.
     using
         Is held by who does something with the tree.
     """
@@ -83,13 +95,11 @@ class Stays:
         self._tree = tree
         self._name = name
         self._using = using
-        self._count = 0
+        self._inside: set[int] = set()  # ids: a stay that nobody has any more is to go
         self._ids: IdMaps | None = None
         self._descriptor = -1
+        self._is_astray = False  # the descriptor leads to nothing, or to a mount that is mapped
         self._parting: Callable[[], None] | None = None
-
-    def __bool__(self) -> bool:
-        return self._count > 0
 
     def check_none(self) -> None:
         """Refuse what would take their root from under them.
@@ -99,43 +109,34 @@ class Stays:
         SyscallError
             EBUSY: somebody is there.
         """
-        if self._count:
+        if self._inside:
             hint = "a process has it as its root, and would lose that: end it first"
             raise SyscallError("rename", f"tree {self._name}", EBUSY, hint)
 
-    def lend(self, ids: IdMaps | None, descriptor: int) -> Stay:
-        """Have one more, with ids mapped; see `Tree.lend`.  ``descriptor`` is the tree's own."""
+    def enter(self, stay: Stay, ids: IdMaps | None, descriptor: int) -> Fd:
+        """Have one more, with ids mapped; see `Tree.lend`.  ``descriptor`` is the tree's own.  If this fails, call `leave`."""
         with self._using:
             self._descriptor = descriptor
             self._map(ids)
-            try:
-                mount = self._driver.lend(self._tree, ids)
-            except BaseException:
-                if not self._count:
-                    self._be_empty()
-                raise
-            self._count += 1
-        return Stay(mount, self._left)
+            self._inside.add(id(stay))
+            return self._driver.lend(self._tree, ids)
 
     def _map(self, ids: IdMaps | None) -> None:
         """Have the whole tree mapped, where it cannot be for one process alone."""
         if not self._driver.maps_whole_trees or ids == self._ids:
             return
-        if self._count:
+        if self._inside:
             hint = "a process has it as its root whose id map is another: end that first, or start both with the same id_map="
             raise SyscallError("mount_setattr", f"tree {self._name}", EBUSY, hint)
         self._let_mount_go()
-        try:
-            self._driver.lend(self._tree, ids).close()
-            self._ids = ids
-        finally:
-            if self._ids != ids:
-                self._driver.release(self._tree)
-            self.mount_again(self._descriptor)
+        self._driver.lend(self._tree, ids).close()
+        self.mount_again(self._descriptor)
+        self._ids = ids
 
     def _let_mount_go(self) -> None:
         """Have the descriptor lead to nothing: overlayfs wants no second mount with the same upper directory."""
-        with Fd(os.open("/dev/null", os.O_PATH | os.O_CLOEXEC)) as nothing:
+        self._is_astray = True
+        with open_at("/dev/null", os.O_PATH) as nothing:
             os.dup2(nothing.fileno(), self._descriptor, inheritable=False)
         self._driver.release(self._tree)
 
@@ -144,35 +145,32 @@ class Stays:
         with self._driver.mount(self._tree) as mount:
             os.dup2(mount.fileno(), descriptor, inheritable=False)
 
-    def _left(self) -> None:
-        """Be told that one is gone."""
+    def leave(self, stay: Stay) -> None:
+        """Be told that one is gone, or has not come; again is nothing."""
         with self._using:
-            self._count -= 1
-            if self._count:
+            self._inside.discard(id(stay))
+            if self._inside:
                 return
             if self._parting is not None:
                 self._parting()
                 return
-            self._be_empty()
+            self._driver.take_back(self._tree)
+            if self._is_astray:
+                self._let_mount_go()
+                self.mount_again(self._descriptor)
+                self._ids = None
+                self._is_astray = False
 
-    def _be_empty(self) -> None:
-        """Have the tree as it is when nobody is in it."""
-        self._driver.take_back(self._tree)
-        if self._ids is not None:
-            self._ids = None
-            self._let_mount_go()
-            self.mount_again(self._descriptor)
-
-    def part(self, lock: Fd, give_up: Callable[[Fd], None]) -> None:
+    def part(self, lock: Fd, give_up: Callable[[Fd], object]) -> None:
         """Give up the tree, when nobody is in it any more; its lock is held until then.
 
         Where its store has been closed by then, what is left to do is for the next collection.
         """
         with self._using:
-            if not self._count:
+            if not self._inside:
                 give_up(lock)
                 return
-            kept = Fd(fcntl.fcntl(lock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
+            kept = twin(lock.fileno())
 
             def parting() -> None:
                 with kept, suppress(ClosedError):

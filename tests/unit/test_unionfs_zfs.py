@@ -20,26 +20,18 @@ def test_the_words_are_those_of_the_manual() -> None:
     assert words.promote_words("tank/b") == ["promote", "tank/b"]
     assert words.set_words("tank/a", "readonly", "on") == ["set", "readonly=on", "tank/a"]
     assert words.get_words("tank/a", "used") == ["get", "-H", "-p", "-o", "value", "used", "tank/a"]
-    assert words.clones_words("tank/a") == [
-        "get",
-        "-H",
-        "-p",
-        "-d",
-        "1",
-        "-t",
-        "snapshot",
-        "-o",
-        "name,value",
-        "clones",
-        "tank/a",
-    ]
+    listed = "list -H -p -t filesystem,snapshot -d 2 -o name,origin,createtxg tank"
+    assert words.standing_words("tank") == listed.split()
 
 
-def test_clones_are_read() -> None:
-    """Of the snapshots of a dataset those that something stands on are told, the youngest last."""
-    text = "tank/a@one\ttank/b,tank/c\ntank/a@two\t\ntank/a@three\t-\ntank/a@four\ttank/d\n"
-    assert words.parse_clones(text) == {"tank/a@one": ["tank/b", "tank/c"], "tank/a@four": ["tank/d"]}
-    assert words.parse_clones("") == {}
+def test_what_stands_on_a_dataset_is_read() -> None:
+    """Of the datasets that stand on one, that on its youngest snapshot is told, whatever the order of their names is."""
+    snapshots = "tank/a@one\t-\t7\ntank/a@two\t-\t9\ntank/a@none\t-\t10\ntank/aa@one\t-\t11\n"
+    datasets = "tank\t-\t1\ntank/a\t-\t2\ntank/b\ttank/a@two\t9\ntank/c\ttank/a@one\t12\ntank/d\ttank/aa@one\t13\n"
+    assert words.parse_standing(datasets + snapshots, "tank/a") == "tank/b"
+    assert words.parse_standing(snapshots + datasets, "tank/aa") == "tank/d"
+    assert words.parse_standing(datasets, "tank/b") is None
+    assert words.parse_standing("", "tank/a") is None
 
 
 @pytest.mark.parametrize("name", ["tank", "tank/a", "rpool/ROOT/debian-12", "tank/a b", "t_1/x.y:z"])

@@ -16,6 +16,8 @@ from isolib._kernel.calls.conversing import *  # noqa: F403
 from isolib._kernel.calls.copying import *  # noqa: F403
 from isolib._kernel.calls.files import *  # noqa: F403
 from isolib._kernel.calls.launching import *  # noqa: F403
+from isolib._kernel.calls.packing import *  # noqa: F403
+from isolib._kernel.calls.quotas import *  # noqa: F403
 from isolib._kernel.calls.reaping import *  # noqa: F403
 from isolib._kernel.calls.relaying import *  # noqa: F403
 from isolib._kernel.calls.stacking import *  # noqa: F403

@@ -12,12 +12,10 @@ from isolib._kernel.abi import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_N
 from isolib._kernel.calls.batching import Refused
 from isolib._kernel.calls.checking import checked, taken
 from isolib._kernel.handle import Fd
-from isolib.errors import from_errno
 
 _ROOM: Final = 1 << 18  # more would not stay in the processor's cache
 _ROWS: Final = 512
 _XATTR_ROOM: Final = 65536  # XATTR_SIZE_MAX
-_NAMES_ROOM: Final = 16384
 _CHARS: Final = ffi.typeof("char[]")
 _FOUND: Final = ffi.typeof("struct isolib_found[]")
 _DRESS: Final = ffi.typeof("struct isolib_dress *")
@@ -106,7 +104,7 @@ class Looker:
         self._data: Any = ffi.new(_CHARS, room)
         self._found: Any = ffi.new(_FOUND, _ROWS)
 
-    def look(self, dir_fd: int, names: list[bytes], start: int, small: int) -> list[Found]:
+    def look(self, dir_fd: int, names: list[bytes], start: int, small: int, most: int | None = None) -> list[Found]:
         """Look at names of a directory, from one on, in order: up to the first directory, or as many as there is room for.
 
         Parameters
@@ -119,8 +117,10 @@ class Looker:
             With which to begin.
         small
             The content of files of up to so many bytes comes along.
+        most
+            No more names than this.
         """
-        part = names[start : start + _ROWS]
+        part = names[start : start + min(most or _ROWS, _ROWS)]
         joined = b"\0".join(part)
         count = lib.isolib_look(dir_fd, joined, len(part), self._found, self._data, self._room, small)
         view = memoryview(ffi.buffer(self._data, self._room))
@@ -164,24 +164,6 @@ def make_file(dir_fd: int, name: bytes, data: bytes, *, mode: int, mtime: int, o
     dress = ffi.new(_DRESS, (mode, uid, gid, owner is not None, seconds, ns))
     stage = lib.isolib_make_file(dir_fd, name, data, len(data), dress)
     return Refused(_STAGES[stage], ffi.errno) if stage else None
-
-
-def clear_directory(dir_fd: int, target: str) -> list[bytes]:
-    """Remove what is in a directory but directories; returns the names of some of these, all of them if they are few.
-
-    Raises
-    ------
-    SyscallError
-        It cannot be read, or something in it cannot be removed, whose name is appended to the target.
-    """
-    left = ffi.new(_CHARS, _NAMES_ROOM)
-    size = lib.isolib_clear(dir_fd, left, _NAMES_ROOM)
-    if size == -1:
-        checked("getdents64", target, size)
-    if size < 0:
-        errno = ffi.errno
-        raise from_errno("unlinkat", os.path.join(target, os.fsdecode(ffi.string(left))), errno)
-    return bytes(ffi.buffer(left, size)).split(b"\0")[:-1]
 
 
 def same_extents(one: int, other: int) -> bool:

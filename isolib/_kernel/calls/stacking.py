@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from isolib._kernel._ext import ffi, lib
 from isolib._kernel.abi import AT_FDCWD, OPEN_TREE_CLOEXEC
@@ -22,9 +22,11 @@ STACK_BY_PATH: Final[int] = lib.ISOLIB_STACK_BY_PATH
 STACK_TOGETHER: Final[int] = lib.ISOLIB_STACK_TOGETHER
 STACK_CREATE: Final[int] = lib.ISOLIB_STACK_CREATE
 
-_LAYER: Final = Struct("=iiQQ")
+#: Without the descriptor.
+_IDENTITY: Final = Struct("=8xQQ")
 _LAYERS: Final = ffi.typeof("struct isolib_layers *")
 _STACK: Final = ffi.typeof("struct isolib_stack *")
+_UNION: Final = ffi.typeof("struct isolib_union *")
 _CHARS: Final = ffi.typeof("char[]")
 _NULL: Final = ffi.NULL
 
@@ -78,10 +80,8 @@ class Layers:
     @property
     def identities(self) -> Iterator[tuple[int, int]]:
         """What tells each directory from all others: a device and a number on that (stat(2))."""
-        size = len(self) * _LAYER.size
         start = ffi.addressof(self._layers[0], "layers")
-        for _, _, device, inode in _LAYER.iter_unpack(ffi.buffer(start, size)):
-            yield device, inode
+        return cast("Iterator[tuple[int, int]]", _IDENTITY.iter_unpack(ffi.buffer(start, len(self) * _IDENTITY.size)))
 
     def fd(self, number: int) -> int:
         """Return the descriptor of one, which stays this object's."""
@@ -113,6 +113,61 @@ class Layers:
     def memory(self) -> object:
         """The C structure."""
         return self._layers
+
+
+class _Member:
+    """One of the descriptors of what `new_union` makes, as `Fd` wants it."""
+
+    __slots__ = ("_fd", "_made")
+
+    def __init__(self, made: Any, number: int) -> None:
+        self._made = made  # whose memory it is
+        self._fd = made.fds + number
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._fd[0] < 0)
+
+    def fileno(self) -> int:
+        fd = int(self._fd[0])
+        if fd < 0:
+            raise ValueError("it is closed")
+        return fd
+
+    def close(self) -> None:
+        if self._fd[0] >= 0:  # else the call would give the GIL away for nothing
+            lib.isolib_close_fd(self._fd)
+
+
+def new_union(
+    lowers: Sequence[str], options: tuple[bytes, bytes], attributes: int, space_options: bytes, space_attributes: int
+) -> tuple[Fd, Fd, Fd] | None:
+    """Make an overlay whose upper directory lies in memory, in one call.
+
+    Parameters
+    ----------
+    lowers
+        The paths of the lower directories; the upper directory is to be like the topmost one, the first.
+    options, space_options
+        Of the overlay, where the calling thread is in the first user namespace, and where it is in another one; and of what the
+        upper directory lies in: names and values, a NUL after each; an empty value for a flag.
+    attributes, space_attributes
+        MOUNT_ATTR_* of both.
+
+    Returns
+    -------
+    tuple of Fd or None
+        The mount, the upper directory, and what this lies in.  None: something is out of the ordinary, or was refused, and
+        nothing was made; `Layers` and `new_stack` tell what.
+    """
+    first, other = options
+    texts = [ffi.new(_CHARS, text) for text in (path_bytes("\0".join(lowers)), first, space_options, other)]
+    made = ffi.new(_UNION, (len(lowers), 0, *texts, attributes, space_attributes, (-1, -1, -1)))
+    owned = ffi.gc(made, lib.isolib_union_close)
+    if lib.isolib_union_new(made) < 0:
+        return None
+    mount, upper, space = (Fd.held(_Member(owned, number)) for number in range(3))
+    return mount, upper, space
 
 
 class StackRefused(Exception):

@@ -410,12 +410,26 @@ void isolib_copy_end(struct isolib_copy *copy);
 struct isolib_removal {
     int32_t base;
     int32_t error;
-    const char *name; /* what is in that directory */
+    const char *name; /* what is in that directory; NULL: all that is in it */
     const char *call;
+    int32_t rounds;              /* 0 at first */
     char path[ISOLIB_TREE_PATH]; /* of what cannot be removed, below the name */
 };
-/* Removes for a while; 1: to be called again, until 0.  What is not there is removed. */
+/* Removes for a while; 1: to be called again, until 0.  What is not there is removed.  ENOTEMPTY: somebody keeps making things;
+ * EXDEV: something is mounted there. */
 int isolib_remove_run(struct isolib_removal *removal);
+
+/* ---- quotas.c: of projects, by a descriptor on the file system ------------------------------------------------------------ */
+
+/* 1: limits are kept; 0: they are not */
+int isolib_project_is_enforced(int fd);
+/* 0: no limit */
+int isolib_project_limit(int fd, uint32_t project, uint64_t bytes);
+/* 1: something is counted or limited for it */
+int isolib_project_is_used(int fd, uint32_t project);
+int isolib_project_get(int fd, uint32_t *project);
+/* what is made in the directory from now on belongs to it too */
+int isolib_project_set(int directory, uint32_t project);
 
 /* ---- btrfs.c ------------------------------------------------------------------------------------------------------------ */
 
@@ -576,6 +590,22 @@ struct isolib_stack {
 };
 /* a detached mount of a new file system */
 int isolib_stack_new(struct isolib_stack *stack);
+/* an overlay whose upper directory lies in memory */
+struct isolib_union {
+    uint32_t count;
+    int32_t padding;
+    const char *lowers; /* paths, one after the other, the topmost first */
+    const char *options, *space_options;
+    const char *options_of_user; /* in the place of the others where the calling thread is not in the first user namespace */
+    uint64_t attributes, space_attributes;
+    int32_t fds[3]; /* out: the mount, the upper directory, the mount that this lies in; -1: none */
+};
+/* Makes it in one call.  -1: something was refused, or is out of the ordinary: a directory that comes twice, attributes of the
+ * topmost one.  Nothing is left then, and isolib_layers_open and isolib_stack_new tell what it is, step by step. */
+int isolib_union_new(struct isolib_union *made);
+void isolib_union_close(struct isolib_union *made);
+/* closes one that is there, and makes it -1 */
+void isolib_close_fd(int32_t *fd);
 /* changes a whole file system: "ro" or "rw"; -1: fspick, -2: fsconfig, -3: the change itself was refused */
 int isolib_reconfigure(int mount, const char *flag);
 int isolib_syncfs(int fd);
@@ -639,11 +669,29 @@ struct isolib_dress {
 enum isolib_make { ISOLIB_MAKE_OPEN = 1, ISOLIB_MAKE_WRITE, ISOLIB_MAKE_OWNER, ISOLIB_MAKE_MODE, ISOLIB_MAKE_TIME };
 /* 0: a file that was not there is, complete; otherwise it is not, and this is what failed */
 int isolib_make_file(int dir, const char *name, const char *data, uint64_t size, const struct isolib_dress *dress);
-/* Removes what is in a directory but directories, and returns how many bytes their names have, a NUL after each: of some, where
- * there is no room for all.  -1: it cannot be read; -2: what `left` names cannot be removed. */
-int64_t isolib_clear(int dir, char *left, uint64_t room);
 /* whether two files are made of the same blocks; 0: that cannot be told */
 int isolib_same_extents(int one, int other);
+
+/* ---- pack.c: small files of one directory, as they are in a tar; no symbolic link is followed ---------------------------- */
+
+struct isolib_pack {
+    int32_t dir;      /* the directory */
+    int32_t below;    /* what lies below it: a file that is as there is not packed; -1: nothing does */
+    const char *path; /* of the directory, in the tar: empty, or without a slash at the end */
+    int64_t latest_s; /* later times become this one */
+    uint32_t latest_ns;
+    uint32_t is_recorded;
+    char *tar; /* the archive goes here */
+    uint64_t tar_room, tar_used;
+    char *records; /* and here what recipe.py writes of it */
+    uint64_t records_room, records_used;
+    uint32_t contents; /* how many of the records tell of a file's content */
+    uint32_t is_full;  /* there was no room for the next one */
+};
+enum { ISOLIB_PACK_SMALL = 65536, ISOLIB_PACK_ROOM = 70000 }; /* the largest content; what one file takes at most, of either */
+/* Packs files by their names, one NUL after each, in their order; returns how many: up to one that is not small and plain (one
+ * name, no attributes, a path and numbers that fit), or for which there is no room. */
+uint32_t isolib_pack(struct isolib_pack *pack, const char *names, uint32_t count);
 
 /* ---- relay.c: bad weather in user space --------------------------------------------------------------------------------- */
 

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <linux/openat2.h>
 #include <poll.h>
 #include <pthread.h>
@@ -22,6 +23,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
@@ -34,9 +36,10 @@ enum {
     NAMES = 16384,    /* bytes of directory entries that are one piece of work */
     BUFFER = 1 << 18, /* for contents that the kernel does not copy itself, and values of attributes: XATTR_SIZE_MAX fits */
     ATTRIBUTE_NAMES = 65536, /* XATTR_LIST_MAX */
-    SMALL = 65536,           /* contents that a read and a write copy faster than the kernel does */
-    PIECE = 1 << 26,         /* of contents, between two looks at whether to stop */
-    LINKS = 4096,            /* heads of the table of hard links */
+    FEW_NAMES = 256,
+    SMALL = 65536,   /* contents that a read and a write copy faster than the kernel does */
+    PIECE = 1 << 26, /* of contents, between two looks at whether to stop */
+    LINKS = 4096,    /* heads of the table of hard links */
     MOST_THREADS = 8,
     PATIENCE = 100, /* milliseconds, between two looks at what the caller has to do */
     PRIVATE = 0700
@@ -87,7 +90,8 @@ struct isolib_copy_state {
     pthread_mutex_t linking;
     pthread_cond_t linked;
     struct first *links[LINKS];
-    int no_clone; /* the file system has no reflinks */
+    int no_clone;   /* the file system has no reflinks */
+    off_t unshared; /* a file of up to so many bytes is copied faster than shared, and on the disk too */
     struct isolib_copy *copy;
 };
 
@@ -323,8 +327,15 @@ struct thing {
     const char *path; /* NULL: fd itself */
 };
 
+/* The kernel takes as much memory as there is room for: little will do, nearly always. */
 static ssize_t attribute_names(struct thing thing, char *names) {
-    return thing.path ? llistxattr(thing.path, names, ATTRIBUTE_NAMES) : flistxattr(thing.fd, names, ATTRIBUTE_NAMES);
+    size_t room = FEW_NAMES;
+    for (;;) {
+        ssize_t size = thing.path ? llistxattr(thing.path, names, room) : flistxattr(thing.fd, names, room);
+        if (size >= 0 || errno != ERANGE || room == ATTRIBUTE_NAMES)
+            return size;
+        room = ATTRIBUTE_NAMES;
+    }
 }
 
 /* Returns the call that has failed, or NULL. */
@@ -426,7 +437,7 @@ static const char *copy_content(struct worker *worker, int in, int out, const st
     enum { BLOCK = 512 };
     if (status->st_size == 0)
         return NULL;
-    if (!__atomic_load_n(&worker->state->no_clone, __ATOMIC_RELAXED)) {
+    if (status->st_size > worker->state->unshared && !__atomic_load_n(&worker->state->no_clone, __ATOMIC_RELAXED)) {
         if (ioctl(out, FICLONE, in) == 0)
             return NULL;
         if (!is_refusal(errno))
@@ -794,6 +805,14 @@ static void take_lists_away(int target) {
     fremovexattr(target, "system.posix_acl_access");
 }
 
+/* XFS keeps a count of who shares each extent, in a tree of its own, which takes longer to change than to write two blocks;
+ * btrfs takes longer to make room for contents than to share them. */
+static off_t unshared_on(int target) {
+    enum { TWO_BLOCKS = 8192 };
+    struct statfs status;
+    return fstatfs(target, &status) == 0 && status.f_type == XFS_SUPER_MAGIC ? TWO_BLOCKS : 0;
+}
+
 static int begin(struct isolib_copy *copy) {
     struct isolib_copy_state *state = calloc(1, sizeof(*state));
     struct piece *piece = calloc(1, sizeof(*piece));
@@ -828,6 +847,7 @@ static int begin(struct isolib_copy *copy) {
     if (fstat(root->source, &root->status) < 0)
         return fail(state, "fstat", root, "");
     take_lists_away(root->target);
+    state->unshared = unshared_on(root->target);
     start_threads(state, copy->threads);
     if (!state->threads)
         work_alone(state);

@@ -18,6 +18,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include "files.h"
 #include "wrappers.h"
 
 static void close_quietly(int fd) {
@@ -102,8 +103,7 @@ int isolib_open_to_read(int dir, const char *name) {
     return open_to_read(dir, name);
 }
 
-/* Opens a file if it is the one that was looked at; -1 otherwise. */
-static int open_seen(int dir, const char *name, const struct statx *seen) {
+int isolib_open_seen(int dir, const char *name, const struct statx *seen) {
     struct stat status;
     int fd = open_to_read(dir, name);
     if (fd < 0)
@@ -115,7 +115,7 @@ static int open_seen(int dir, const char *name, const struct statx *seen) {
     return -1;
 }
 
-static int read_whole(int fd, uint64_t size, char *data) {
+int isolib_read_whole(int fd, uint64_t size, char *data) {
     uint64_t done = 0;
     ssize_t got = 0;
     while (done < size && (got = read(fd, data + done, size - done)) > 0)
@@ -158,7 +158,7 @@ static uint64_t look_at(int dir, const char *name, struct isolib_found *row, cha
     }
     note(row, &seen);
     if (S_ISREG(seen.stx_mode) && seen.stx_size > 0 && seen.stx_size <= small)
-        fd = open_seen(dir, name, &seen);
+        fd = isolib_open_seen(dir, name, &seen);
     size = list_attributes(fd, dir, name, data);
     if (size < 0) {
         row->error = errno;
@@ -176,7 +176,7 @@ static uint64_t look_at(int dir, const char *name, struct isolib_found *row, cha
             row->content = (uint32_t)size;
         row->is_whole = size >= 0;
     } else if (S_ISREG(seen.stx_mode) && seen.stx_size <= small) {
-        row->is_whole = seen.stx_size == 0 || (fd >= 0 && read_whole(fd, seen.stx_size, data));
+        row->is_whole = seen.stx_size == 0 || (fd >= 0 && isolib_read_whole(fd, seen.stx_size, data));
         row->content = row->is_whole ? (uint32_t)seen.stx_size : 0;
     }
     if (fd >= 0)
@@ -235,56 +235,6 @@ int isolib_make_file(int dir, const char *name, const char *data, uint64_t size,
         errno = error;
     }
     return stage;
-}
-
-/* ---- removing ---- */
-
-struct entry { /* as getdents64 gives it */
-    uint64_t inode;
-    int64_t offset;
-    uint16_t length;
-    uint8_t type;
-    char name[];
-};
-
-static int is_dots(const char *name) {
-    return name[0] == '.' && (name[1] == '\0' || (name[1] == '.' && name[2] == '\0'));
-}
-
-/* 0: gone; 1: a directory; -1: neither */
-static int remove_one(int dir, const struct entry *entry) {
-    if (entry->type == DT_DIR)
-        return 1;
-    if (unlinkat(dir, entry->name, 0) == 0 || errno == ENOENT)
-        return 0;
-    return errno == EISDIR ? 1 : -1;
-}
-
-int64_t isolib_clear(int dir, char *left, uint64_t room) {
-    char buffer[32768] __attribute__((aligned(8)));
-    uint64_t used = 0;
-    long got;
-    if (lseek(dir, 0, SEEK_SET) < 0)
-        return -1;
-    while ((got = syscall(SYS_getdents64, dir, buffer, sizeof(buffer))) > 0) {
-        for (long at = 0; at < got;) {
-            const struct entry *entry = (const struct entry *)(buffer + at);
-            size_t length = strlen(entry->name) + 1;
-            int result = is_dots(entry->name) ? 0 : remove_one(dir, entry);
-            at += entry->length;
-            if (result == 0)
-                continue;
-            if (result < 0) {
-                memcpy(left, entry->name, length);
-                return -2;
-            }
-            if (used + length > room)
-                return (int64_t)used;
-            memcpy(left + used, entry->name, length);
-            used += length;
-        }
-    }
-    return got < 0 ? -1 : (int64_t)used;
 }
 
 /* ---- comparing ---- */

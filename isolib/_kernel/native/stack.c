@@ -7,15 +7,19 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "wrappers.h"
 
-enum { VALUE_ROOM = 256, NAME_ROOM = 64 }; /* of fsconfig(2), with its NUL; of "/proc/self/fd/" and a number */
+/* of fsconfig(2), with its NUL; of "/proc/self/fd/" and a number; of a line of uid_map */
+enum { VALUE_ROOM = 256, NAME_ROOM = 64, MAP_ROOM = 64 };
 enum { SET_FLAG = 0, SET_STRING = 1, SET_FD = 5, CREATE = 6, RECONFIGURE = 7 };
 enum { OPEN_TREE_CLONE_ = 1, EMPTY_PATH = 0x1000, FSPICK_CLOEXEC_ = 1, FSPICK_EMPTY_PATH_ = 8, FS_CLOEXEC = 1 };
 enum { ATTR_IDMAP = 0x100000, FSPICK_NUMBER = 433, PRIVATE = 1 << 18 };
@@ -152,6 +156,139 @@ int isolib_stack_new(struct isolib_stack *stack) {
         hear_kernel(context, stack);
     close_keeping_errno(context);
     return mount;
+}
+
+/* ---- an overlay in memory ---- */
+
+/* As stacking.copy_attributes does it; -1: there is more to be taken over. */
+static int dress_upper(int space, int lower) {
+    struct stat status, made;
+    struct timespec times[2];
+    char names[1];
+    if (fstat(lower, &status) < 0 || fstatat(space, "upper", &made, AT_SYMLINK_NOFOLLOW) < 0)
+        return -1;
+    if (isolib_xattr_list(lower, ".", names, 0) != 0)
+        return -1;
+    if ((status.st_uid != made.st_uid || status.st_gid != made.st_gid) &&
+        fchownat(space, "upper", status.st_uid, status.st_gid, AT_SYMLINK_NOFOLLOW) < 0)
+        return -1;
+    if (status.st_mode != made.st_mode && fchmodat(space, "upper", status.st_mode & 07777, 0) < 0)
+        return -1;
+    times[0] = status.st_atim;
+    times[1] = status.st_mtim;
+    return utimensat(space, "upper", times, AT_SYMLINK_NOFOLLOW);
+}
+
+static int open_part(int space, const char *name, mode_t mode) {
+    return mkdirat(space, name, mode) < 0 ? -1 : openat(space, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+}
+
+/* Overlayfs makes itself read-only where it cannot use its work directory. */
+static int is_writable(int mount) {
+    struct statfs status;
+    return fstatfs(mount, &status) == 0 && !(status.f_flags & ST_RDONLY);
+}
+
+static int order(const void *one, const void *other) {
+    const struct isolib_layer *a = one, *b = other;
+    if (a->inode != b->inode)
+        return a->inode < b->inode ? -1 : 1;
+    return a->device < b->device ? -1 : a->device > b->device;
+}
+
+/* whether one directory comes twice */
+static int repeats(const struct isolib_layers *layers) {
+    struct isolib_layer *sorted;
+    int found = 0;
+    if (layers->count < 2)
+        return 0;
+    sorted = malloc(layers->count * sizeof(*sorted));
+    if (!sorted)
+        return 1;
+    memcpy(sorted, layers->layers, layers->count * sizeof(*sorted));
+    qsort(sorted, layers->count, sizeof(*sorted), order);
+    for (uint32_t i = 1; i < layers->count && !found; i++)
+        found = order(&sorted[i - 1], &sorted[i]) == 0;
+    free(sorted);
+    return found;
+}
+
+static struct isolib_layers *open_lowers(const struct isolib_union *made) {
+    struct isolib_layers *layers = malloc(sizeof(*layers) + made->count * sizeof(layers->layers[0]));
+    if (!layers)
+        return NULL;
+    layers->count = made->count;
+    for (uint32_t i = 0; i < made->count; i++)
+        layers->layers[i].fd = -1;
+    if (isolib_layers_open(layers, AT_FDCWD, made->lowers, 0) == 0 && !repeats(layers))
+        return layers;
+    isolib_layers_close(layers);
+    free(layers);
+    return NULL;
+}
+
+/* As assembly.in_first_userns: that one maps every id to itself. */
+static int is_in_first_userns(void) {
+    char text[MAP_ROOM];
+    unsigned long inside = 1, outside = 1, count = 0;
+    int fd = open("/proc/thread-self/uid_map", O_RDONLY | O_CLOEXEC);
+    ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+    if (fd >= 0)
+        close(fd);
+    if (size < 0)
+        return -1;
+    text[size] = '\0';
+    return sscanf(text, "%lu %lu %lu", &inside, &outside, &count) == 3 && inside == 0 && outside == 0 && count == UINT32_MAX;
+}
+
+static int unite(struct isolib_union *made, const struct isolib_layers *lowers, int work) {
+    const int is_first = is_in_first_userns();
+    struct isolib_stack stack = {
+        .type = "overlay",
+        .options = is_first ? made->options : made->options_of_user,
+        .way = ISOLIB_STACK_BY_FD,
+        .lowers = lowers,
+        .upper = made->fds[1],
+        .work = work,
+        .attributes = made->attributes,
+    };
+    made->fds[0] = is_first < 0 ? -1 : isolib_stack_new(&stack);
+    return made->fds[0] >= 0 && is_writable(made->fds[0]) ? 0 : -1;
+}
+
+static int unite_above(struct isolib_union *made, const struct isolib_layers *lowers) {
+    enum { UPPER_MODE = 0755, WORK_MODE = 0700 };
+    struct isolib_stack space = {
+        .type = "tmpfs", .options = made->space_options, .upper = -1, .work = -1, .attributes = made->space_attributes};
+    int work = -1, result = -1;
+    made->fds[2] = isolib_stack_new(&space);
+    if (made->fds[2] >= 0)
+        made->fds[1] = open_part(made->fds[2], "upper", UPPER_MODE);
+    if (made->fds[1] >= 0)
+        work = open_part(made->fds[2], "work", WORK_MODE);
+    if (work >= 0 && dress_upper(made->fds[2], lowers->layers[0].fd) == 0)
+        result = unite(made, lowers, work);
+    if (work >= 0)
+        close(work);
+    return result;
+}
+
+int isolib_union_new(struct isolib_union *made) {
+    struct isolib_layers *lowers = open_lowers(made);
+    int result;
+    if (!lowers)
+        return -1;
+    result = unite_above(made, lowers);
+    isolib_layers_close(lowers);
+    free(lowers);
+    if (result < 0)
+        isolib_union_close(made);
+    return result;
+}
+
+void isolib_union_close(struct isolib_union *made) {
+    for (int i = 2; i >= 0; i--)
+        isolib_close_fd(&made->fds[i]);
 }
 
 int isolib_reconfigure(int mount, const char *flag) {

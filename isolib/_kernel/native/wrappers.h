@@ -6,9 +6,6 @@
 
 #include "cdef.h"
 
-/* launch.c: closes one that is there, and makes it -1 */
-void isolib_close_fd(int32_t *fd);
-
 /* birth.c: the same descriptor with a number that is no standard stream's; the one given is closed then */
 int isolib_raise_fd(int fd);
 /* Starts the launcher, or returns an errno and has done nothing; launch->call is what failed. */

@@ -29,6 +29,7 @@ from isolib.unionfs.entry import Kind
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterator
 
+    from isolib.unionfs.archive.behind import Behind
     from isolib.unionfs.archive.streams import Readable, Writable
     from isolib.unionfs.entry import Content, Entry
 
@@ -42,6 +43,8 @@ _RAW, _CONTENT, _END = b"rce"
 #: Headers are alike, so the least effort finds most of it.
 _EFFORT: Final = 1
 _LONGEST_RAW: Final = CHUNK
+#: How much is compressed in one call.
+_AT_ONCE: Final = 1 << 18
 #: Kinds that leave a directory at their path, and what is in it, as it is.
 _HARMLESS: Final = frozenset({Kind.DIRECTORY, Kind.OPAQUE})
 
@@ -56,6 +59,8 @@ class Recorder:
     keep
         Contents that are to be in the recipe itself, because they are nowhere else: what `lost` was after the same archive had
         been read before.
+    behind
+        Does the work of it; its block ends after `finish`.
 
     Attributes
     ----------
@@ -71,10 +76,12 @@ class Recorder:
     each path once.
     """
 
-    def __init__(self, sink: Writable, *, keep: Collection[int] = ()) -> None:
-        self._sink = sink
+    def __init__(self, sink: Writable, *, keep: Collection[int] = (), behind: Behind | None = None) -> None:
+        self._packed = _Compressed(sink)
         self._keep = keep
-        self._zlib = zlib.compressobj(_EFFORT)
+        self._behind = behind
+        self._records: list[bytes] = []
+        self._waiting = 0
         self._raw: list[bytes] = []
         self._held = 0
         self._contents = 0
@@ -115,6 +122,17 @@ class Recorder:
         self._put(_HEAD.pack(_CONTENT, size) + _LENGTH.pack(len(path)) + path)
         self.size += size
         return True
+
+    def takes_records(self) -> bool:
+        """Return whether `records` may be called: no content is to be in the recipe itself."""
+        return not self._keep
+
+    def records(self, records: bytes, contents: int, size: int) -> None:
+        """Take records that somebody else has made, of so many contents, and of so many bytes of the archive."""
+        self._flush()
+        self._put(records)
+        self._contents += contents
+        self.size += size
 
     def passing(self, entry: Entry) -> None:
         """Take note of an entry before its content: it may replace what came before."""
@@ -162,13 +180,42 @@ class Recorder:
         self.size += len(data)
 
     def _put(self, data: bytes) -> None:
-        if packed := self._zlib.compress(data):
-            self._sink.write(packed)
+        self._records.append(data)
+        self._waiting += len(data)
+        if self._waiting >= _AT_ONCE:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        data = b"".join(self._records)
+        self._records, self._waiting = [], 0
+        self._do(self._packed.write, data)
+
+    def _do(self, function: Callable[[bytes], object], data: bytes) -> None:
+        if self._behind is None:
+            function(data)
+        else:
+            self._behind.do(function, data)
 
     def finish(self) -> None:
         """Write the rest, at the end of the archive."""
         self._flush()
         self._put(_HEAD.pack(_END, self.size))
+        self._pass_on()
+        self._do(self._packed.finish, b"")
+
+
+class _Compressed:
+    """What records go to."""
+
+    def __init__(self, sink: Writable) -> None:
+        self._sink = sink
+        self._zlib = zlib.compressobj(_EFFORT)
+
+    def write(self, data: bytes, /) -> None:
+        if packed := self._zlib.compress(data):
+            self._sink.write(packed)
+
+    def finish(self, _: bytes) -> None:
         self._sink.write(self._zlib.flush())
 
 

@@ -6,6 +6,7 @@ Everything here takes any object with ``read`` or ``write``: a file, a socket's 
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TYPE_CHECKING, Protocol
 
 from isolib.errors import ArchiveError
@@ -13,7 +14,9 @@ from isolib.errors import ArchiveError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["CHUNK", "DigestReader", "DigestWriter", "Readable", "Writable", "chain_id"]
+    from isolib._kernel.handle import Fd
+
+__all__ = ["CHUNK", "Descriptor", "DigestReader", "DigestWriter", "Readable", "Writable", "chain_id"]
 
 #: How much is read and written at once.
 CHUNK = 1 << 20
@@ -31,6 +34,29 @@ class Writable(Protocol):
 
     def write(self, data: bytes, /) -> object:
         """Take bytes."""
+
+
+class Descriptor:
+    """A descriptor, as what bytes come from or go to: the end of a pipe.
+
+    Parameters
+    ----------
+    fd
+        The descriptor, which stays the caller's.
+    """
+
+    def __init__(self, fd: Fd) -> None:
+        self._fd = fd
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next bytes, at most so many; none at the end."""
+        return os.read(self._fd.fileno(), size)
+
+    def write(self, data: bytes, /) -> None:
+        """Write bytes, all of them."""
+        left = memoryview(data)
+        while left:
+            left = left[os.write(self._fd.fileno(), left) :]
 
 
 class _Digest:

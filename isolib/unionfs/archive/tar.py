@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from isolib.unionfs.archive.reading import Limits, Reader
 from isolib.unionfs.archive.writing import Writer
+from isolib.unionfs.entry import Offering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,7 +107,14 @@ def write(pieces: Pieces, sink: Writable, *, mtime_limit: int | None = None, rec
         shorter than it was to be.
     """
     writer = Writer(sink, mtime_limit=mtime_limit, record=record)
-    for entry, content in pieces:
-        writer.add(entry, content)
+    if isinstance(pieces, Offering):
+        for one in pieces.offers():
+            if isinstance(one, tuple):
+                writer.add(*one)
+            else:
+                writer.pack(one)
+    else:
+        for entry, content in pieces:
+            writer.add(entry, content)
     writer.finish()
     return writer.size

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from isolib.unionfs.archive.recipe import Recorder
     from isolib.unionfs.archive.streams import Writable
-    from isolib.unionfs.entry import Content, Entry
+    from isolib.unionfs.entry import Content, Entry, Offer
 
 __all__ = ["Writer"]
 
@@ -33,6 +33,8 @@ _EXTENDED: Final = b"x"
 #: As Python's tarfile has it.  One name for all keeps the archive the same whatever the names of the files.
 _EXTENDED_NAME: Final = b"././@PaxHeader"
 _SHORT: Final = 100
+#: A file that is packed finds room until the next flush.
+_ROOM: Final = CHUNK + (96 << 10)
 _SECOND: Final = 1_000_000_000
 #: What takes the place of bytes that are not ASCII in a header, beside an extended one that has them.
 _PLAIN: Final = bytes(byte if byte < 0x80 else 0x5F for byte in range(256))  # noqa: PLR2004
@@ -45,7 +47,7 @@ class Writer:
         self._sink = sink
         self._limit = mtime_limit
         self._record = record
-        self._parts: list[bytes] = []
+        self._buffer = memoryview(bytearray(_ROOM))
         self._held = 0
         #: Bytes of the archive so far.
         self.size = 0
@@ -91,17 +93,40 @@ class Writer:
         self._put(end)
         self._flush()
 
+    def pack(self, offer: Offer) -> None:
+        """Take as much of an offer as there is that can be."""
+        limit, record = self._limit, self._record
+        if (limit is not None and limit < 0) or not (record is None or record.takes_records()):
+            return
+        goes_on = True
+        while goes_on:
+            packed = offer.pack(self._buffer[self._held :], limit, is_recorded=record is not None)
+            goes_on = packed.goes_on
+            self._held += packed.size
+            if record is not None and packed.size:
+                record.records(packed.records, packed.contents, packed.size)
+            if self._held >= CHUNK:
+                self._flush()
+
     def _put(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._held += len(data)
-        if self._held >= CHUNK:
-            self._flush()
+        size, held = len(data), self._held
+        end = held + size
+        if end <= _ROOM:
+            self._buffer[held:end] = data
+            self._held = end
+            if end >= CHUNK:
+                self._flush()
+            return
+        self._flush()
+        self._sink.write(data)
+        self.size += size
 
     def _flush(self) -> None:
-        parts, size = self._parts, self._held
-        self._parts, self._held = [], 0
-        self._sink.write(parts[0] if len(parts) == 1 else b"".join(parts))
-        self.size += size
+        held = self._held
+        if held:
+            self._held = 0
+            self._sink.write(bytes(self._buffer[:held]))
+            self.size += held
 
     # Headers
 

@@ -20,8 +20,8 @@ def copy_tree(source: HasFileno, target: HasFileno, shown: str, *, threads: int 
 
     Contents with their holes, owners, modes, times of access and of modification in nanoseconds, extended attributes
     (capabilities and access lists are such), hard links among the names that are copied, symbolic links, FIFOs, sockets and
-    devices.  Where the file system can share contents between files, nothing is copied of them.  What is mounted below the
-    directory is left out.  No link is followed.
+    devices.  Where the file system can share contents between files, nothing is copied of them, but of files of a block or two
+    on XFS, where that is faster.  What is mounted below the directory is left out.  No link is followed.
 
     Parameters
     ----------

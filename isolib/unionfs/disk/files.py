@@ -7,34 +7,38 @@ otherwise is an error that names the path, as it is in the tree: ``/etc/passwd``
 from __future__ import annotations
 
 import os
-from errno import EACCES, EBADF, EEXIST, EINVAL, ELOOP, ENOENT, ENOSYS, ENOTDIR, ENOTEMPTY, EOPNOTSUPP, EPERM, ESTALE, EXDEV
-from fcntl import ioctl
+import sys
+from errno import EBADF, EINVAL, ELOOP, ENOSYS, ENOTDIR, EOPNOTSUPP, EPERM, ESTALE, EXDEV
+from fcntl import F_DUPFD_CLOEXEC, fcntl, ioctl
 from functools import partial
+from operator import methodcaller
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd
-from isolib.errors import PermissionDenied, SyscallError, from_errno
+from isolib.errors import from_errno
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
+
+    from isolib.types import AnyPath
 
 __all__ = [
     "CHUNK",
     "NOT_A_DIRECTORY",
     "Descent",
     "attempt",
-    "clear_tree",
     "copy_file",
     "get_xattrs",
     "is_kept",
     "joined",
     "make_accessible",
     "names_in",
+    "open_at",
     "open_beneath",
-    "remove_tree",
     "shown",
+    "twin",
 ]
 
 T = TypeVar("T")
@@ -47,10 +51,11 @@ CHUNK: Final = 1 << 20
 _LONGEST: Final = 4095  # PATH_MAX, without its NUL
 _DIRECTORY: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_AT_ONCE: Final = 64
-_TRIES: Final = 64
-_ROUNDS: Final = 10_000
 _FICLONE: Final = 0x40049409
 _CANNOT_COPY: Final = frozenset({EBADF, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, EXDEV})
+
+#: As os.fsencode does it with what os.listdir returns, without asking of each name what it is.
+_as_bytes: Final = methodcaller("encode", sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 #: By which overlayfs and fuse-overlayfs keep their own books.
 _BOOKS: Final = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.")
@@ -76,6 +81,20 @@ def attempt(op: str, path: bytes, function: Callable[..., T], /, *args: object, 
         return function(*args, **options)
     except OSError as error:
         raise from_errno(op, shown(path), error.errno or EINVAL) from None
+
+
+def open_at(path: AnyPath, flags: int, *, dir_fd: int | None = None, mode: int = 0o600) -> Fd:
+    """As `os.open`, closed by exec, and owned before an interrupt can come."""
+    made = Fd.take(partial(os.open, dir_fd=dir_fd), path, flags | os.O_CLOEXEC, mode)
+    assert made is not None  # noqa: S101 - os.open raises
+    return made
+
+
+def twin(fd: int) -> Fd:
+    """Return another descriptor of the same, owned before an interrupt can come."""
+    made = Fd.take(fcntl, fd, F_DUPFD_CLOEXEC, 3)
+    assert made is not None  # noqa: S101 - fcntl raises
+    return made
 
 
 def open_beneath(root: int, path: bytes, flags: int = os.O_RDONLY | _DIRECTORY, *, what: bytes | None = None) -> Fd:
@@ -108,7 +127,7 @@ def open_beneath(root: int, path: bytes, flags: int = os.O_RDONLY | _DIRECTORY, 
 
 def names_in(dir_fd: int, path: bytes) -> list[bytes]:
     """Return the names in a directory, sorted."""
-    return sorted(map(os.fsencode, attempt("getdents64", path, os.listdir, dir_fd)))
+    return sorted(map(_as_bytes, attempt("getdents64", path, os.listdir, dir_fd)))
 
 
 class Descent:
@@ -189,119 +208,9 @@ def _identity(fd: int) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-# ---- removing ----
-
-
-def remove_tree(dir_fd: int, name: bytes, path: bytes) -> None:
-    """Remove what is of this name in a directory, whatever it is, with all that is in it; nothing of this name is nothing.
-
-    Parameters
-    ----------
-    dir_fd
-        Of the directory.
-    name
-        One name, not a path.
-    path
-        Its path in the tree, for errors.
-
-    Raises
-    ------
-    SyscallError
-        Something cannot be removed: it is immutable, or somebody else's.  EXDEV: something is mounted on it.
-        ENOTEMPTY: somebody keeps making files in it.
-    """
-    try:
-        os.unlink(name, dir_fd=dir_fd)
-    except IsADirectoryError:
-        pass
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise from_errno("unlinkat", shown(path), error.errno or EINVAL) from None
-    else:
-        return
-    with Descent(dir_fd, path.rpartition(b"/")[0]) as at:
-        _remove_directories(at, [name])
-
-
-def clear_tree(root: int, path: bytes) -> None:
-    """Remove all that is in a directory; as `remove_tree`."""
-    with Descent(root, path) as at:
-        for _ in range(_TRIES):
-            left = _clear(at)
-            if not left:
-                return
-            _remove_directories(at, left)
-    raise from_errno("unlinkat", shown(path), ENOTEMPTY)
-
-
-def _remove_directories(at: Descent, names: list[bytes]) -> None:
-    """Remove directories of the one that it is in, which are full perhaps, and be there again."""
-    todo, rounds = [names], 0
-    while todo[-1] or at.depth:
-        if todo[-1]:
-            name = todo[-1].pop()
-            if not _rmdir(at, name) and _enter(at, name):
-                todo.append(_clear(at))
-        elif more := _clear(at):
-            # Of very many directories only some had been named; or somebody makes new ones, for as long as he likes.
-            todo[-1] = more
-            rounds += 1
-        else:
-            name = at.path.rpartition(b"/")[2]
-            at.leave()
-            todo.pop()
-            if not _rmdir(at, name):
-                todo[-1].append(name)
-                rounds += 1
-        if rounds > _ROUNDS:
-            raise from_errno("unlinkat", shown(at.path), ENOTEMPTY, "somebody keeps making files in it")
-
-
-def _rmdir(at: Descent, name: bytes) -> bool:
-    """Remove an empty directory, or what has come in its place; returns whether nothing of this name is left."""
-    try:
-        os.rmdir(name, dir_fd=at.fd)
-    except NotADirectoryError:
-        attempt("unlinkat", joined(at.path, name), os.unlink, name, dir_fd=at.fd)
-    except OSError as error:
-        if error.errno in {ENOTEMPTY, EEXIST}:
-            return False
-        if error.errno != ENOENT:
-            raise from_errno("unlinkat", shown(joined(at.path, name)), error.errno or EINVAL) from None
-    return True
-
-
-def _enter(at: Descent, name: bytes) -> bool:
-    """Go into a directory of which its owner may have no right to read it; returns whether there is one."""
-    try:
-        at.enter(name)
-    except SyscallError as error:
-        if error.errno == ENOENT:
-            return False
-        if error.errno != EACCES:
-            raise
-        path = joined(at.path, name)
-        with open_beneath(at.fd, name, os.O_PATH | _DIRECTORY, what=path) as found:
-            make_accessible(found.fileno(), path)
-        at.enter(name)
-    return True
-
-
 def make_accessible(fd: int, path: bytes) -> None:
     """Give the owner all rights over a directory, whose descriptor may be an O_PATH one."""
     attempt("chmod", path, os.chmod, f"/proc/self/fd/{fd}", 0o700)
-
-
-def _clear(at: Descent) -> list[bytes]:
-    try:
-        return calls.clear_directory(at.fd, shown(at.path))
-    except PermissionDenied as error:
-        try:
-            make_accessible(at.fd, at.path)
-        except SyscallError:
-            raise error from None
-    return calls.clear_directory(at.fd, shown(at.path))
 
 
 # ---- attributes and contents ----

@@ -9,8 +9,9 @@ from contextlib import suppress
 from errno import EACCES, EEXIST, EINVAL, ENODATA, ENOTSUP
 from typing import TYPE_CHECKING, Final
 
+from isolib._kernel import calls
 from isolib.errors import ArchiveError, SyscallError, from_errno
-from isolib.unionfs.disk.files import NOT_A_DIRECTORY, attempt, joined, make_accessible, open_beneath, remove_tree, shown
+from isolib.unionfs.disk.files import NOT_A_DIRECTORY, attempt, joined, make_accessible, open_beneath, shown
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -163,7 +164,7 @@ class Places:
             except FileExistsError:
                 if _adopt(fd, name, node, path):
                     break
-                remove_tree(fd, name, path)
+                calls.remove_tree(fd, name, shown(path))
             except OSError as error:
                 raise from_errno("mkdirat", shown(path), error.errno or EINVAL) from None
             else:
@@ -177,7 +178,7 @@ class Places:
     def replace(self, fd: int, above: Node, name: bytes, path: bytes) -> None:
         """Remove what is at a path, whoever has brought it."""
         above.names.pop(name, None)
-        remove_tree(fd, name, path)
+        calls.remove_tree(fd, name, shown(path))
 
     def marked(self, path: bytes) -> Node | None:
         """Return the directory at a path to say something about what is below it; None: nothing can be below it."""

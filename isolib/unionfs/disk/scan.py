@@ -7,8 +7,9 @@ import os
 import stat
 from dataclasses import replace
 from errno import ENOENT, ENOTDIR, ESTALE
+from operator import length_hint
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from isolib._kernel import calls
 from isolib.errors import SyscallError, Unsupported, from_errno
@@ -20,14 +21,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import TypeAlias
 
-    from isolib._kernel.calls import Found
+    from isolib._kernel.calls import Found, Packed
     from isolib._kernel.handle import Fd
     from isolib.unionfs.entry import Piece
 
     #: From the owner and group of one side to those of the other.
     Ids: TypeAlias = Callable[[int, int], tuple[int, int]]
 
-__all__ = ["BOOKS", "SMALL", "FileContent", "Ids", "Level", "Scan", "describe", "hard_link", "scan", "with_content"]
+__all__ = [
+    "BOOKS",
+    "SMALL",
+    "FileContent",
+    "FileOffer",
+    "Ids",
+    "Level",
+    "Scan",
+    "describe",
+    "hard_link",
+    "scan",
+    "with_content",
+]
 
 #: Files of up to so many bytes are read while their directory is.
 SMALL: Final = 65536
@@ -156,10 +169,49 @@ class FileContent:
             self._fd.close()
 
 
+class FileOffer:
+    """Names of a directory, from one on; see `isolib.unionfs.entry.Offer`.
+
+    Attributes
+    ----------
+    path
+        Of the directory.
+    below
+        A descriptor of what lies below it: files that are as there, by what stat(2) says, are not packed.  -1: nothing does.
+    """
+
+    __slots__ = ("_dir_fd", "_names", "_packer", "_start", "below", "path", "taken")
+
+    def __init__(self, packer: calls.Packer, dir_fd: int, path: bytes, names: list[bytes], start: int) -> None:
+        self._packer = packer
+        self._dir_fd = dir_fd
+        self._names = names
+        self._start = start
+        self.path = path
+        self.below = -1
+        self.taken = 0
+
+    def pack(self, room: memoryview, limit: int | None, *, is_recorded: bool) -> Packed:
+        """Pack the next ones."""
+        start = self._start + self.taken
+        made = self._packer.pack(
+            room,
+            self._names,
+            start,
+            dir_fd=self._dir_fd,
+            path=self.path,
+            below=self.below,
+            limit=limit,
+            is_recorded=is_recorded,
+        )
+        self.taken += made.files
+        return made
+
+
 class Level:
     """The names of one directory, looked at in turn."""
 
-    __slots__ = ("_at", "_looker", "_next", "_rows", "_small", "names")
+    __slots__ = ("_at", "_looker", "_most", "_next", "_rows", "_small", "names")
 
     def __init__(self, looker: calls.Looker, at: Descent, small: int) -> None:
         self._looker = looker
@@ -168,6 +220,18 @@ class Level:
         self.names = names_in(at.fd, at.path)
         self._next = 0
         self._rows: Iterator[Found] = iter(())
+        #: How many are looked at in one call, where some are offered first.
+        self._most: int | None = None
+
+    def offer(self, packer: calls.Packer) -> Iterator[FileOffer]:
+        """Yield an offer of the names that are left, unless the next one has been looked at; what is taken is passed over."""
+        if length_hint(self._rows) or self._next == len(self.names):
+            return
+        offer = FileOffer(packer, self._at.fd, self._at.path, self.names, self._next)
+        yield offer
+        self._next += offer.taken
+        # What is looked at is not packed: so little at first, and more for as long as nothing can be packed.
+        self._most = 1 if offer.taken or self._most is None else 2 * self._most
 
     def next(self) -> Found | None:
         """Return what the next name stands for, of which there still is one; its directory is the one that is gone through."""
@@ -179,7 +243,7 @@ class Level:
                     raise from_errno("statx", shown(joined(self._at.path, row.name)), row.error)
             if self._next == len(self.names):
                 return None
-            rows = self._looker.look(self._at.fd, self.names, self._next, self._small)
+            rows = self._looker.look(self._at.fd, self.names, self._next, self._small, self._most)
             self._next += len(rows)
             self._rows = iter(rows)
 
@@ -268,14 +332,22 @@ class Scan:
         self.left_out: list[bytes] = []
 
     def __iter__(self) -> Iterator[Piece]:
+        return cast("Iterator[Piece]", self._go_through(None))  # nobody offers
+
+    def offers(self) -> Iterator[Piece | FileOffer]:
+        """As iterating it, with offers of small files."""
+        return self._go_through(calls.Packer() if self._ids is None else None)
+
+    def _go_through(self, packer: calls.Packer | None) -> Iterator[Piece | FileOffer]:
         self.left_out = []
-        ids = self._ids
         looker = calls.Looker()
         first: dict[tuple[int, int], bytes] = {}
         with Descent(self._root) as at:
             yield self._root_entry(looker, at), None
             levels = [Level(looker, at, SMALL)]
             while levels:
+                if packer is not None:
+                    yield from levels[-1].offer(packer)
                 row = levels[-1].next()
                 if row is None:
                     levels.pop()
@@ -285,24 +357,28 @@ class Scan:
                 path = joined(at.path, row.name)
                 if row.links == 1 and row.content is not None and not row.xattrs and stat.S_ISREG(row.mode):
                     # As below, but most are such, and this is faster.
-                    owner = (row.uid, row.gid) if ids is None else ids(row.uid, row.gid)
+                    owner = (row.uid, row.gid) if self._ids is None else self._ids(row.uid, row.gid)
                     yield Entry(path, Kind.FILE, row.mode & _MODES, *owner, row.mtime, row.size), io.BytesIO(row.content)
                     continue
-                entry = describe(at.fd, row, path, self._form, ids)
+                entry = self._entry(at.fd, row, path, first)
                 if entry is None:
-                    self.left_out.append(path)
                     continue
-                if row.links > 1 and entry.kind not in _ONE_NAME:
-                    name = first.setdefault((row.device, row.inode), path)
-                    if name is not path:
-                        yield hard_link(entry, name), None
-                        continue
                 if entry.kind is Kind.FILE:
                     yield from with_content(entry, at.fd, row)
                     continue
                 yield entry, None
                 if entry.kind is Kind.DIRECTORY and _entered(at, row.name):
                     levels.append(Level(looker, at, SMALL))
+
+    def _entry(self, dir_fd: int, row: Found, path: bytes, first: dict[tuple[int, int], bytes]) -> Entry | None:
+        entry = describe(dir_fd, row, path, self._form, self._ids)
+        if entry is None:
+            self.left_out.append(path)
+        elif row.links > 1 and entry.kind not in _ONE_NAME:
+            name = first.setdefault((row.device, row.inode), path)
+            if name is not path:
+                return hard_link(entry, name)
+        return entry
 
     def _root_entry(self, looker: calls.Looker, at: Descent) -> Entry:
         (row,) = looker.look(at.fd, [b"."], 0, 0)

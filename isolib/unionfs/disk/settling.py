@@ -11,9 +11,10 @@ from dataclasses import replace
 from errno import EINVAL, ENOENT
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from isolib._kernel import calls
 from isolib.errors import SyscallError, from_errno
 from isolib.unionfs.disk.attributes import DEFAULT_MODE, set_mtime
-from isolib.unionfs.disk.files import NOT_A_DIRECTORY, attempt, joined, names_in, open_beneath, remove_tree, shown
+from isolib.unionfs.disk.files import NOT_A_DIRECTORY, attempt, joined, names_in, open_beneath, shown
 from isolib.unionfs.disk.scan import BOOKS
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Entry, Kind
@@ -96,7 +97,7 @@ class _Merged:
             with open_beneath(self._places.fd, visit.path) as opened:
                 for name in names_in(opened.fileno(), visit.path) if hides else node.gone:
                     if not node.brings(name):
-                        remove_tree(opened.fileno(), name, joined(visit.path, name))
+                        calls.remove_tree(opened.fileno(), name, shown(joined(visit.path, name)))
         return None, hides
 
     def _found(self, visit: _Visit) -> bool:

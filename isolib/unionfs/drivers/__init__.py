@@ -9,11 +9,11 @@ import os
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel.handle import Fd
+from isolib._kernel import calls
 from isolib._kernel.hints import typed
 from isolib.errors import PlanError, Unsupported
 from isolib.types import Feature
-from isolib.unionfs.disk.files import remove_tree
+from isolib.unionfs.disk.files import open_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,6 +64,11 @@ def examine(found: type[Driver], home: int, path: str) -> None:
     Unsupported
         It does not.
     """
+    from isolib.unionfs.drivers import deputed  # noqa: PLC0415 - most processes need none
+
+    if deputed.is_needed():
+        deputed.examine(found, home, path)
+        return
     name = f".isolib-{token_hex(8)}"
     with typed(path):
         try:
@@ -72,10 +77,10 @@ def examine(found: type[Driver], home: int, path: str) -> None:
             what = f"{path}: {error.strerror}"
             raise Unsupported(f"the {found.name} driver", what, "a directory in which this process can make others") from error
         try:
-            with Fd(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=home)) as own:
+            with open_at(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=home) as own:
                 found.examine(own.fileno(), f"{path}/{name}")
         finally:
-            remove_tree(home, name.encode(), name.encode())
+            calls.remove_tree(home, name, f"{path}/{name}")
 
 
 def best(home: int, path: str) -> type[Driver]:
@@ -104,7 +109,7 @@ def best(home: int, path: str) -> type[Driver]:
 def features(path: str) -> Mapping[str, Feature]:
     """Return which drivers work in a directory, by their names: first those that are tried, in that order."""
     with typed(path):
-        home = Fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        home = open_at(path, os.O_RDONLY | os.O_DIRECTORY)
     with home:
         return {name: _feature(name, home.fileno(), path) for name in NAMES}
 

@@ -19,6 +19,7 @@ from isolib._kernel.handle import Fd, Rollback
 from isolib._kernel.procfs import parse_filesystems
 from isolib.errors import PlanError, Unsupported
 from isolib.unionfs.disk.compare import difference
+from isolib.unionfs.disk.files import twin
 from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.drivers.directories import Home, check_name
@@ -115,7 +116,7 @@ class AufsDriver(OverlayDriver):
         remedy = "a kernel with the patches of AUFS (aufs-standalone), modprobe aufs, root of the host; or driver='overlay'"
         if cls.name not in parse_filesystems(Path("/proc/filesystems").read_bytes()):
             raise Unsupported(_FEATURE, "the kernel, which has no aufs in /proc/filesystems", remedy)
-        place = Home(Fd(os.dup(home)), path, _remove)
+        place = Home(twin(home), path, _remove)
         try:
             with place.making() as made:
                 for name in ("lower", "upper"):

@@ -11,18 +11,23 @@ draft.
 from __future__ import annotations
 
 import enum
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
+from isolib._kernel import calls
 from isolib._kernel.guest import SAFE
+from isolib._kernel.handle import Fd
+from isolib.errors import Unsupported, from_errno
 from isolib.types import IdMap
 from isolib.unionfs.overlays.lending import clone_directory
+
+from isolib._kernel import calls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from isolib._kernel.handle import Fd
     from isolib.unionfs.entry import Pieces
 
 IdMaps: TypeAlias = tuple[tuple[IdMap, ...], tuple[IdMap, ...]]
@@ -129,6 +134,11 @@ class Driver(ABC):
     def open_layer(self, layer: str) -> Fd:
         """Open the directory of a layer: its own files, at their paths (OVERLAY forms), or the whole tree (MERGED)."""
 
+    def sync(self, layer: str) -> None:
+        """Have all that a layer holds on disk, which takes as long as the file system has things of anybody to write."""
+        with self.open_layer(layer) as root:
+            calls.syncfs(root.fileno(), os.path.join(self.path, layer))
+
     @abstractmethod
     def layers(self) -> set[str]:
         """Return the names of the layers."""
@@ -229,6 +239,41 @@ class Driver(ABC):
     @abstractmethod
     def sweep(self) -> None:
         """Remove what calls that were interrupted have left: what is being removed, half made trees; not drafts."""
+
+    # Volumes, which lie in the store's own directories.  A driver has them only made as its file system makes such things best.
+
+    def new_volume(self, directory: Fd, name: str, path: str, *, quota: int | None = None) -> None:
+        """Make an empty directory in another one, with room for so many bytes; ``path`` is that of the first, for messages.
+
+        Raises
+        ------
+        Unsupported
+            The driver has no quota for it.
+        """
+        if quota is not None:
+            raise Unsupported("a quota for a volume", f"the {self.name} driver", "driver='btrfs', or a volume without quota=")
+        try:
+            os.mkdir(name, 0o700, dir_fd=directory.fileno())
+            with Fd(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.fileno())) as root:
+                os.fchmod(root.fileno(), 0o755)  # whatever the umask is
+        except OSError as error:
+            raise from_errno("mkdirat", path, error.errno or 0) from None
+
+    def copy_volume(self, source: Fd, directory: Fd, name: str, path: str, *, quota: int | None = None) -> bool:  # noqa: ARG002
+        """Make a directory in another one that shares what it has with a first one; False: only a copy can be made."""
+        return False
+
+    def discard_volume(self, directory: Fd, name: str) -> None:
+        """Remove something in a directory, with all that is in it, volumes too; none of this name is nothing."""
+        calls.remove_tree(directory.fileno(), name, name)
+
+    # For a process that does all this for another one: see `isolib.unionfs.drivers.deputed`
+
+    def hold(self, tree: str, lock: Fd) -> None:  # noqa: B027 -- who works in this process ends with it
+        """Note what is locked as long as the caller has a tree, so that who works for him elsewhere keeps it locked."""
+
+    def adopt(self, tree: str, mount: Fd) -> None:  # noqa: B027 -- a plain directory knows of no mount
+        """Take a mount of a tree that another process has made, which is gone, as what `mount` has returned."""
 
     def settle(self) -> None:  # noqa: B027 -- a driver that removes nothing behind has nothing to wait for
         """Wait until what is removed behind is gone."""

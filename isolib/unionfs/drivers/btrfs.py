@@ -15,6 +15,7 @@ from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib.errors import SyscallError, Unsupported, from_errno
 from isolib.unionfs.disk.copying import copy_tree
+from isolib.unionfs.disk.files import twin
 from isolib.unionfs.drivers.base import TreeUsage
 from isolib.unionfs.drivers.directories import Home
 from isolib.unionfs.drivers.merged import MergedDriver
@@ -52,7 +53,7 @@ class BtrfsDriver(MergedDriver):
         feature, remedy = "the btrfs driver", "a directory on btrfs, with Linux 4.18 or newer"
         if calls.fs_magic(home) != calls.BTRFS_SUPER_MAGIC:
             raise Unsupported(feature, f"{path}, which is not on btrfs", remedy)
-        place = Home(Fd(os.dup(home)), path, _remove)
+        place = Home(twin(home), path, _remove)
         try:
             with place.making() as made, place.open(made) as directory:
                 calls.btrfs_create(directory.fileno(), "root", path)
@@ -93,6 +94,31 @@ class BtrfsDriver(MergedDriver):
     def _freeze(self, root: str) -> None:
         with self._place.open(root) as subvolume:
             calls.btrfs_set_readonly(subvolume.fileno(), self._place.show(root), readonly=True)
+
+    # Volumes
+
+    def new_volume(self, directory: Fd, name: str, path: str, *, quota: int | None = None) -> None:
+        if quota is not None:
+            self._check_quota(quota)
+        calls.btrfs_create(directory.fileno(), name, path)
+        with _open_below(directory, name) as root:
+            os.fchmod(root.fileno(), 0o755)
+            if quota is not None:
+                calls.btrfs_limit(root.fileno(), quota, path)
+
+    def copy_volume(self, source: Fd, directory: Fd, name: str, path: str, *, quota: int | None = None) -> bool:
+        if quota is not None:
+            self._check_quota(quota)
+        calls.btrfs_snapshot(source.fileno(), directory.fileno(), name, path, readonly=False)
+        with _open_below(directory, name) as new:
+            for nested in calls.btrfs_nested(source.fileno(), path):
+                _copy_nested(source, new, nested, path)
+            if quota is not None:
+                calls.btrfs_limit(new.fileno(), quota, path)
+        return True
+
+    def discard_volume(self, directory: Fd, name: str) -> None:
+        _remove(directory.fileno(), name)
 
     # Quotas
 

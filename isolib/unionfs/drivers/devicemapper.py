@@ -18,6 +18,7 @@ from isolib._kernel.handle import Fd, home
 from isolib._kernel.mountapi import new_mount
 from isolib._kernel.programs import find_program
 from isolib.errors import SyscallError, Unsupported
+from isolib.unionfs.disk.files import twin
 from isolib.unionfs.drivers.base import TreeUsage
 from isolib.unionfs.drivers.directories import Home
 from isolib.unionfs.drivers.recorded import RecordedDriver
@@ -79,7 +80,7 @@ class DeviceMapperDriver(RecordedDriver):
             It cannot.
         """
         _need_maker(_file_system())
-        place = Home(Fd(os.dup(home)), path, _remove)
+        place = Home(twin(home), path, _remove)
         try:
             with place.making() as made, place.open(made) as inside:
                 pool = ThinPool(Home(inside, place.show(made), _remove), "", _SMALL)

@@ -28,19 +28,22 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
-from isolib._kernel.handle import Fd, home
+from isolib._kernel.handle import home
 from isolib._kernel.hints import hint
 from isolib._kernel.threads import OwnThread
 from isolib.errors import IsolibError, PlanError, SyscallError, from_errno
+from isolib.unionfs.disk.files import open_at, twin
 from isolib.unionfs.drivers.base import Draft, Driver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
+    from isolib._kernel.handle import Fd
+
 __all__ = ["DirectoryDriver", "Home", "check_name"]
 
 _ASIDE: Final = "aside"
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _LONGEST_NAME: Final = 255
 _MODE: Final = 0o700  # what layers hold of set-user-id programs is no user's of the host
 
@@ -116,7 +119,7 @@ class Home:
             There is none; or as openat(2).
         """
         with _named("openat", self.show(path)):
-            return Fd(os.open(path, _DIRECTORY, dir_fd=self.fd.fileno()))
+            return open_at(path, _DIRECTORY, dir_fd=self.fd.fileno())
 
     def make(self, path: str, *, exist_ok: bool = False) -> None:
         """Make a directory, and those above it."""
@@ -134,21 +137,21 @@ class Home:
         """Return the text in a file; empty where there is no file."""
         with _named("openat", self.show(path)):
             try:
-                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd.fileno())
+                file = open_at(path, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.fd.fileno())
             except FileNotFoundError:
                 return ""
-            with open(fd, encoding="utf-8", errors="surrogateescape") as file:
-                return file.read()
+            with file, open(file.fileno(), encoding="utf-8", errors="surrogateescape", closefd=False) as stream:
+                return stream.read()
 
     def write(self, path: str, text: str) -> None:
         """Put a text into a file, in the place of what is in it, in one step."""
-        with self._lodged(self._new_file) as new:
-            flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-            with _named("write", self.show(path)):
-                fd = os.open(new, flags, dir_fd=self.fd.fileno())
-                with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
-                    file.write(text)
-                os.rename(new, path, src_dir_fd=self.fd.fileno(), dst_dir_fd=self.fd.fileno())
+        with self._lodged(self._new_file) as new, _named("write", self.show(path)):
+            with (
+                open_at(new, os.O_WRONLY | os.O_NOFOLLOW, dir_fd=self.fd.fileno()) as file,
+                open(file.fileno(), "w", encoding="utf-8", errors="surrogateescape", closefd=False) as stream,
+            ):
+                stream.write(text)
+            os.rename(new, path, src_dir_fd=self.fd.fileno(), dst_dir_fd=self.fd.fileno())
 
     def move(self, old: str, new: str) -> bool:
         """Move a directory to its place, in one step; returns False where something is there already."""
@@ -240,8 +243,7 @@ class Home:
 
     def _new_file(self, path: str) -> None:
         with _named("openat", self.show(path)):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            os.close(os.open(path, flags, 0o600, dir_fd=self.fd.fileno()))
+            open_at(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, dir_fd=self.fd.fileno()).close()
 
     @contextlib.contextmanager
     def _lodged(self, make: Callable[[str], None]) -> Generator[str]:
@@ -255,17 +257,28 @@ class Home:
         finally:
             if self.has(path):
                 self.remove(path)
+            if lock is not None:
+                lock.close()  # an exception that is kept keeps what this function has
 
     def _lock(self, path: str, kind: int = fcntl.LOCK_SH) -> Fd | None:
         """Return what holds the lock of something; None where it is not there, or somebody else has it."""
         with _named("openat", self.show(path)):
             try:
-                lock = Fd(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd.fileno()))
+                lock = open_at(path, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.fd.fileno())
+            except FileNotFoundError:
+                return None
+            try:
                 fcntl.flock(lock.fileno(), kind | fcntl.LOCK_NB)
                 found = os.stat(path, dir_fd=self.fd.fileno(), follow_symlinks=False)
+                if os.path.samestat(found, os.fstat(lock.fileno())):
+                    return lock
             except (FileNotFoundError, BlockingIOError):
-                return None
-            return lock if os.path.samestat(found, os.fstat(lock.fileno())) else None
+                pass
+            except BaseException:
+                lock.close()
+                raise
+            lock.close()
+            return None
 
     def _remove_aside(self, path: str) -> None:
         with self.open(_ASIDE) as aside:
@@ -290,7 +303,7 @@ class _Remover:
         if self._home != home():
             self._forget()  # the thread has stayed in the process that this one is a fork of
         with _named("fcntl", path):
-            kept = Fd(fcntl.fcntl(lock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
+            kept = twin(lock.fileno())
         with self._changed:
             self._waiting.append((path, kept))
             if self._is_running:
@@ -306,6 +319,9 @@ class _Remover:
         if self._home == home():
             with self._changed:
                 self._changed.wait_for(lambda: not self._is_running)
+                is_left = bool(self._waiting)
+            if is_left:  # by somebody who was interrupted before there was a thread
+                self._work()
 
     def _work(self) -> None:
         while True:

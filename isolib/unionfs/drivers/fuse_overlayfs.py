@@ -20,6 +20,7 @@ from isolib._kernel.handle import Fd, Rollback, home
 from isolib._kernel.mountapi import new_mount
 from isolib._kernel.programs import find_program
 from isolib.errors import Unsupported, from_errno
+from isolib.unionfs.disk.files import open_at, twin
 from isolib.unionfs.drivers.overlay import OverlayDriver
 from isolib.unionfs.overlays.stacking import Stack, open_directory
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from isolib._kernel.request import MountValue
 
-__all__ = ["FuseOverlayDriver"]
+__all__ = ["FuseOverlayDriver", "HostedFuseOverlayDriver"]
 
 _PROGRAM: Final = "fuse-overlayfs"
 _DEVICE: Final = "/dev/fuse"
@@ -36,7 +37,7 @@ _DEVICE: Final = "/dev/fuse"
 _COVERED: Final = ("/mnt", "/media", "/srv", "/tmp", "/run")
 #: Beside the attribute that says that a directory is opaque, the program leaves files that say so to older ones of itself.
 _MARKS: Final = frozenset({".wh..opq", ".wh..wh..opq"})
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 class _Service:
@@ -70,11 +71,21 @@ class FuseOverlayDriver(OverlayDriver):
     Notes
     -----
     It takes /dev/fuse and CAP_SYS_ADMIN in the user namespace of this process, as every mount does.  When a tree is let go
-    (`release`), other descriptors of its mount answer ENOTCONN.  Sources: mount(2), the kernel's
-    Documentation/filesystems/fuse/fuse.rst, libfuse's fuse_session_mount(3).
+    (`release`), other descriptors of its mount answer ENOTCONN.
+
+    What it shows is the program's: where names are removed, linked and renamed in quick succession, open(2) with O_EXCL answers
+    EEXIST now and then for a name that was just removed, and directories that were copied up get new times.  Release 1.10 does
+    so however it is mounted, also with caches of no duration.
+
+    Sources: mount(2), the kernel's Documentation/filesystems/fuse/fuse.rst, libfuse's fuse_session_mount(3).
     """
 
     name: ClassVar[str] = "fuse-overlayfs"
+    #: Who may use a mount beside who has made it.
+    _access: ClassVar[tuple[str, ...]] = ("allow_other",)  # guests have ids of their own
+
+    def adopt(self, tree: str, mount: Fd) -> None:
+        """Leave it: who served it is gone."""
 
     @classmethod
     def examine(cls, home: int, path: str) -> None:
@@ -85,7 +96,7 @@ class FuseOverlayDriver(OverlayDriver):
         Unsupported
             It does not.
         """
-        driver = cls(Fd(os.dup(home)), path)
+        driver = cls(twin(home), path)
         place = driver._place
         try:
             with place.making() as made:
@@ -119,7 +130,8 @@ class FuseOverlayDriver(OverlayDriver):
         covered, shown, options = _arrange(wanted)
         with Rollback() as undo:
             device = undo.adopt(_open_device())
-            mount = undo.adopt(Fd(_mount(device, wanted.attributes | (calls.MOUNT_ATTR_RDONLY if wanted.readonly else 0))))
+            attributes = wanted.attributes | (calls.MOUNT_ATTR_RDONLY if wanted.readonly else 0)
+            mount = undo.adopt(Fd(_mount(device, attributes, self._access)))
             said = undo.adopt(Fd(os.memfd_create(_PROGRAM)))
             argv = [program, "-f", "-o", options, f"/dev/fd/{device.fileno()}"]
             process = seam.spawn(
@@ -157,7 +169,7 @@ class FuseOverlayDriver(OverlayDriver):
         with self._place.open(f"parts/{part}/root") as root:
             while waiting:
                 path = waiting.pop()
-                with Fd(os.open(path or ".", _DIRECTORY, dir_fd=root.fileno())) as directory:
+                with open_at(path or ".", _DIRECTORY, dir_fd=root.fileno()) as directory:
                     names = os.listdir(directory.fileno())
                     if marks := _MARKS.intersection(names):
                         status = os.fstat(directory.fileno())
@@ -167,6 +179,16 @@ class FuseOverlayDriver(OverlayDriver):
                         os.utime(directory.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
                     others = (name for name in names if name not in marks)
                     waiting += [os.path.join(path, name) for name in others if _is_directory(directory, name)]
+
+
+class HostedFuseOverlayDriver(FuseOverlayDriver):
+    """The same in a user namespace, for a process outside of it.
+
+    To ``allow_other`` only those are others who are in the same user namespace.  Without it only the user himself may use a
+    mount, as who he is, in any: what runs in it as somebody else is answered EACCES.
+    """
+
+    _access = ()
 
 
 def _sync(mount: Fd) -> None:
@@ -211,7 +233,7 @@ def _real(path: str) -> str:
 
 def _open_device() -> Fd:
     try:
-        return Fd(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+        return open_at(_DEVICE, os.O_RDWR)
     except OSError as error:
         if error.errno not in {ENOENT, ENODEV, ENXIO, EACCES, EPERM}:
             raise from_errno("openat", _DEVICE, error.errno or 0) from None
@@ -219,14 +241,14 @@ def _open_device() -> Fd:
         raise Unsupported("the fuse-overlayfs driver", refused, "modprobe fuse, and the right to open it") from error
 
 
-def _mount(device: Fd, attributes: int) -> int:
+def _mount(device: Fd, attributes: int, access: Sequence[str]) -> int:
     options = {
         "source": _PROGRAM,
         "fd": str(device.fileno()),
         "rootmode": "40000",
         "user_id": str(os.geteuid()),
         "group_id": str(os.getegid()),
-        "allow_other": None,  # guests have ids of their own
+        **dict.fromkeys(access),
         "default_permissions": None,  # the kernel decides by owner, mode and lists, as everywhere
     }
     return new_mount("fuse", options, attributes=attributes)

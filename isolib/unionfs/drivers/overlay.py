@@ -19,11 +19,10 @@ does the rename, for who wrote it was interrupted.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from errno import EBUSY, EEXIST, ENOENT
+from errno import EBUSY, EEXIST, ENOENT, EPERM
 from functools import partial
 from secrets import token_hex
 from threading import RLock
@@ -31,32 +30,43 @@ from typing import TYPE_CHECKING, ClassVar
 
 from isolib._kernel import calls
 from isolib._kernel.guest import SAFE
-from isolib._kernel.handle import Fd, Rollback, home
+from isolib._kernel.handle import Rollback, home
 from isolib._kernel.threads import OwnThread
 from isolib.errors import SyscallError, Unsupported, from_errno
 from isolib.unionfs.disk.copying import copy_tree
+from isolib.unionfs.disk.files import twin
 from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form, TreeUsage
 from isolib.unionfs.drivers.directories import DirectoryDriver, Home, check_name
+from isolib.unionfs.drivers.projects import check_quota, free_project, give_project
 from isolib.unionfs.drivers.states import State as _State
 from isolib.unionfs.drivers.usage import usage_of
-from isolib.unionfs.overlays import overlay_diff, stacking
+from isolib.unionfs.overlays import stacking
 from isolib.unionfs.overlays.lending import clone
-from isolib.unionfs.overlays.overlay_diff import NO_LIMITS
+from isolib.unionfs.overlays.overlay_diff import NO_LIMITS, Changed
 from isolib.unionfs.overlays.stacking import Stack, open_directory, stack
 from isolib.unionfs.overlays.uppers import Uppers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from isolib._kernel.handle import Fd
     from isolib.unionfs.drivers.base import IdMaps
-    from isolib.unionfs.entry import Piece, Pieces
+    from isolib.unionfs.entry import Offered, Piece, Pieces
 
 __all__ = ["OverlayDriver"]
 
 
 class OverlayDriver(DirectoryDriver):
-    """Directories, stacked by the kernel."""
+    """Directories, stacked by the kernel.
+
+    Notes
+    -----
+    A quota takes a home on XFS that is mounted with ``prjquota``, and root of the host: see
+    `isolib.unionfs.drivers.projects`.  It bounds what a tree has written since its last commit or reset, and where a snapshot
+    or a fork copies nothing, since that; deleting what a layer has takes next to nothing.  Who wants more gets ENOSPC,
+    which is what XFS says then.
+    """
 
     name: ClassVar[str] = "overlay"
     maps_whole_trees: ClassVar[bool] = True
@@ -77,7 +87,7 @@ class OverlayDriver(DirectoryDriver):
         Unsupported
             It cannot.
         """
-        with _twin(home) as fd:
+        with twin(home) as fd:
             place = Home(fd, path, _remove)
             try:
                 with place.making() as made:
@@ -142,6 +152,8 @@ class OverlayDriver(DirectoryDriver):
                 raise
         with self._place.open(layer) as directory:
             _remove(directory.fileno(), "work")
+            if state.quota:
+                free_project(directory, self._place.show(layer))
 
     def _layer_path(self, one: str) -> str:
         kind, _, name = one.partition(" ")
@@ -167,6 +179,9 @@ class OverlayDriver(DirectoryDriver):
         path = f"parts/{state.part}"
         if not self._place.has(path):
             with self._place.making() as made:
+                if state.quota:
+                    with self._place.open(made) as whole:
+                        give_project(whole, state.quota, self._place.show(path))
                 self._place.make(f"{made}/root")
                 self._place.make(f"{made}/work")
                 with open_directory(self._lowers(state.below)[0]) as top, self._place.open(f"{made}/root") as root:
@@ -180,10 +195,8 @@ class OverlayDriver(DirectoryDriver):
         """Write down what it is made of; its directories are made when it is mounted."""
         check_name(tree)
         if quota is not None:
-            raise Unsupported(
-                "a quota for a tree", "the overlay driver, which does not set project quotas", "driver='btrfs', or no quota"
-            )
-        state = _State(_new_part(), tuple(f"layer {check_name(one)}" for one in reversed(below)))
+            check_quota(self.home, self.path, quota)
+        state = _State(_new_part(), tuple(f"layer {check_name(one)}" for one in reversed(below)), quota=quota or 0)
         self._put_tree(tree, state)
 
     def _put_tree(self, tree: str, state: _State) -> None:
@@ -200,7 +213,7 @@ class OverlayDriver(DirectoryDriver):
             if found is None:
                 found = self._mounts[key] = self._stack(self._wanted(tree, self._lent.get(key)))
             # What this process made in one that is mapped would belong to nobody who is known to those who have it.
-            return _twin(found.fileno()) if self._lent.get(key) is None else clone(found, calls.MOUNT_ATTR_RDONLY)
+            return twin(found.fileno()) if self._lent.get(key) is None else clone(found, calls.MOUNT_ATTR_RDONLY)
 
     def _wanted(self, tree: str, ids: IdMaps | None, *, volatile: bool = False) -> Stack:
         """Return what a tree is made of, for one mount at a time."""
@@ -227,6 +240,11 @@ class OverlayDriver(DirectoryDriver):
             if self._lent.pop((home(), tree), None) is not None:
                 self.release(tree)
 
+    def adopt(self, tree: str, mount: Fd) -> None:
+        """Go on with a mount, which is never mounted twice."""
+        with self._lock:
+            self._mounts.setdefault((home(), tree), mount)
+
     def release(self, tree: str) -> None:
         """Forget the mount.  What is written to a descriptor of it after that may be in a layer that was made meanwhile."""
         with self._lock:
@@ -234,14 +252,17 @@ class OverlayDriver(DirectoryDriver):
             self._mounts.pop((home(), tree), None)
 
     def _frozen(self, tree: str) -> bool:
-        """Make the mount of a tree read-only, for everybody who has it; returns False where a file is open to be written."""
+        """Make the mount of a tree read-only, for everybody who has it; returns False where that cannot be.
+
+        A file is open to be written; or it is of another user namespace (`adopt`).
+        """
         mount = self._mounts.get((home(), tree))
         if mount is None:
             return True
         try:
             stacking.remount(mount, tree, "ro")
         except SyscallError as error:
-            if error.errno != EBUSY:
+            if error.errno not in {EBUSY, EPERM}:
                 raise
             return False
         return True
@@ -254,12 +275,16 @@ class OverlayDriver(DirectoryDriver):
         self._tidy(tree, state.part)
         return self._changed(state, [f"layer {layer}" for layer in state.layers])
 
-    def _changed(self, state: _State, below: Sequence[str]) -> Iterator[Piece]:
+    def _changed(self, state: _State, below: Sequence[str]) -> Pieces:
+        return _Changes(self, state, below)
+
+    @contextmanager
+    def _compared(self, state: _State, below: Sequence[str]) -> Iterator[Changed]:
         with Rollback() as undo:
             written = [undo.adopt(self._place.open(f"{self._provide_part(state)}/root"))]
             written += [undo.adopt(self._place.open(f"parts/{part}/root")) for part in state.parts]
             merged = undo.adopt(self._merged(below))
-            yield from overlay_diff.changed(Uppers(written, self.form), merged, with_time_of_top=True)
+            yield Changed(Uppers(written, self.form), merged, with_time_of_top=True)
 
     def commit(self, tree: str, layer: str) -> None:
         """Make the upper directory a layer by a rename; a copy where snapshots lie between, or somebody is writing."""
@@ -273,11 +298,11 @@ class OverlayDriver(DirectoryDriver):
             elif state.parts or not is_still:
                 self._copy_layer(state, layer)
                 # Who writes at this moment goes on doing so to his part, which has then what the layer has, and more.
-                self._write(tree, _State(_new_part() if is_still else state.part, below))
+                self._write(tree, replace(state, part=_new_part() if is_still else state.part, below=below))
             else:
                 self._provide_part(state)
                 # From this moment on it is a layer, and `_state` does the rest, here or in another process.
-                self._write(tree, _State(_new_part(), below, state.part))
+                self._write(tree, replace(state, part=_new_part(), below=below, sealing=state.part))
                 self._state(tree)
             if is_still and (home(), tree) not in self._lent:
                 self._leave_behind(tree, [state.part, *state.parts])
@@ -286,7 +311,7 @@ class OverlayDriver(DirectoryDriver):
         """Make a layer of a copy: those who have the tree go on with their mount, and so with its upper directory."""
         try:
             self._copy_layer(state, layer)
-            self._write(tree, _State(state.part, below))
+            self._write(tree, replace(state, below=below))
         finally:
             if is_still:
                 stacking.remount(self._mounts[home(), tree], tree, "rw")
@@ -314,8 +339,10 @@ class OverlayDriver(DirectoryDriver):
     def fork(self, tree: str, new: str) -> None:
         """Put another tree on the same layers and parts; as with a snapshot."""
         check_name(new)
-        with self._lock, self._shared_part(tree, self._state(tree)) as below:
-            self._put_tree(new, _State(_new_part(), below))
+        with self._lock:
+            state = self._state(tree)
+            with self._shared_part(tree, state) as below:
+                self._put_tree(new, replace(state, part=_new_part(), below=below))
 
     @contextmanager
     def _shared_part(self, tree: str, state: _State) -> Iterator[tuple[str, ...]]:
@@ -325,7 +352,7 @@ class OverlayDriver(DirectoryDriver):
             self._provide_part(state)
             below = (f"part {state.part}", *state.below)
             # First: what others stand on is never the part that is written to.
-            self._write(tree, _State(_new_part(), below))
+            self._write(tree, replace(state, part=_new_part(), below=below))
             yield below
             return
         # A mount cannot be given another upper directory; so its own stays, and a copy is what others stand on.
@@ -349,7 +376,7 @@ class OverlayDriver(DirectoryDriver):
             below = tuple(f"layer {one}" for one in state.layers)
             if snapshot is not None:
                 below = self._state(tree, snapshot).below
-            self._write(tree, _State(_new_part(), below))
+            self._write(tree, replace(state, part=_new_part(), below=below))
             self._leave_behind(tree, [state.part, *state.parts])
 
     def snapshots(self, tree: str) -> set[str]:
@@ -406,8 +433,21 @@ class OverlayDriver(DirectoryDriver):
         used = self._used()
         for part in parts:
             if part not in used:
-                # Who makes one holds a lock of it until a state names it.
-                self._place.remove_unless(f"parts/{part}", partial(self._is_used, part))
+                self._remove_part(part)
+
+    def _remove_part(self, part: str) -> None:
+        path = f"parts/{part}"
+        try:
+            whole = self._place.open(path)
+        except SyscallError as error:
+            if error.errno != ENOENT:
+                raise
+            return
+        with whole:
+            # Who makes one holds a lock of it until a state names it.
+            self._place.remove_unless(path, partial(self._is_used, part))
+            if not self._place.has(path):
+                free_project(whole, self._place.show(path))
 
     def _is_used(self, part: str) -> bool:
         return part in self._used()
@@ -442,6 +482,22 @@ class OverlayDriver(DirectoryDriver):
         super().settle()
 
 
+class _Changes:
+    """What was written, compared; opened when it is gone through."""
+
+    def __init__(self, driver: OverlayDriver, state: _State, below: Sequence[str]) -> None:
+        self._compared = partial(driver._compared, state, below)  # noqa: SLF001 - a part of it
+
+    def __iter__(self) -> Iterator[Piece]:
+        with self._compared() as compared:
+            yield from compared
+
+    def offers(self) -> Iterator[Offered]:
+        """As iterating it, with offers of small files."""
+        with self._compared() as compared:
+            yield from compared.offers()
+
+
 def _new_part() -> str:
     return token_hex(8)
 
@@ -456,12 +512,6 @@ def _try_out(place: Home, made: str) -> None:
     with stack(Stack((where[0],), where[1], where[2])).mount as mount:
         os.rmdir("directory", dir_fd=mount.fileno())  # leaves a whiteout
         os.mkdir("directory", dir_fd=mount.fileno())  # and this an attribute
-
-
-def _twin(fd: int) -> Fd:
-    made = Fd.take(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    assert made is not None  # noqa: S101 - fcntl raises
-    return made
 
 
 def _remove(directory: int, name: str) -> None:

@@ -15,17 +15,19 @@ from errno import ENOENT
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
-from isolib._kernel.handle import Fd
 from isolib.errors import from_errno
+from isolib.unionfs.disk.files import open_at
 from isolib.unionfs.drivers.merged import MergedDriver
 from isolib.unionfs.overlays.stacking import open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from isolib._kernel.handle import Fd
+
 __all__ = ["RecordedDriver"]
 
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _RECORD: Final = "root"
 
 
@@ -104,9 +106,12 @@ def _records(directory: int, name: str) -> Iterator[str]:
     """Yield what the records in a directory of ours name."""
     found = os.stat(name, dir_fd=directory, follow_symlinks=False)
     if stat.S_ISDIR(found.st_mode):
-        with Fd(os.open(name, _DIRECTORY, dir_fd=directory)) as below:
+        with open_at(name, _DIRECTORY, dir_fd=directory) as below:
             for each in os.listdir(below.fileno()):
                 yield from _records(below.fileno(), each)
     elif name == _RECORD:
-        with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory), encoding="utf-8") as record:
+        with (
+            open_at(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory) as file,
+            open(file.fileno(), encoding="utf-8", closefd=False) as record,
+        ):
             yield record.read()

@@ -19,22 +19,25 @@ class State:
         ``layer NAME`` and ``part NAME``, the topmost first.
     sealing
         The part that is to become the topmost layer, if it is none yet.
+    quota
+        How many bytes each part may have that is written to; 0: any number.
     """
 
     part: str
     below: tuple[str, ...]
     sealing: str = ""
+    quota: int = 0
 
     def text(self) -> str:
         """Return it as it is written."""
-        return "\n".join((f"{self.part} {self.sealing}", *self.below))
+        return "\n".join((f"{self.part} {self.sealing} {self.quota}", *self.below))
 
     @classmethod
     def of(cls, text: str) -> State:
         """Return what was written."""
         first, *below = text.split("\n")
-        part, _, sealing = first.partition(" ")
-        return cls(part, tuple(below), sealing)
+        part, sealing, quota = first.split(" ")
+        return cls(part, tuple(below), sealing, int(quota))
 
     @property
     def layers(self) -> tuple[str, ...]:

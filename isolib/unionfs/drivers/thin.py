@@ -30,6 +30,7 @@ from isolib._kernel.loop import attach_loop
 from isolib._kernel.uevents import Removals
 from isolib._kernel.waiting import Deadline
 from isolib.errors import IsolibError, SyscallError, from_errno
+from isolib.unionfs.disk.files import open_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -218,7 +219,7 @@ class ThinPool:
 
     def _open_image(self, name: str, flags: int = 0) -> Fd:
         try:
-            return Fd(os.open(name, os.O_RDWR | os.O_CLOEXEC | flags, 0o600, dir_fd=self._place.fd.fileno()))
+            return open_at(name, os.O_RDWR | flags, dir_fd=self._place.fd.fileno())
         except OSError as error:
             raise from_errno("openat", self._place.show(name), error.errno or 0) from None
 

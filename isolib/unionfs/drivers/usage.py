@@ -9,12 +9,14 @@ import struct
 from errno import EINVAL, ENOTTY, EOPNOTSUPP
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel.handle import Fd
 from isolib.errors import from_errno
+from isolib.unionfs.disk.files import open_at
 from isolib.unionfs.drivers.base import TreeUsage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from isolib._kernel.handle import Fd
 
 __all__ = ["usage_of"]
 
@@ -69,7 +71,7 @@ def _inodes(directory: Fd, seen: set[tuple[int, int]]) -> Iterator[tuple[str, os
 
 def _open(base: Fd, path: str, flags: int) -> Fd:
     try:
-        return Fd(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, dir_fd=base.fileno()))
+        return open_at(path, os.O_RDONLY | os.O_NOFOLLOW | flags, dir_fd=base.fileno())
     except OSError as error:
         raise from_errno("openat", path, error.errno or 0) from None
 

@@ -9,9 +9,9 @@ import os
 from typing import TYPE_CHECKING, ClassVar
 
 from isolib._kernel import calls
-from isolib._kernel.handle import Fd
 from isolib.errors import SyscallError, Unsupported
 from isolib.unionfs.disk.copying import copy_tree
+from isolib.unionfs.disk.files import twin
 from isolib.unionfs.drivers.directories import Home
 from isolib.unionfs.drivers.merged import MergedDriver
 from isolib.unionfs.drivers.usage import usage_of
@@ -36,7 +36,7 @@ class VfsDriver(MergedDriver):
         Unsupported
             They cannot.
         """
-        place = Home(Fd(os.dup(home)), path, _remove)
+        place = Home(twin(home), path, _remove)
         try:
             with place.making() as one, place.making() as other:
                 place.exchange(one, other)

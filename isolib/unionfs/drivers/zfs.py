@@ -24,6 +24,7 @@ from isolib._kernel.handle import Fd
 from isolib._kernel.mountapi import new_mount
 from isolib._kernel.procfs import parse_mountinfo
 from isolib.errors import SyscallError, Unsupported
+from isolib.unionfs.disk.files import twin
 from isolib.unionfs.drivers import zfs_words as words
 from isolib.unionfs.drivers.base import TreeUsage
 from isolib.unionfs.drivers.directories import Home
@@ -62,7 +63,7 @@ class ZfsDriver(RecordedDriver):
             It cannot.
         """
         need_program("zfs", _FEATURE, "zfsutils-linux")
-        place = Home(Fd(os.dup(home)), path, _remove)
+        place = Home(twin(home), path, _remove)
         driver = cls(place.fd, path)
         thing = driver._new_thing()
         try:
@@ -106,20 +107,21 @@ class ZfsDriver(RecordedDriver):
             self._run(words.forget_words(source, snapshot))
 
     def _remove_thing(self, thing: str) -> bool:
-        try:
-            for _ in range(_PROMOTIONS):
-                clones = words.parse_clones(self._run(words.clones_words(thing)))
-                if not clones:
-                    break
-                # The youngest snapshot's: all older ones come along.
-                self._run(words.promote_words(list(clones.values())[-1][0]))
-            self._run(words.destroy_words(thing))
-        except SyscallError as error:
-            said = str(error)
-            if _ABSENT not in said and _BUSY not in said:
-                raise
-            return _ABSENT in said
-        return True
+        for _ in range(_PROMOTIONS):
+            try:
+                self._run(words.destroy_words(thing))
+            except SyscallError as error:
+                said = str(error)
+                if _ABSENT in said or _BUSY in said:
+                    return _ABSENT in said
+                clone = words.parse_standing(self._run(words.standing_words(os.path.dirname(thing))), thing)
+                if clone is None:
+                    raise
+                with contextlib.suppress(SyscallError):  # somebody has removed it meanwhile
+                    self._run(words.promote_words(clone))  # the youngest snapshot's: all older ones come along
+            else:
+                return True
+        return False
 
     def _mount_thing(self, thing: str, *, readonly: bool) -> Fd:
         return Fd(new_mount("zfs", {"source": thing}, attributes=_SAFE | (calls.MOUNT_ATTR_RDONLY if readonly else 0)))

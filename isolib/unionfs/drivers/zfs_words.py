@@ -13,15 +13,15 @@ from isolib.errors import PlanError
 __all__ = [
     "check_dataset",
     "clone_words",
-    "clones_words",
     "create_words",
     "destroy_words",
     "forget_words",
     "get_words",
-    "parse_clones",
+    "parse_standing",
     "promote_words",
     "set_words",
     "snapshot_words",
+    "standing_words",
 ]
 
 #: zfs(8), "ZFS File System Hierarchy" and zfsprops(7): which characters, and how long all together.
@@ -78,12 +78,17 @@ def get_words(dataset: str, name: str) -> list[str]:
     return ["get", "-H", "-p", "-o", "value", name, dataset]
 
 
-def clones_words(dataset: str) -> list[str]:
-    """Ask which datasets stand on the snapshots of one."""
-    return ["get", "-H", "-p", "-d", "1", "-t", "snapshot", "-o", "name,value", "clones", dataset]
+def standing_words(parent: str) -> list[str]:
+    """Ask which datasets and snapshots are below one, what each dataset stands on, and how old each is (zfs-list(8)).
+
+    A snapshot's own property ``clones`` says it too, but where datasets come and go, "zfs get" of that was seen never to end.
+    """
+    return ["list", "-H", "-p", "-t", "filesystem,snapshot", "-d", "2", "-o", "name,origin,createtxg", parent]
 
 
-def parse_clones(text: str) -> dict[str, list[str]]:
-    """Return the clones by the names of the snapshots, in the order of these, without those that have none."""
+def parse_standing(text: str, dataset: str) -> str | None:
+    """Return the dataset that stands on the youngest snapshot of one that any does; None where none does."""
     lines = [line.split("\t") for line in text.splitlines() if line]
-    return {name: value.split(",") for name, value in lines if value and value != "-"}
+    age = {name: int(born) for name, _, born in lines if "@" in name}
+    standing = {origin: name for name, origin, _ in lines if origin.startswith(f"{dataset}@")}
+    return standing[max(standing, key=lambda origin: age.get(origin, 0))] if standing else None

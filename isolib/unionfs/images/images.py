@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from isolib.errors import ImageNotFound, PlanError
 from isolib.types import check_path
 from isolib.unionfs.drivers.base import Form
+from isolib.unionfs.images.buildable import Buildable
 from isolib.unionfs.images.references import Reference, is_digest
 from isolib.unionfs.images.saving import check_compression, is_docker_archive, save
 from isolib.unionfs.rooted import Rooted, ids_of
@@ -32,7 +33,7 @@ _SHOWN: Final = 12
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Image(Rooted):
+class Image(Rooted, Buildable):
     """An image in a store.
 
     It is a value: it does not change, and it is equal to another of the same digest.  What can change is what the store calls

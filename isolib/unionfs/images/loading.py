@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -11,17 +10,14 @@ from isolib.unionfs.archive import tar
 from isolib.unionfs.archive.compression import open_compressed
 from isolib.unionfs.archive.recipe import Recorder
 from isolib.unionfs.archive.streams import DigestReader
-from isolib.unionfs.disk.unpack import unpack
-from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Layer
-from isolib.unionfs.store.changes import opened_layers
 from isolib.unionfs.store.layers import RecipeFile, drafted, put_on_record
 from isolib.unionfs.store.records import LayerRecord, chain, hex_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from contextlib import AbstractContextManager
-    from typing import TypeAlias
+    from typing import BinaryIO, TypeAlias
 
     from isolib.unionfs.archive.streams import Readable
     from isolib.unionfs.drivers.base import Draft
@@ -147,41 +143,47 @@ class Loader:
         recipe = RecipeFile(self._records, self._area)
         what = offer.digest or offer.path
 
-        def once(draft: Draft | None, keep: set[int]) -> tuple[Recorder, int]:
+        def once(draft: Draft | None, keep: Collection[int]) -> tuple[Collection[int], int]:
             with files.open(offer.path) as (section, size), recipe.writing() as sink:
                 if offer.size is not None and offer.size != size:
                     raise ArchiveError(f"it has {size} bytes instead of {offer.size}", what)
-                recorder = Recorder(sink, keep=keep)
                 blob = DigestReader(self._counted(section, size))
                 plain = DigestReader(open_compressed(blob))
-                self._through(plain, recorder, draft, below, unended=True)
-                recorder.finish()
+                lost = self._through(plain, sink, keep, draft, below, unended=True)
                 blob.drain()
             if offer.digest is not None and blob.digest != offer.digest:
                 raise ArchiveError(f"its digest is {blob.digest}: it is another, or damaged", what)
             if plain.digest != offer.diff_id:
                 raise ArchiveError(f"the digest of its tar is {plain.digest} instead of {offer.diff_id}", what)
-            return recorder, plain.size
+            return lost, plain.size
 
         with drafted(self._records, self._area, below) as draft:
-            recorder, size = once(draft, set())
-            if recorder.lost:
+            lost, size = once(draft, ())
+            if lost:
                 # What one entry brings and a later one takes away is nowhere now, so the recipe must have it.
-                recorder, size = once(None, recorder.lost)
+                _, size = once(None, lost)
             record = LayerRecord(Layer(offer.diff_id, top, size), below[-1] if below else None)
             put_on_record(self._records, recipe, record, draft)
 
     def _through(
-        self, plain: DigestReader, recorder: Recorder, draft: Draft | None, below: Sequence[str], *, unended: bool
-    ) -> None:
-        """Read a tar to its end, and unpack it where there is a draft."""
-        pieces = tar.read(plain, limits=self._limits, record=recorder, unended=unended)
+        self,
+        plain: DigestReader,
+        recipe: BinaryIO,
+        keep: Collection[int],
+        draft: Draft | None,
+        below: Sequence[str],
+        *,
+        unended: bool,
+    ) -> Collection[int]:
+        """Read a tar to its end, and unpack it where there is a draft; return which contents its recipe lacks."""
         if draft is None:
-            for _ in pieces:
+            recorder = Recorder(recipe, keep=keep)
+            for _ in tar.read(plain, limits=self._limits, record=recorder, unended=unended):
                 pass
+            recorder.finish()
+            lost: Collection[int] = recorder.lost
         else:
-            form = self._records.driver.form
-            with ExitStack() as stack:
-                lowers = [] if form is Form.MERGED else opened_layers(self._records, stack, below)
-                unpack(pieces, draft.root.fileno(), form, lowers=lowers, limits=self._limits)
+            names = [*map(hex_of, below)]
+            lost = self._records.contents.unpack(draft, names, plain, recipe, limits=self._limits, unended=unended)
         plain.drain()
+        return lost

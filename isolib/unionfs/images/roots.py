@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from isolib.unionfs.archive import tar
 from isolib.unionfs.archive.compression import open_compressed
-from isolib.unionfs.archive.recipe import Recorder
-from isolib.unionfs.archive.streams import DigestReader, DigestWriter
-from isolib.unionfs.disk.scan import scan
-from isolib.unionfs.disk.unpack import unpack
-from isolib.unionfs.drivers.base import Form
+from isolib.unionfs.archive.streams import DigestReader
 from isolib.unionfs.entry import Layer
 from isolib.unionfs.images.config import History, ImageConfig, new_config
 from isolib.unionfs.images.loading import Loader
@@ -19,7 +14,7 @@ from isolib.unionfs.store.layers import RecipeFile, drafted, put_on_record
 from isolib.unionfs.store.records import LayerRecord, hex_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from isolib.unionfs.drivers.base import Draft
     from isolib.unionfs.images.config import Platform
@@ -64,24 +59,20 @@ class RootLoader(Loader):
         return self._records.add_image(self._area, new_config(config, [layer.diff_id], [step]), None, names)
 
     def _tar(self, source: Source, draft: Draft, recipe: RecipeFile) -> Layer:
-        recorder, digest, size = self._read_tar(source, draft, recipe, set())
-        if recorder.lost:
-            recorder, digest, size = self._read_tar(source, None, recipe, recorder.lost)
-        return Layer(digest, digest, size)
+        lost, plain = self._read_tar(source, draft, recipe, ())
+        if lost:
+            _, plain = self._read_tar(source, None, recipe, lost)
+        return Layer(plain.digest, plain.digest, plain.size)
 
-    def _read_tar(self, source: Source, draft: Draft | None, recipe: RecipeFile, keep: set[int]) -> tuple[Recorder, str, int]:
+    def _read_tar(
+        self, source: Source, draft: Draft | None, recipe: RecipeFile, keep: Collection[int]
+    ) -> tuple[Collection[int], DigestReader]:
         with source.files.open("") as (section, size), recipe.writing() as sink:
-            recorder = Recorder(sink, keep=keep)
             plain = DigestReader(open_compressed(self._counted(section, size)))
-            self._through(plain, recorder, draft, (), unended=False)
-            recorder.finish()
-        return recorder, plain.digest, plain.size
+            return self._through(plain, sink, keep, draft, (), unended=False), plain
 
     def _directory(self, source: Source, draft: Draft, recipe: RecipeFile) -> Layer:
         assert source.root is not None  # noqa: S101 - as the kind says
-        unpack(scan(source.root.fileno(), Form.MERGED), draft.root.fileno(), self._records.driver.form, limits=self._limits)
-        # What is in the draft stays as it is; the directory may be another already.
-        digest = DigestWriter()
         with recipe.writing() as sink:
-            tar.write(scan(draft.root.fileno(), self._records.driver.form), digest, record=Recorder(sink))
-        return Layer(digest.digest, digest.digest, digest.size)
+            written = self._records.contents.fill(draft, source.root, sink, limits=self._limits)
+        return Layer(written.digest, written.digest, written.size)

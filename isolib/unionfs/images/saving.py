@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from isolib.unionfs.images.references import Reference
     from isolib.unionfs.store.records import ImageRecord, Records
 
-__all__ = ["save"]
+__all__ = ["check_compression", "is_docker_archive", "save", "written"]
 
 _VERSION: Final = dump({"imageLayoutVersion": "1.0.0"})
 _FORMATS: Final = ("oci", "docker")
@@ -125,10 +125,10 @@ def save(
             return saver.into(path)
         directory = os.path.dirname(path) or "."
         if docker_archive:
-            with _written(path) as sink, new_compressor(sink, compression) as packed:
+            with written(path) as sink, new_compressor(sink, compression) as packed:
                 tar.write(saver.docker(), packed)
             return None
-        with _temporary(directory) as spool, _written(path) as sink:
+        with _temporary(directory) as spool, written(path) as sink:
             manifest, blobs = saver.blobs(spool)
             tar.write(_layout(blobs, saver.index(manifest)), sink)
             return manifest.digest
@@ -286,7 +286,7 @@ def _temporary(directory: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _written(path: str) -> Iterator[BinaryIO]:
+def written(path: str) -> Iterator[BinaryIO]:
     """Write a file, which is there at the end of the block, whole, or not at all."""
     new = f"{path}.{token_hex(4)}"
     try:

@@ -29,8 +29,11 @@ def serve(fd: int) -> None:
             conversation = calls.receive_descriptor(fd, "a conversation")
         except OSError:  # its end
             return
-        # Each is a call of one of the host's threads.
-        Thread(target=_answer, args=(Socket(-1, -1, -1, os.dup(conversation.fileno())),), daemon=True).start()
+        # Each is a call of one of the host's threads, who sees it closed when the answer has been sent: nothing else holds it.
+        with conversation:
+            socket = Socket(-1, -1, -1, os.dup(conversation.fileno()))
+        Thread(target=_answer, args=(socket,), daemon=True).start()
+        del socket
 
 
 def _answer(socket: Socket) -> None:

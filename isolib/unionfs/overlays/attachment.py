@@ -1,4 +1,4 @@
-"""An overlay that is attached where its owner wants it, as mount(8) does, and that the reaper knows of."""
+"""Mounts at paths of the host, detached again when they are given up or when this process is gone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Attachment:
         self._ticket: Ticket | None = None
 
     def attach(self, target: str) -> None:
-        """Attach it to a directory."""
+        """Attach it at a directory."""
         if not os.path.samestat(os.stat("/proc/thread-self/ns/mnt"), os.stat("/proc/self/ns/mnt")):
             raise PlanError("target=: this thread is in another mount namespace than its process, whose end would undo nothing")
         with stacking.open_directory(target) as place:

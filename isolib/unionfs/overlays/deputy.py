@@ -14,7 +14,8 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from _socket import AF_UNIX, SOCK_STREAM, socketpair  # the interpreter's own, not gevent's
+from _socket import AF_UNIX, SHUT_WR, SOCK_STREAM, socketpair  # the interpreter's own, not gevent's
+from contextlib import suppress
 from threading import RLock
 from typing import TYPE_CHECKING, Final, Generic, ParamSpec, TypeVar, cast
 
@@ -22,6 +23,7 @@ from isolib._kernel import idmap, seam
 from isolib._kernel.handle import home
 from isolib._kernel.hints import typed
 from isolib._kernel.streams import DEVNULL
+from isolib._kernel.waiting import poll
 from isolib.errors import GoneError, PlanError, Unsupported
 from isolib.unionfs.overlays import courier
 
@@ -48,9 +50,10 @@ _PACKAGE: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirnam
 class Call(Generic[R]):
     """A function that runs there."""
 
-    def __init__(self, socket: Socket, function: Callable[..., R]) -> None:
+    def __init__(self, socket: Socket, function: Callable[..., R], *, to_end: bool = False) -> None:
         self._socket = socket
         self._function = function
+        self._to_end = to_end
 
     def result(self) -> R:
         """Wait for its end, and return what it returns, or raise what it raises."""
@@ -66,7 +69,29 @@ class Call(Generic[R]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._to_end and error is not None:
+            _wait_for_end(self._socket)
         self._socket.close()
+
+
+def _wait_for_end(socket: Socket) -> None:
+    """Wait until the other end has nothing to do with a conversation any more, however often that is interrupted.
+
+    What was not sent whole it does not begin; what it has begun it ends; and then it closes its end.
+    """
+    with suppress(OSError):  # it is closed already
+        socket.shutdown(SHUT_WR)
+    interrupt = None
+    while True:
+        try:
+            if poll(socket.fileno(), None) and not socket.recv(1 << 16):
+                break
+        except OSError:
+            break
+        except BaseException as error:  # noqa: BLE001 - raised below
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def _gone(function: Callable[..., object]) -> GoneError:
@@ -115,20 +140,37 @@ class Deputy:
 
     def begin(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Have a function run there, and wait for it later; otherwise as `call`."""
+        return self._converse(function, args, kwargs, to_end=False)
+
+    def call_to_end(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """As `call`; but who is interrupted waits until the function has ended, so that he can set right what it has done."""
+        with self.begin_to_end(function, *args, **kwargs) as begun:
+            return begun.result()
+
+    def begin_to_end(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+        """As `begin`; but a block that this is used for, and that does not end well, waits until the function has ended."""
+        return self._converse(function, args, kwargs, to_end=True)
+
+    def _converse(
+        self, function: Callable[..., R], args: tuple[object, ...], kwargs: dict[str, object], *, to_end: bool
+    ) -> Call[R]:
         ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
         try:
             with self._lock:
                 self._begin(theirs.fileno())
             theirs.close()
             courier.send(ours, (function, args, kwargs))
+            return Call(ours, function, to_end=to_end)
         except BaseException as error:
+            theirs.close()
+            if to_end:
+                _wait_for_end(ours)
             ours.close()
             if isinstance(error, ConnectionError):
                 raise _gone(function) from None
             raise
         finally:
             theirs.close()
-        return Call(ours, function)
 
     def _begin(self, conversation: int) -> None:
         """Hand over the other end of a conversation; who was killed is replaced."""

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from isolib._kernel import calls
 from isolib._kernel.assembly import userns_fd
-from isolib._kernel.handle import Fd
-from isolib._kernel.mountapi import clone_tree
 from isolib.errors import PermissionDenied, SyscallError, Unsupported
 from isolib.unionfs.overlays.deputy import deputy
 from isolib.unionfs.overlays.stacking import needs_deputy, open_directory
@@ -17,6 +15,7 @@ from isolib.unionfs.overlays.stacking import needs_deputy, open_directory
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from isolib._kernel.handle import Fd
     from isolib.unionfs.drivers.base import IdMaps
     from isolib.unionfs.overlays.deputy import Deputy
 
@@ -33,7 +32,7 @@ def clone(mount: Fd, attributes: int = 0, ids: IdMaps | None = None) -> Fd:
     """
     userns = None if ids is None else userns_fd(*ids)
     try:
-        return Fd(clone_tree("", dir_fd=mount.fileno(), attributes=attributes, userns=userns))
+        made = calls.take_tree(mount.fileno(), "", calls.OPEN_TREE_CLONE | calls.AT_EMPTY_PATH)
     except SyscallError as error:
         if (error.op, error.errno) != ("open_tree", EINVAL):
             raise
@@ -42,6 +41,16 @@ def clone(mount: Fd, attributes: int = 0, ids: IdMaps | None = None) -> Fd:
             "the kernel, which has no second mount of what is attached nowhere (Linux 6.15)",
             "an image as the root, which each process has for itself; or a store with driver='vfs' or 'btrfs'",
         ) from error
+    set_ = attributes | (0 if userns is None else calls.MOUNT_ATTR_IDMAP)
+    calls.mount_setattr(
+        made.fileno(),
+        "",
+        flags=calls.AT_EMPTY_PATH,
+        set_=set_,
+        propagation=calls.MS_PRIVATE,
+        userns=-1 if userns is None else userns,
+    )
+    return made
 
 
 def clone_directory(directory: Fd, attributes: int, ids: IdMaps | None) -> Fd:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from dataclasses import dataclass, replace
-from errno import EBUSY, EPERM
+from errno import EPERM
 from threading import RLock
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd, Handle, Rollback
-from isolib.errors import PlanError, SyscallError, Unsupported, from_errno
-from isolib.types import check_id_map, check_path, parse_size
+from isolib.errors import PlanError, SyscallError, Unsupported
+from isolib.types import MAX_PATH, check_id_map, check_path, parse_size
+from isolib.unionfs.disk.files import twin
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.overlays import overlay_diff, proxy, stacking
 from isolib.unionfs.overlays.attachment import Attachment
 from isolib.unionfs.overlays.lending import Lending
-from isolib.unionfs.overlays.stack_checks import check_stack, check_unmarked
+from isolib.unionfs.overlays.stack_checks import check_stack, check_unmarked, lock_upper
 from isolib.unionfs.overlays.stacking import Stack
 from isolib.unionfs.rooted import Rooted, ids_of, kind_at
-from isolib.unionfs.stays import Stays
+from isolib.unionfs.stays import Stay, Stays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from isolib._kernel.assembly import Scene
+    from isolib._kernel.handle import Fd
     from isolib.types import AnyPath, IdMap
     from isolib.unionfs.archive.streams import Writable
     from isolib.unionfs.drivers.base import IdMaps
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from isolib.unionfs.overlays.deputy import Deputy
     from isolib.unionfs.overlays.overlay_diff import OverlayStats
     from isolib.unionfs.overlays.stacking import Stacked
-    from isolib.unionfs.stays import Stay
 
 __all__ = ["Branch", "OverlayMount", "new_overlay"]
 
@@ -90,7 +90,11 @@ class _Wish:
     stack: Stack
     target: str | None
     trees: tuple[str, ...]
-    layers: calls.Layers
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is wanted of it but what it is made of."""
+        return self.target is None and not self.trees
 
 
 def new_overlay(
@@ -162,11 +166,12 @@ def new_overlay(
 
     Examples
     --------
-    >>> with new_overlay("/etc") as etc:
-    ...     with open(f"{etc.path}/motd", "w") as file:
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as lower, new_overlay(lower) as merged:
+    ...     with open(f"{merged.path}/motd", "w") as file:
     ...         _ = file.write("hello\n")
-    ...     [(change.path, change.kind.value) for change in etc.changes()]
-    [('/motd', 'modified')]
+    ...     [(change.path, change.kind.value) for change in merged.changes()]
+    [('/motd', 'added')]
     """
     wish = _checked(
         lowers, upper, work, target, size, readonly=readonly, id_map=id_map, nosuid=nosuid, nodev=nodev, noexec=noexec
@@ -187,7 +192,48 @@ def _checked(
     nodev: bool,
     noexec: bool,
 ) -> _Wish:
-    # Of hundreds, most are plain paths.
+    paths = _plain_paths(lowers)
+    trees: tuple[str, ...] = ()
+    if paths is None:
+        paths, trees, upper = _branches(lowers, upper)
+    if (upper is None) != (work is None):
+        raise PlanError("new_overlay: upper= and work= are given together: work is an empty directory on upper's file system")
+    if readonly and upper is not None:
+        raise PlanError("new_overlay: readonly=True has no upper directory")
+    room = stacking.ROOM if size is None else parse_size(size, "new_overlay: size")
+    if room < 1:
+        raise PlanError("new_overlay: size=0 would be, for the kernel, no limit")
+    attributes = (calls.MOUNT_ATTR_NOSUID if nosuid else 0) | (calls.MOUNT_ATTR_NODEV if nodev else 0)
+    attributes |= calls.MOUNT_ATTR_NOEXEC if noexec else 0
+    stack = Stack(
+        paths,
+        None if upper is None else _absolute(upper, "new_overlay: upper"),
+        None if work is None else _absolute(work, "new_overlay: work"),
+        room=room,
+        readonly=readonly,
+        attributes=attributes,
+        id_map=None if id_map is None else check_id_map(id_map, "new_overlay: id_map"),
+    )
+    where = None if target is None else _absolute(target, "new_overlay: target")
+    return _Wish(stack, where, trees)
+
+
+def _plain_paths(lowers: Sequence[AnyPath | Branch]) -> tuple[str, ...] | None:
+    """Return them if all are absolute paths that nothing is to be done to: nearly always, and of hundreds at once."""
+    try:
+        paths: tuple[str, ...] = tuple(lowers)  # type: ignore[arg-type]  # others are no text
+        whole = os.fsencode("\0".join(paths))
+    except (TypeError, UnicodeEncodeError):
+        return None
+    each = whole.split(b"\0")
+    is_plain = len(each) == len(paths) and all(one[:1] == b"/" for one in each) and max(map(len, each)) <= MAX_PATH
+    return paths if is_plain else None
+
+
+def _branches(
+    lowers: Sequence[AnyPath | Branch], upper: AnyPath | None
+) -> tuple[tuple[str, ...], tuple[str, ...], AnyPath | None]:
+    """Return their paths, those of them that are trees, and the upper directory."""
     branches = [
         (os.fsdecode(one.path), one.rights) if isinstance(one, Branch) else (_absolute(one, "lower"), "") for one in lowers
     ]
@@ -199,26 +245,7 @@ def _checked(
         raise PlanError("new_overlay: overlayfs writes to the topmost directory alone, which is the first")
     if not branches:
         raise PlanError("new_overlay: at least one lower directory is wanted")
-    if (upper is None) != (work is None):
-        raise PlanError("new_overlay: upper= and work= are given together: work is an empty directory on upper's file system")
-    if readonly and upper is not None:
-        raise PlanError("new_overlay: readonly=True has no upper directory")
-    room = stacking.ROOM if size is None else parse_size(size, "new_overlay: size")
-    if room < 1:
-        raise PlanError("new_overlay: size=0 would be, for the kernel, no limit")
-    flags = (nosuid, calls.MOUNT_ATTR_NOSUID), (nodev, calls.MOUNT_ATTR_NODEV), (noexec, calls.MOUNT_ATTR_NOEXEC)
-    stack = Stack(
-        tuple(path for path, _ in branches),
-        None if upper is None else _absolute(upper, "new_overlay: upper"),
-        None if work is None else _absolute(work, "new_overlay: work"),
-        room=room,
-        readonly=readonly,
-        volatile=upper is None,
-        attributes=sum(flag for wanted, flag in flags if wanted),
-        id_map=None if id_map is None else check_id_map(id_map, "new_overlay: id_map"),
-    )
-    where = None if target is None else _absolute(target, "new_overlay: target")
-    return _Wish(stack, where, tuple(path for path, rights in branches if rights == "ro"), check_stack(stack))
+    return tuple(path for path, _ in branches), tuple(path for path, rights in branches if rights == "ro"), upper
 
 
 class OverlayMount(Rooted, Handle, made_by="new_overlay()"):
@@ -241,14 +268,17 @@ class OverlayMount(Rooted, Handle, made_by="new_overlay()"):
         self._stack = wish.stack
         self.lowers = wish.stack.lowers
         self.target = wish.target
-        self._undo = Rollback()
+        self._undo: Rollback | None = None
         self._below: Fd | None = None
         self._using = RLock()
         self._stays: Stays | None = None
         self._deputy: Deputy | None = None
-        lock = None if wish.stack.upper is None else _locked(wish.stack.upper)
-        with wish.layers:
-            made = self._stacked(wish)
+        lock: Fd | None = None
+        made = stacking.stack_in_memory(wish.stack) if wish.is_plain else None
+        if made is None:
+            with check_stack(wish.stack) as layers:
+                lock = None if wish.stack.upper is None else lock_upper(wish.stack.upper)
+                made = self._stacked(wish, layers)
         super().__init__(made.mount)
         self._made = made
         self._lock = None if lock is None else self._adopt(lock)
@@ -256,19 +286,20 @@ class OverlayMount(Rooted, Handle, made_by="new_overlay()"):
         if made.space is not None:
             self._adopt(made.space)
         if wish.target is not None:
-            with self._undo as undo:
+            with Rollback() as undo:
+                self._undo = undo
                 attachment = Attachment(made.mount)
                 undo.push(attachment.detach)
                 attachment.attach(wish.target)
                 undo.keep()
 
-    def _stacked(self, wish: _Wish) -> Stacked:
+    def _stacked(self, wish: _Wish, layers: calls.Layers) -> Stacked:
         wanted = wish.stack
         _check_rights(wish)
         for path in wish.trees:
             self._do(check_unmarked, path)
         try:
-            return stacking.stack(wanted, wish.layers)
+            return stacking.stack(wanted, layers)
         except SyscallError as error:
             # Whoever may not even begin to: it is no matter of one layer.
             if (error.op, error.errno) != ("fsopen", EPERM) or not stacking.needs_deputy():
@@ -312,7 +343,8 @@ class OverlayMount(Rooted, Handle, made_by="new_overlay()"):
         with self._using:
             if self._stays is not None:
                 self._stays.part(self._lock or self._fds[0], lambda _: self._lending.release(""))
-        self._undo.unwind()
+        if self._undo is not None:
+            self._undo.unwind()
 
     def _describe(self) -> str:
         more = f" and {len(self.lowers) - 1} more" if len(self.lowers) > 1 else ""
@@ -340,9 +372,10 @@ class OverlayMount(Rooted, Handle, made_by="new_overlay()"):
         with self._using:
             self._check_open()
             if self._stays is None:
-                self._lending = Lending(Fd(os.dup(self.fileno())), self._deputy, self._again)
+                self._lending = Lending(twin(self.fileno()), self._deputy, self._again)
                 self._stays = Stays(self._lending, "", self._describe(), self._using)
-            return self._stays.lend(ids, self.fileno())
+            stays = self._stays
+        return Stay(lambda stay: stays.enter(stay, ids, self.fileno()), stays.leave)
 
     def _again(self, ids: IdMaps | None) -> Fd:
         return stacking.stack_again(replace(self._stack, ids=ids), self._made)
@@ -459,14 +492,3 @@ def _check_rights(wish: _Wish) -> None:
                 "the kernel: it takes CAP_SYS_ADMIN in the user namespace of the host's mounts",
                 f"start as root, or leave {what} out: the mount is used by its path, or in a mount namespace of one's own",
             )
-
-
-def _locked(upper: str) -> Fd:
-    """Keep another one from having the same upper directory: overlayfs lets that happen, whatever comes of it."""
-    lock = stacking.open_directory(upper, flags=os.O_RDONLY)
-    try:
-        fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        hint = "another overlay has this upper directory: close that one, or use another directory"
-        raise from_errno("flock", upper, EBUSY, hint) from None
-    return lock

@@ -11,15 +11,16 @@ import io
 import os
 from dataclasses import dataclass, replace
 from errno import EEXIST
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
 from isolib.errors import from_errno
 from isolib.unionfs.archive import tar
-from isolib.unionfs.disk.files import attempt, joined, names_in, open_beneath, remove_tree, shown
-from isolib.unionfs.disk.scan import FileContent, describe
+from isolib.unionfs.archive.streams import Descriptor
+from isolib.unionfs.disk.files import attempt, joined, names_in, open_beneath, shown
+from isolib.unionfs.disk.scan import FileContent, FileOffer, describe
 from isolib.unionfs.disk.unpack import Limits, unpack
 from isolib.unionfs.entry import Change, ChangeKind, Kind
 from isolib.unionfs.overlays import stacking
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from isolib.unionfs.entry import Content, Entry, Piece
     from isolib.unionfs.overlays.deputy import Deputy
 
-__all__ = ["NO_LIMITS", "OverlayStats", "changed", "changes", "commit", "count", "write_tar", "write_tar_by"]
+__all__ = ["NO_LIMITS", "Changed", "OverlayStats", "changes", "commit", "count", "write_tar", "write_tar_by"]
 
 _CHUNK: Final = 1 << 20
 #: For what lies on this host already.
@@ -71,30 +72,43 @@ class OverlayStats:
 class _Side:
     """What lies below the names of one directory."""
 
-    __slots__ = ("_below", "deleted", "found", "path", "under_opaque")
+    __slots__ = ("_below", "_both", "_found", "_looker", "deleted", "path", "under_opaque")
 
     def __init__(self, looker: calls.Looker, uppers: Uppers, below: Fd | None, path: bytes, *, under_opaque: bool) -> None:
         self.path = path
         #: Whether it hides what lies below it.
         self.under_opaque = under_opaque
-        #: Of the names that both have.
-        self.found: dict[bytes, Found] = {}
         #: The names that only what lies below has, where it is hidden.
         self.deleted: list[bytes] = []
         self._below = below
+        self._looker = looker
+        self._both: list[bytes] = []
+        self._found: dict[bytes, Found] | None = None
         if below is None:
             return
         above = uppers.names(path)
         lower = names_in(below.fileno(), path)
-        both = [name for name in lower if name in above]
+        self._both = [name for name in lower if name in above]
         if under_opaque:
             self.deleted = [name for name in lower if name not in above]
-        at = 0
-        while at < len(both):
-            for row in looker.look(below.fileno(), both, at, 0):
-                at += 1
-                if not row.error:
-                    self.found[row.name] = row
+
+    @property
+    def found(self) -> dict[bytes, Found]:
+        """Of the names that both have; they are looked at when one of them is first asked for."""
+        if self._found is None:
+            self._found = {}
+            at = 0
+            while at < len(self._both):
+                for row in self._looker.look(self.fd, self._both, at, 0):
+                    at += 1
+                    if not row.error:
+                        self._found[row.name] = row
+        return self._found
+
+    def may_hold(self, offer: FileOffer) -> None:
+        """Have what is as it is here left out of an offer, but where that is hidden, and told anyway."""
+        if self._both and not self.under_opaque:
+            offer.below = self.fd
 
     @property
     def fd(self) -> int:
@@ -137,10 +151,21 @@ class _Pair:
 
 def _pairs(uppers: Uppers, below: int) -> Iterator[_Pair]:
     """Go through an upper directory and, beside it, through what lies below."""
+    return cast("Iterator[_Pair]", _go_through(iter(uppers), uppers, below))  # nobody offers
+
+
+def _go_through(pieces: Iterator[Piece | FileOffer], uppers: Uppers, below: int) -> Iterator[_Pair | FileOffer]:
     looker = calls.Looker()
     sides: list[_Side] = []
     try:
-        for entry, content in uppers:
+        for one in pieces:
+            if isinstance(one, FileOffer):
+                while sides[-1].path != one.path:
+                    sides.pop().close()
+                sides[-1].may_hold(one)
+                yield one
+                continue
+            entry, content = one
             path = entry.path
             if not path:
                 (row,) = looker.look(below, [b"."], 0, 0)
@@ -214,8 +239,8 @@ def _part(content: Content, path: bytes, at: int, size: int) -> bytes:
     return attempt("read", path, os.pread, content.fileno(), size, at)
 
 
-def changed(uppers: Uppers, below: Fd, *, with_time_of_top: bool = False) -> Iterator[Piece]:
-    """Yield what upper directories change, parents before children, names in the order of their bytes.
+class Changed:
+    """What upper directories change, parents before children, names in the order of their bytes.
 
     Parameters
     ----------
@@ -226,21 +251,40 @@ def changed(uppers: Uppers, below: Fd, *, with_time_of_top: bool = False) -> Ite
     with_time_of_top
         The top, which is there at any rate, is told also if nothing of it is other than its time.
     """
-    same = _Same(uppers, below.fileno(), keep_linked=True)
-    for pair in _pairs(uppers, below.fileno()):
-        entry = pair.entry
-        if entry.kind is Kind.WHITEOUT:
-            if pair.below is not None and not pair.hidden:
+
+    def __init__(self, uppers: Uppers, below: Fd, *, with_time_of_top: bool = False) -> None:
+        self._uppers = uppers
+        self._below = below
+        self._with_time_of_top = with_time_of_top
+
+    def __iter__(self) -> Iterator[Piece]:
+        return cast("Iterator[Piece]", self._go_through(iter(self._uppers)))  # nobody offers
+
+    def offers(self) -> Iterator[Piece | FileOffer]:
+        """As iterating it, with offers of small files."""
+        return self._go_through(self._uppers.offers())
+
+    def _go_through(self, pieces: Iterator[Piece | FileOffer]) -> Iterator[Piece | FileOffer]:
+        same = _Same(self._uppers, self._below.fileno(), keep_linked=True)
+        for pair in _go_through(pieces, self._uppers, self._below.fileno()):
+            if isinstance(pair, FileOffer):
+                yield pair
+                continue
+            entry = pair.entry
+            if entry.kind is Kind.WHITEOUT:
+                if pair.below is not None and not pair.hidden:
+                    yield entry, None
+                continue
+            if entry.opaque and (pair.below is None or pair.below.kind is not Kind.DIRECTORY or pair.hidden):
+                entry = replace(entry, opaque=False)
+            is_directory = entry.kind is Kind.DIRECTORY
+            is_told = bool(entry.path) or (
+                self._with_time_of_top and pair.below is not None and entry.mtime != pair.below.mtime
+            )
+            if is_directory and is_told and not pair.hidden:
                 yield entry, None
-            continue
-        if entry.opaque and (pair.below is None or pair.below.kind is not Kind.DIRECTORY or pair.hidden):
-            entry = replace(entry, opaque=False)
-        is_directory = entry.kind is Kind.DIRECTORY
-        is_told = bool(entry.path) or (with_time_of_top and pair.below is not None and entry.mtime != pair.below.mtime)
-        if is_directory and is_told and not pair.hidden:
-            yield entry, None
-        elif pair.hidden or not same(pair):
-            yield entry, pair.content
+            elif pair.hidden or not same(pair):
+                yield entry, pair.content
 
 
 def changes(upper: Fd, below: Fd, form: Form) -> list[Change]:
@@ -284,25 +328,13 @@ def count(upper: Fd, below: Fd, form: Form) -> OverlayStats:
 
 def write_tar(file: Writable, upper: Fd, below: Fd, form: Form) -> int:
     """Write the changes as a layer tar; returns how many bytes."""
-    return tar.write(changed(Uppers([upper], form), below), file)
-
-
-class _Pipe:
-    """The end of a pipe, as what bytes go to."""
-
-    def __init__(self, fd: Fd) -> None:
-        self._fd = fd
-
-    def write(self, data: bytes, /) -> None:
-        left = memoryview(data)
-        while left:
-            left = left[os.write(self._fd.fileno(), left) :]
+    return tar.write(Changed(Uppers([upper], form), below), file)
 
 
 def write_to_pipe(pipe: Fd, upper: Fd, below: Fd, form: Form) -> int:
     """In a deputy: write the changes to its host."""
     with pipe:
-        return write_tar(_Pipe(pipe), upper, below, form)
+        return write_tar(Descriptor(pipe), upper, below, form)
 
 
 def write_tar_by(deputy: Deputy, file: Writable, upper: Fd, below: Fd, form: Form) -> int:
@@ -331,10 +363,10 @@ def commit(upper: Fd, below: Fd, form: Form, path: str) -> None:
         os.mkdir(draft, 0o700, dir_fd=place.fileno())
         try:
             with open_beneath(place.fileno(), draft) as root:
-                unpack(changed(Uppers([upper], form), below), root.fileno(), form, lowers=[below.fileno()], limits=NO_LIMITS)
+                unpack(Changed(Uppers([upper], form), below), root.fileno(), form, lowers=[below.fileno()], limits=NO_LIMITS)
                 stacking.copy_attributes(upper.fileno(), root.fileno())
             here = place.fileno()
             calls.rename(here, os.fsdecode(draft), here, name, calls.RENAME_NOREPLACE, path)
         except BaseException:
-            remove_tree(place.fileno(), draft, draft)
+            calls.remove_tree(place.fileno(), draft, shown(draft))
             raise

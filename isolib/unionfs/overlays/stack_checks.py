@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from errno import EROFS
+from errno import EBUSY, EROFS
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
@@ -17,9 +18,10 @@ from isolib.unionfs.overlays.stacking import open_directory
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from isolib._kernel.handle import Fd
     from isolib.unionfs.overlays.stacking import Stack
 
-__all__ = ["check_stack", "check_unmarked"]
+__all__ = ["check_stack", "check_unmarked", "lock_upper"]
 
 #: What overlayfs itself leaves in a work directory.
 _OF_WORK: Final = frozenset({"work", "index"})
@@ -36,11 +38,13 @@ def check_stack(wanted: Stack) -> calls.Layers:
         Something cannot be opened.
     """
     lowers = calls.Layers(wanted.lowers)
-    seen: dict[tuple[int, int], str] = {}
-    for path, identity in zip(wanted.lowers, lowers.identities, strict=True):
-        before = seen.setdefault(identity, path)
-        if before is not path:
-            raise PlanError(f"one directory, two layers: {before}, {path}")
+    seen = dict(zip(lowers.identities, wanted.lowers, strict=True))
+    if len(seen) != len(lowers):
+        seen.clear()
+        for path, identity in zip(wanted.lowers, lowers.identities, strict=True):
+            if identity in seen:
+                raise PlanError(f"one directory, two layers: {seen[identity]}, {path}")
+            seen[identity] = path
     if wanted.upper is not None and wanted.work is not None:
         _check_upper(wanted.upper, wanted.work, seen)
     return lowers
@@ -106,3 +110,14 @@ def check_unmarked(path: str) -> None:
                         f"overlayfs, to which {os.path.join(path, os.fsdecode(entry.path))} is {what}, whatever is asked",
                         "Branch(path, 'ro+wh') where that is meant; else give it another form: another device number, no mark",
                     )
+
+
+def lock_upper(upper: str) -> Fd:
+    """Keep another one from having the same upper directory: overlayfs lets that happen, whatever comes of it."""
+    lock = open_directory(upper, flags=os.O_RDONLY)
+    try:
+        fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        hint = "another overlay has this upper directory: close that one, or use another directory"
+        raise from_errno("flock", upper, EBUSY, hint) from None
+    return lock

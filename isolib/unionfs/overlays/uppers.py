@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from isolib._kernel.calls import Found
     from isolib._kernel.handle import Fd
+    from isolib.unionfs.disk.scan import FileOffer
     from isolib.unionfs.drivers.base import Form
     from isolib.unionfs.entry import Entry, Piece
 
@@ -51,6 +52,10 @@ class Uppers:
         if entry is not None:
             yield entry, None
         yield from self._walk(looker)
+
+    def offers(self) -> Iterator[Piece | FileOffer]:
+        """As iterating it, with offers of small files."""
+        return scan(self._layers[0].fileno(), self._form).offers() if len(self._layers) == 1 else iter(self)
 
     def names(self, path: bytes) -> set[bytes]:
         """Return the names that any of them has in a directory."""

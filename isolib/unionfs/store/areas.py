@@ -41,6 +41,7 @@ class Area:
         self.path = f"staging/{name}"
         self._layout = layout
         self._lock = lock
+        self._is_handed_over = False
         self._count = 0
 
     def fresh(self) -> str:
@@ -69,7 +70,14 @@ class Area:
 
     def hand_over(self, to: str, *, durable: bool) -> Fd | None:
         """Make the area a directory of the store; its lock stays this process's, and is returned.  None: there is one."""
-        return self._lock if self._layout.move(self.path, to, durable=durable) else None
+        self._is_handed_over = self._layout.move(self.path, to, durable=durable)
+        return self._lock if self._is_handed_over else None
+
+    def end(self) -> None:
+        """Remove it with all that is in it, unless it was handed over."""
+        self._layout.remove(self.path)
+        if not self._is_handed_over:
+            self._lock.close()  # an exception that is kept keeps what the functions on its way have: this object too
 
 
 def _make(layout: Layout, locks: Locks) -> Area:
@@ -95,8 +103,7 @@ def new_area(layout: Layout, locks: Locks) -> Iterator[Area]:
     try:
         yield area
     finally:
-        layout.remove(area.path)
-        # The lock is dropped with the descriptor; that of one that was handed over has another owner.
+        area.end()
 
 
 def relied_on(layout: Layout, area: str) -> set[str]:

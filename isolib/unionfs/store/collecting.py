@@ -13,10 +13,12 @@ from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from isolib.errors import StoreDamaged
+from isolib.unionfs.store import steps
 from isolib.unionfs.store.areas import owner, relied_on
 from isolib.unionfs.store.locks import try_lock
 from isolib.unionfs.store.records import chain, hex_of
 from isolib.unionfs.store.recovery import recover_all
+from isolib.unionfs.store.volume_records import sweep_volumes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,7 +100,7 @@ def _trees(records: Records, needed: _Needed) -> list[str]:
 
 
 def _images(records: Records, needed: _Needed, *, unnamed: bool) -> list[str]:
-    named = set(records.names().values()) if unnamed else set()
+    named = steps.lineage(records, set(records.names().values())) if unnamed else set()
     dropped = []
     for digest in records.images():
         if unnamed and digest not in named:
@@ -151,17 +153,19 @@ def collect(records: Records, *, unnamed: bool = False) -> Collected:
     records
         Of which store.
     unnamed
-        Whether images that have no name go too.
+        Whether images go too that have no name, and from which no named one was built.
     """
     driver, layout = records.driver, records.layout
     layout.check_writable()
     recover_all(records)
     driver.sweep()
+    sweep_volumes(records)
     needed, aside = _Needed(), f"staging/{token_hex(8)}"
     with records.locks.exclusive():
         leftovers = _areas(records, needed)
         trees = _trees(records, needed)
         images = _images(records, needed, unnamed=unnamed)
+        steps.sweep(records)
         layers = _take_records(records, aside, needed)
         known = {*map(hex_of, needed.layers)}
         orphans = [name for name in driver.layers() if name not in known and name not in {*map(hex_of, layers)}]

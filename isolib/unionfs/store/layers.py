@@ -9,26 +9,21 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from isolib._kernel import calls
 from isolib.errors import ArchiveError, StoreDamaged, SyscallError
-from isolib.unionfs.archive.recipe import replay
 from isolib.unionfs.archive.streams import DigestWriter
 from isolib.unionfs.store.layout import damaged
 from isolib.unionfs.store.records import hex_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
+    from typing import BinaryIO
 
-    from isolib._kernel.handle import Fd
-    from isolib.unionfs.archive.streams import Writable
     from isolib.unionfs.drivers.base import Draft
-    from isolib.unionfs.entry import Content, Layer
+    from isolib.unionfs.entry import Layer
     from isolib.unionfs.store.areas import Area
     from isolib.unionfs.store.records import LayerRecord, Records
 
 __all__ = ["RecipeFile", "drafted", "put_on_record", "replayed"]
-
-_STRICT = calls.RESOLVE_BENEATH | calls.RESOLVE_NO_SYMLINKS | calls.RESOLVE_NO_MAGICLINKS
 
 
 class RecipeFile:
@@ -47,7 +42,7 @@ class RecipeFile:
         self._path = f"{self.directory}/recipe"
 
     @contextmanager
-    def writing(self) -> Iterator[Writable]:
+    def writing(self) -> Iterator[BinaryIO]:
         """Write it, in the place of what was written before; it is on disk at the end."""
         with self._layout.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
             try:
@@ -69,6 +64,7 @@ def put_on_record(records: Records, recipe: RecipeFile, record: LayerRecord, dra
     """Make a layer of a draft, and put it on record; the caller holds the layer."""
     recipe.complete(record)
     records.driver.seal(draft, hex_of(record.layer.chain_id))
+    records.sync_layer(record.layer.chain_id)
     records.layout.move(recipe.directory, f"layers/{hex_of(record.layer.chain_id)}")
 
 
@@ -97,14 +93,9 @@ def replayed(records: Records, layer: Layer) -> Iterator[bytes]:
         recipe = records.layout.open_file(f"{what}/recipe")
     except FileNotFoundError:
         raise StoreDamaged("the recipe is missing", what) from None
-    try:
-        root = records.driver.open_layer(name)
-    except OSError as error:
-        recipe.close()
-        raise damaged(error, what) from None
-    with recipe, root, open(recipe.fileno(), "rb", closefd=False) as stream:
+    with recipe, open(recipe.fileno(), "rb", closefd=False) as stream:
         try:
-            for data in replay(stream, _opener(root)):
+            for data in records.contents.replay(name, stream):
                 digest.write(data)
                 if data and last:
                     yield last
@@ -116,6 +107,7 @@ def replayed(records: Records, layer: Layer) -> Iterator[bytes]:
     if (digest.digest, digest.size) != (layer.diff_id, layer.size):
         raise StoreDamaged(f"its content has changed: the digest of its tar is {digest.digest}, not {layer.diff_id}", what)
     yield last
+<<<<<<< HEAD
 
 
 def _opener(root: Fd) -> Callable[[bytes], Content]:
@@ -128,3 +120,5 @@ def _opener(root: Fd) -> Callable[[bytes], Content]:
             raise
 
     return opened
+=======
+>>>>>>> unionfs

@@ -9,7 +9,9 @@
     images/HEX      an image, by the digest of its config: which manifest it came with
     names/HEX       a name, by the digest of its full form: which image it is of
     layers/HEX/     a layer, by its chain id: meta.json, and the recipe of its tar
+    steps/HEX       what came of a step of a build: `isolib.unionfs.store.steps`
     trees/NAME/     a writable tree: meta.json; the flock on the directory is its owner's
+    volumes/NAME/   a volume: meta.json, and content/root, its files; see `isolib.unionfs.store.volumes`
     staging/ID/     what is being made, and what a process relies on meanwhile; the flock on the directory is its owner's
     driver/         the storage driver's: the files of layers and trees
 
@@ -21,13 +23,33 @@ from __future__ import annotations
 
 import errno as e
 import os
-import shutil
 import stat
 from contextlib import suppress
+<<<<<<< HEAD
 from errno import EACCES, EEXIST, ENOTEMPTY, EPERM, EROFS
+=======
+from errno import (
+    EACCES,
+    EBADMSG,
+    EEXIST,
+    EIO,
+    EISDIR,
+    ELOOP,
+    ENODATA,
+    ENOENT,
+    ENOTDIR,
+    ENOTEMPTY,
+    ENXIO,
+    EPERM,
+    EROFS,
+    EUCLEAN,
+    EXDEV,
+)
+>>>>>>> unionfs
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib._kernel.hints import hint, typed
 from isolib.errors import StoreDamaged, from_errno
@@ -38,7 +60,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Layout", "damaged"]
 
-PARTS: Final = ("blobs", "driver", "images", "layers", "locks", "names", "staging", "trees")
+PARTS: Final = ("blobs", "driver", "images", "layers", "locks", "names", "staging", "steps", "trees", "volumes")
 _PRIVATE: Final = 0o700
 _REFUSED: Final = frozenset({EACCES, EPERM, EROFS})
 #: What is said of a file that is lost, or is another thing, or lies on a disk that is failing.
@@ -47,7 +69,11 @@ _DAMAGE: Final = frozenset({e.EBADMSG, e.EIO, e.EISDIR, e.ELOOP, e.ENODATA, e.EN
 
 def damaged(error: OSError, what: str) -> Exception:
     """Return the exception for a part of a store that cannot be read: damage, unless it is this process that cannot."""
+<<<<<<< HEAD
     return StoreDamaged(f"it cannot be read: {error.strerror}", what) if error.errno in _DAMAGE else error  # else EMFILE or so
+=======
+    return StoreDamaged(f"it cannot be read: {error.strerror}", what) if error.errno in _DAMAGE else error
+>>>>>>> unionfs
 
 
 class Layout:
@@ -200,6 +226,12 @@ class Layout:
             self.sync(os.path.dirname(to))
         return True
 
+    def exchange(self, name: str, other: str) -> None:
+        """Exchange two directories, in one step, and see to it that the second has its new content on disk."""
+        root = self.root.fileno()
+        calls.rename(root, name, root, other, calls.RENAME_EXCHANGE, f"{self.path}/{other}")
+        self.sync(os.path.dirname(other))
+
     def sync(self, name: str) -> None:
         """Have what a file holds, or the names in a directory, on disk."""
         with self.open(name or ".") as opened:
@@ -219,12 +251,11 @@ class Layout:
         return True
 
     def remove(self, name: str) -> None:
-        """Remove a directory of the store's own files; none is nothing."""
-        with suppress(FileNotFoundError):
+        """Remove a directory, whatever its files' modes are; none is nothing."""
+        above, last = os.path.split(name)
+        with suppress(FileNotFoundError), self.open(above or ".", os.O_DIRECTORY) as directory:
             try:
-                shutil.rmtree(name, dir_fd=self.root.fileno())
-            except FileNotFoundError:
-                raise
+                calls.remove_tree(directory.fileno(), last, f"{self.path}/{name}")
             except OSError as error:
                 raise self.refused(error, "unlinkat", name) from None
 

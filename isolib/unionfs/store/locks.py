@@ -3,11 +3,16 @@
 All are flock(2) on descriptors that one call opens and closes, so threads exclude each other as processes do.  Whoever takes
 several takes them in this order, and holds none of a later kind while it waits for an earlier one:
 
+0. a **step** (``locks/step-HEX``) of a build, while it is done, minutes perhaps: one does it, the others wait and find it done.
 1. a **tree** (the directory ``trees/NAME``), by its owner, as long as he has it.  Never waited for: somebody else's is refused.
 2. a **layer** (``locks/HEX``), while it is made or removed, minutes perhaps: one makes it, the others wait and find it there.
 3. the **store** (``lock``), for moments: shared by those who look what there is *and* note that they rely on it, exclusive for
    those who look what is relied on *and* take away what is not.
 4. an **area** (``staging/ID``), by who makes things in it.  Never waited for: one that can be locked is a dead process's.
+
+A **volume** (``locks/volume-NAME``) is held as a layer is, by who makes, opens, fills or removes it.  That it is *used* is told
+by two more locks, shared by all who use it: that of the directory ``volumes/NAME`` by who has a handle, that of ``content`` in
+it by who can reach the files.  Who would have them alone holds the volume, and waits for nobody.
 
 Beside these, a **part** (``staging/HEX``, see `isolib.unionfs.images.parts`) by who fetches it from a registry.  It is waited
 for by those who hold none of the others but their own area, and who has it waits for none of the others.
@@ -24,12 +29,14 @@ from contextlib import contextmanager
 from errno import EWOULDBLOCK
 from typing import TYPE_CHECKING
 
-from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
+from isolib.unionfs.disk.files import open_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
+    from isolib._kernel.handle import Fd
     from isolib.unionfs.store.layout import Layout
 
 __all__ = ["Locks", "lock", "try_lock", "wait_for_lock"]
@@ -54,7 +61,7 @@ def wait_for_lock(fd: int) -> None:
 @contextmanager
 def lock(fd: int, what: str) -> Iterator[None]:
     """Hold what a descriptor is of alone, for the time of the block; whoever opens it anew is another."""
-    with typed(what), Fd(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)) as own:
+    with typed(what), open_at(f"/proc/self/fd/{fd}", os.O_RDONLY) as own:
         fcntl.flock(own.fileno(), fcntl.LOCK_EX)
         yield
 
@@ -109,6 +116,10 @@ class Locks:
             finally:
                 # While it is held: who waits for this file finds that it is not the one of that name any more.
                 self._layout.unlink(path)
+
+    def volume(self, name: str) -> AbstractContextManager[None]:
+        """Hold a volume alone, be it there or not."""
+        return self.layer(f"volume-{name}")
 
     def _own(self, path: str) -> Fd:
         while True:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from isolib.errors import ArchiveError, ImageNotFound, StoreDamaged, SyscallError
 from isolib.unionfs.archive.streams import chain_id
+from isolib.unionfs.drivers.deputed import contents_of
 from isolib.unionfs.entry import Layer
 from isolib.unionfs.images.config import read_config
 from isolib.unionfs.images.documents import Document, dump, sha256
@@ -181,12 +182,21 @@ class Records:
         Where they lie, and who may change them.
     driver
         Has what they are of.
+    durable
+        Whether the files of a layer are on disk before its record is.
+
+    Attributes
+    ----------
+    contents
+        Its files.
     """
 
-    def __init__(self, layout: Layout, locks: Locks, driver: Driver) -> None:
+    def __init__(self, layout: Layout, locks: Locks, driver: Driver, *, durable: bool = False) -> None:
         self.layout = layout
         self.locks = locks
         self.driver = driver
+        self.contents = contents_of(driver)
+        self._durable = durable
 
     def area(self) -> AbstractContextManager[Area]:
         """Have a place to make things in; see `isolib.unionfs.store.areas.new_area`."""
@@ -236,6 +246,11 @@ class Records:
                 raise StoreDamaged("it is missing", f"layers/{hex_of(one)}")
 
     # Layers
+
+    def sync_layer(self, chain_id: str) -> None:
+        """Have the files of a layer on disk that is to go on record, where that is wanted."""
+        if self._durable:
+            self.driver.sync(hex_of(chain_id))
 
     def has_layer(self, chain_id: str) -> bool:
         """Return whether a layer is on record."""

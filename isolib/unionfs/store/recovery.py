@@ -43,8 +43,10 @@ def write_tree(records: Records, name: str, record: TreeRecord) -> None:
 def move_layer(records: Records, name: str, top: str) -> None:
     """Put the layer on record that a tree has become; the caller holds the layer."""
     pending, to = f"trees/{name}/{PENDING}/layer", f"layers/{hex_of(top)}"
-    if records.layout.holds(pending) and not records.layout.move(pending, to):
-        records.layout.remove(pending)
+    if records.layout.holds(pending):
+        records.sync_layer(top)
+        if not records.layout.move(pending, to):
+            records.layout.remove(pending)
 
 
 def finish(records: Records, area: Area, name: str) -> ImageRecord:

@@ -14,30 +14,27 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from isolib._kernel.handle import Handle, Rollback
 from isolib.errors import ClosedError, ImageNotFound, PlanError, SyscallError
-from isolib.unionfs.archive import tar
-from isolib.unionfs.archive.recipe import Recorder
-from isolib.unionfs.archive.streams import DigestWriter, chain_id
-from isolib.unionfs.entry import Kind, Layer
+from isolib.unionfs.archive.streams import chain_id
+from isolib.unionfs.entry import Layer
 from isolib.unionfs.images.config import History, ImageConfig, Platform, derive, new_config
 from isolib.unionfs.images.documents import dump
 from isolib.unionfs.images.images import opened_image
 from isolib.unionfs.images.references import Reference
 from isolib.unionfs.rooted import Rooted, ids_of, kind_at
 from isolib.unionfs.stays import Stay, Stays
-from isolib.unionfs.store.changes import changes
 from isolib.unionfs.store.layers import RecipeFile
 from isolib.unionfs.store.locks import try_lock
 from isolib.unionfs.store.records import LayerRecord, Standing, TreeRecord, hex_of
 from isolib.unionfs.store.recovery import PENDING, finish, move_layer, recover, reset, write_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from isolib._kernel.assembly import Scene
     from isolib._kernel.handle import Fd
     from isolib.unionfs.archive.streams import Writable
     from isolib.unionfs.drivers.base import IdMaps, TreeUsage
-    from isolib.unionfs.entry import Change, Piece, Pieces
+    from isolib.unionfs.entry import Change
     from isolib.unionfs.images.images import Image
     from isolib.unionfs.store.areas import Area
     from isolib.unionfs.store.records import Records
@@ -103,6 +100,7 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
         self.name = name
         self.kept = record.kept
         self._stays = Stays(records.driver, record.tree, name, self._using)
+        records.driver.hold(record.tree, lock)
         super().__init__(records.driver.mount(record.tree))
         self._lock = self._adopt(lock)
 
@@ -126,10 +124,6 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
         self._check_open()
         return tuple(sorted(self._record.snapshots.keys() & self._records.driver.snapshots(self._record.tree)))
 
-    def _changed(self) -> Pieces:
-        self._check_open()
-        return self._records.driver.changed(self._record.tree)
-
     def changes(self) -> list[Change]:
         """Return the paths at which it differs from what it stands on, sorted.
 
@@ -139,7 +133,8 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
             Something in it cannot be read.
         """
         with self._using:
-            return changes(self._records, self._changed(), self._record.standing.below)
+            self._check_open()
+            return self._records.contents.changes(self._record.tree, [*map(hex_of, self._record.standing.below)])
 
     def diff(self, sink: Writable, *, mtime_limit: int | None = None) -> Layer:
         """Write what it changes as a tar: the layer that `commit` would make.
@@ -156,11 +151,11 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
         Layer
             What was written.  The same changes make the same bytes.
         """
-        digest = DigestWriter(sink)
         with self._using:
-            tar.write(self._changed(), digest, mtime_limit=mtime_limit)
-            top = chain_id(self._top, digest.digest)
-        return Layer(digest.digest, top, digest.size)
+            self._check_open()
+            written = self._records.contents.archive(self._record.tree, sink, mtime_limit=mtime_limit)
+            top = chain_id(self._top, written.digest)
+        return Layer(written.digest, top, written.size)
 
     @property
     def _top(self) -> str | None:
@@ -175,6 +170,7 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
         config: ImageConfig | None = None,
         created_by: str = "",
         created: datetime | None = None,
+        mtime_limit: int | None = None,
     ) -> Image:
         """Make an image of it as it is now: that which it stands on, with what was changed as one layer more.
 
@@ -193,6 +189,8 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
             The command that did it, for the history.
         created
             When; now, if nothing is said.  With a fixed time the same changes make the same image.
+        mtime_limit
+            Later times become this one, in the tree too, in nanoseconds since 1970.
 
         Raises
         ------
@@ -209,6 +207,8 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
         records, below = self._records, self._record.standing.below
         with self._using, records.area() as area:
             self._check_open()
+            if mtime_limit is not None:
+                records.contents.limit_times(self._record.tree, self, mtime_limit)
             records.layout.make(f"{area.path}/{PENDING}")
             recipe = RecipeFile(records, area, f"{PENDING}/layer")
             layer = self._written(recipe)
@@ -228,13 +228,11 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
 
     def _written(self, recipe: RecipeFile) -> Layer | None:
         """Write the recipe of the layer that the changes are; None: there are none."""
-        digest = DigestWriter()
-        seen = _Seen(self._changed())
-        with recipe.writing() as sink:
-            tar.write(seen, digest, record=Recorder(sink))
-        if not seen.more_than_directories and not self.changes():
+        with recipe.writing() as file:
+            written = self._records.contents.archive(self._record.tree, recipe=file)
+        if written.is_only_directories and not self.changes():
             return None
-        return Layer(digest.digest, chain_id(self._top, digest.digest), digest.size)
+        return Layer(written.digest, chain_id(self._top, written.digest), written.size)
 
     def _config(self, config: ImageConfig | None, layer: Layer | None, step: History, moment: datetime) -> bytes:
         base = self._record.standing.image
@@ -276,9 +274,8 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
         SyscallError
             EBUSY: a process is in it whose ids are mapped in another way.
         """
-        with self._using:
-            self._check_open()
-            return self._stays.lend(ids_of(scene), self.fileno())
+        ids = ids_of(scene)
+        return Stay(lambda stay: self._stays.enter(stay, ids, self.fileno()), self._stays.leave)
 
     def own_map(self) -> str | None:
         """Return the id map that a process with this root needs, where it is not the usual one."""
@@ -391,19 +388,6 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
         return self.name
 
 
-class _Seen:
-    """Pieces, and whether more than directories was among them."""
-
-    def __init__(self, pieces: Pieces) -> None:
-        self._pieces = pieces
-        self.more_than_directories = False
-
-    def __iter__(self) -> Iterator[Piece]:
-        for entry, content in self._pieces:
-            self.more_than_directories |= entry.kind is not Kind.DIRECTORY
-            yield entry, content
-
-
 def new_tree(keeper: Keeper, standing: Standing, name: str | None, *, quota: int | None = None) -> Tree:
     """Make a tree above layers; see `Store.checkout`."""
     return _made(keeper, standing, name, None, quota=quota)
@@ -440,25 +424,30 @@ def _founded(
             if lock is None:
                 raise PlanError(f"name: the store has a tree {name!r} already")
         except BaseException:
-            records.driver.remove_tree(record.tree)
+            if records.layout.holds(area.path):
+                records.driver.remove_tree(record.tree)
+            else:  # it was interrupted when it was on record already
+                _take_off(records, name or area.name, record.tree)
             raise
         return name or area.name, record, lock
 
 
 def lend_new(records: Records, standing: Standing, ids: IdMaps | None) -> Stay:
     """Lend a tree to one process that is nobody else's, and goes with it; with its ids mapped, see `Driver.lend`."""
-    name, record, lock = _founded(records, standing, None, None, None)
+    made: list[tuple[str, TreeRecord, Fd]] = []
 
-    def take_back() -> None:
-        with lock, suppress(ClosedError):  # of a store that was closed before: that is for its next collection
-            records.driver.release(record.tree)
-            _take_off(records, name, record.tree)
+    def enter(_: Stay) -> Fd:
+        made.append(_founded(records, standing, None, None, None))
+        return records.driver.lend(made[0][1].tree, ids, only=True)
 
-    try:
-        return Stay(records.driver.lend(record.tree, ids, only=True), take_back)
-    except BaseException:
-        take_back()
-        raise
+    def leave(_: Stay) -> None:
+        for name, record, lock in made:
+            with lock, suppress(ClosedError):  # of a store that was closed before: that is for its next collection
+                records.driver.release(record.tree)
+                _take_off(records, name, record.tree)
+        made.clear()
+
+    return Stay(enter, leave)
 
 
 def _take_off(records: Records, name: str, tree: str) -> None:

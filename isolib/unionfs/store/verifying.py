@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from isolib.errors import ImageNotFound, StoreDamaged
 from isolib.unionfs.archive.streams import chain_id
+from isolib.unionfs.store import steps
 from isolib.unionfs.store.layers import replayed
 from isolib.unionfs.store.records import chain, hex_of
+from isolib.unionfs.store.volume_records import read_volume, volume_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +29,9 @@ class Subject(enum.Enum):
     IMAGE = "image"
     NAME = "name"
     TREE = "tree"
+    VOLUME = "volume"
     BLOB = "blob"
+    STEP = "step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,12 @@ def verify(
         _names(records, found)
         for name in trees:
             _tree(records, name, found)
+        for name, step in steps.steps(records):
+            if step is None:
+                found.add(Subject.STEP, name, "what is on record of it is no good")
+        for name in volume_names(records):
+            with found.about(Subject.VOLUME, name), suppress(ImageNotFound):  # it was removed just now
+                read_volume(records, name)
         in_driver = records.driver.layers()
         for number, one in enumerate(present):
             with found.about(Subject.LAYER, one):

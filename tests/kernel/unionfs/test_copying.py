@@ -17,6 +17,7 @@ import pytest
 from isolib import SyscallError
 from isolib._kernel import calls
 from isolib._kernel.handle import Fd
+from isolib._kernel.mountapi import attach, clone_tree, new_mount
 from isolib.unionfs.disk.copying import copy_tree
 from tests.storage import disk
 from tests.trees import facts
@@ -292,6 +293,53 @@ def test_removal_needs_no_modes(tmp_path: Path) -> None:
         (tmp_path / path).chmod(0)
     remove(str(tmp_path), "tree")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_is_emptied_and_stays(tmp_path: Path) -> None:
+    """All that is in a directory is removed, whatever its modes are, and the directory is there still."""
+    (tmp_path / "tree/dir/below").mkdir(parents=True)
+    (tmp_path / "tree/dir/below/file").touch()
+    (tmp_path / "tree/file").touch()
+    (tmp_path / "beside").touch()
+    (tmp_path / "tree/dir").chmod(0)
+    with Fd(os.open(tmp_path / "tree", os.O_PATH)) as base:
+        calls.remove_tree(base.fileno(), None, "tree")
+        assert os.listdir(tmp_path / "tree") == []
+        calls.remove_tree(base.fileno(), None, "tree")
+    assert set(os.listdir(tmp_path)) == {"tree", "beside"}
+
+
+def test_removal_takes_no_name_that_is_taken(tmp_path: Path) -> None:
+    """What lies very deep is removed, also where things have the names that it would be moved to."""
+    deep = tmp_path / "tree" / "/".join("d" * 48)
+    (deep / "e").mkdir(parents=True)
+    (deep / "e/file").touch()
+    inode = (deep / "e").stat().st_ino
+    for number in range(3):
+        (tmp_path / f"tree/.isolib-{inode:x}-{number:x}/full").mkdir(parents=True)
+    remove(str(tmp_path), "tree")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.root
+def test_removal_stays_on_its_mount(tmp_path: Path) -> None:
+    """What is mounted in a tree is not removed with it: that is refused, by the path of the place."""
+    with Fd(new_mount("tmpfs", {"mode": "755"})) as outer, Fd(new_mount("tmpfs")) as inner:
+        os.makedirs(f"/proc/self/fd/{outer.fileno()}/tree/below/place")
+        with Fd(clone_tree("", dir_fd=outer.fileno())) as root:
+            with Fd(os.open("tree/below/place", os.O_PATH, dir_fd=root.fileno())) as place:
+                try:
+                    attach(inner.fileno(), place.fileno(), "place")
+                except SyscallError:
+                    pytest.skip("this kernel attaches nothing to a detached mount")
+            make(f"/proc/self/fd/{outer.fileno()}/tree/below/place/hidden")
+            make(f"/proc/self/fd/{inner.fileno()}/kept")
+            with pytest.raises(SyscallError, match="something is mounted there") as caught:
+                calls.remove_tree(root.fileno(), "tree", "tree")
+            assert (caught.value.errno, caught.value.target) == (errno.EXDEV, "tree/below/place")
+            assert os.listdir(f"/proc/self/fd/{inner.fileno()}") == ["kept"]
+            calls.remove_tree(outer.fileno(), "tree", "tree")
+            assert os.listdir(f"/proc/self/fd/{outer.fileno()}") == []
 
 
 def test_removing_nothing_is_nothing(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from isolib import Unsupported
 from isolib._kernel.handle import Fd
+from isolib.unionfs.drivers import fuse_overlayfs  # as an attribute, `drivers` is the function of the same name
 from isolib.unionfs.drivers.fuse_overlayfs import FuseOverlayDriver
 from tests.kernel.unionfs.places import layer, mounted, place, write
 from tests.trees import facts
@@ -113,7 +114,7 @@ def test_the_program_ends_with_who_started_it(where: Place) -> None:
 
 def test_without_the_program_it_says_so(where: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the program is not installed, that and how to get it is what the driver says."""
-    monkeypatch.setattr("isolib.unionfs.drivers.fuse_overlayfs._PROGRAM", "no-such-program")
+    monkeypatch.setattr(fuse_overlayfs, "_PROGRAM", "no-such-program")
     with Fd(os.open(where.path, os.O_RDONLY)) as home, pytest.raises(Unsupported, match="apt install fuse-overlayfs"):
         FuseOverlayDriver.examine(home.fileno(), where.path)
 

@@ -9,7 +9,6 @@ import io
 import os
 import select
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -609,10 +608,12 @@ def test_killed_host(layers: tuple[str, str], target: str) -> None:
         table.read()
         for where in (target, ""):
             with subprocess.Popen([sys.executable, "-c", HOST, layers[0], where], stdout=subprocess.PIPE, text=True) as host:
-                assert host.stdout is not None
-                assert host.stdout.readline().strip()
-                assert (target in mine()) is bool(where)
-                host.send_signal(signal.SIGKILL)
+                try:
+                    assert host.stdout is not None
+                    assert host.stdout.readline().strip()
+                    assert (target in mine()) is bool(where)
+                finally:  # by itself it would not end
+                    host.kill()
             while target in mine():
                 assert poll.poll(10_000)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import signal
@@ -18,12 +19,15 @@ import isolib
 from isolib import PIPE, ImageNotFound, PlanError, Sandbox, SandboxSpec, SetupFailed, SyscallError, new_overlay, spawn
 from isolib.mounts import Bind
 from isolib.net import new_network
+from tests.interrupts import interrupt
+from tests.kernel.unionfs.places import place as place_of
 from tests.roots import small_root
 from tests.storage import disk
 from tests.stores import check
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import CodeType
 
     from isolib.unionfs import Image, OverlayMount, Store, Tree
 
@@ -32,6 +36,10 @@ pytestmark = pytest.mark.usefixtures("user_namespaces")
 IS_ROOT = os.geteuid() == 0
 #: Drivers, and the file systems on which they are tried.
 PLACES = (("overlay", "here"), ("overlay", "tmpfs"), ("vfs", "here"), ("btrfs", "btrfs"))
+
+
+#: Functions of whole modules that have a part in lending.
+NAMES = frozenset({"_housed", "give_back", "lend", "take_back", "lend_new", "enter", "leave"})
 
 
 @pytest.fixture(params=PLACES, ids="-".join)
@@ -365,6 +373,51 @@ def test_the_network_is_called_by_name(image: Image) -> None:
         assert f"{box.endpoint.address}\tbox" in box.run(["/bin/cat", "/etc/hosts"], check=True).stdout.decode()
         assert b"nameserver" in box.run(["/bin/cat", "/etc/resolv.conf"], check=True).stdout
         assert isolib.run(["/bin/cat", "/etc/hosts"], root=image, network=network, hostname="one", check=True).stdout
+
+
+# ---- where it cannot be, and where it is interrupted ----
+
+
+@pytest.mark.root
+def test_fuse(tmp_path: Path) -> None:
+    """fuse-overlayfs maps no ids, so its trees and images are roots of processes with root's own user namespace alone."""
+    with (
+        place_of("fuse-overlayfs", "here", tmp_path) as where,
+        isolib.open_store(f"{where.path}/s", driver="fuse-overlayfs") as store,
+    ):
+        image = store.load(small_root(tmp_path / "root"))
+        with store.checkout(image) as tree:
+            for root in (image, tree):
+                with pytest.raises(isolib.Unsupported, match="maps no ids"):
+                    isolib.run(["/bin/id"], root=root)
+                with spawn(script("echo 1 > /etc/one; cat /etc/one"), new={"mnt"}, root=root, stdout=PIPE) as process:
+                    assert process.communicate()[0] == b"1\n"
+            assert found(tree) == [("added", "/etc/one")]
+        check(store)
+
+
+@pytest.mark.parametrize("what", ["tree", "image"])
+def test_interrupted(place: Path, what: str) -> None:
+    """Wherever an interrupt comes while a root is lent or given back, the tree is as it was, and nothing is left."""
+
+    def counts(code: CodeType) -> bool:
+        ours = code.co_filename.endswith(("unionfs/stays.py", "unionfs/overlays/lending.py"))
+        return code.co_name != "__del__" and (ours or code.co_name in NAMES)
+
+    driver = "overlay" if IS_ROOT else "vfs"
+    with isolib.open_store(place / "store", driver=driver) as store:
+        image = store.load(small_root(place / "root"))
+        with store.checkout(image) as tree:
+            root: Tree | Image = tree if what == "tree" else image
+            turn = 1
+            while not interrupt(turn, lambda: isolib.run(["/bin/true"], root=root), counts):
+                gc.collect()  # what nobody was given, because he was interrupted
+                Path(tree.path, "etc/host").touch()
+                assert found(tree) == [("added", "/etc/host")]
+                turn += 1
+            assert turn > len(NAMES)
+            assert len(store._records.driver.trees()) == 1
+        check(store)
 
 
 # ---- overlays without a store ----

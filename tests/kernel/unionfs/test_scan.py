@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 
+from isolib._kernel import calls
 from isolib.errors import ArchiveError, SyscallError, Unsupported
-from isolib.unionfs.disk.files import clear_tree
 from isolib.unionfs.disk.scan import SMALL, scan
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Kind
@@ -196,7 +196,7 @@ def test_deep() -> None:
                 most = max(most, len(os.listdir("/proc/self/fd")))
         assert (count, last) == (1 + 4096 + 5, b"d/f")
         assert most - before < 100
-        clear_tree(root, b"")
+        calls.remove_tree(root, None, "")
         assert os.listdir(f"/proc/self/fd/{root}") == []
 
 

@@ -20,12 +20,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib._kernel.mountapi import attach, clone_tree, new_mount
 from isolib.errors import ArchiveError, PermissionDenied, PlanError, SyscallError
 from isolib.unionfs.archive import tar
 from isolib.unionfs.disk.compare import difference
-from isolib.unionfs.disk.files import clear_tree
 from isolib.unionfs.disk.scan import scan
 from isolib.unionfs.disk.unpack import Limits, unpack
 from isolib.unionfs.drivers.base import Form
@@ -289,7 +289,7 @@ def canary() -> Iterator[tuple[Path, Fd]]:
         with Fd(os.open(base / "canary", os.O_RDONLY)) as beside, Fd(os.open(base / "root", os.O_RDONLY)) as root:
             before = tree(beside.fileno())
             yield base / "canary", root
-            clear_tree(root.fileno(), b"")  # what is too deep for shutil
+            calls.remove_tree(root.fileno(), None, "")  # what is too deep for shutil
             assert tree(beside.fileno()) == before
 
 
