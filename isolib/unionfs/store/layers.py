@@ -107,18 +107,3 @@ def replayed(records: Records, layer: Layer) -> Iterator[bytes]:
     if (digest.digest, digest.size) != (layer.diff_id, layer.size):
         raise StoreDamaged(f"its content has changed: the digest of its tar is {digest.digest}, not {layer.diff_id}", what)
     yield last
-<<<<<<< HEAD
-
-
-def _opener(root: Fd) -> Callable[[bytes], Content]:
-    def opened(path: bytes) -> Content:
-        fd = calls.openat2(root.fileno(), os.fsdecode(path), os.O_RDONLY | os.O_NONBLOCK, resolve=_STRICT)
-        try:
-            return open(fd, "rb", buffering=0)
-        except BaseException:  # of a directory, which may be in the place of the file
-            os.close(fd)
-            raise
-
-    return opened
-=======
->>>>>>> unionfs

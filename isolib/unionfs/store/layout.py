@@ -25,27 +25,7 @@ import errno as e
 import os
 import stat
 from contextlib import suppress
-<<<<<<< HEAD
 from errno import EACCES, EEXIST, ENOTEMPTY, EPERM, EROFS
-=======
-from errno import (
-    EACCES,
-    EBADMSG,
-    EEXIST,
-    EIO,
-    EISDIR,
-    ELOOP,
-    ENODATA,
-    ENOENT,
-    ENOTDIR,
-    ENOTEMPTY,
-    ENXIO,
-    EPERM,
-    EROFS,
-    EUCLEAN,
-    EXDEV,
-)
->>>>>>> unionfs
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -69,11 +49,7 @@ _DAMAGE: Final = frozenset({e.EBADMSG, e.EIO, e.EISDIR, e.ELOOP, e.ENODATA, e.EN
 
 def damaged(error: OSError, what: str) -> Exception:
     """Return the exception for a part of a store that cannot be read: damage, unless it is this process that cannot."""
-<<<<<<< HEAD
     return StoreDamaged(f"it cannot be read: {error.strerror}", what) if error.errno in _DAMAGE else error  # else EMFILE or so
-=======
-    return StoreDamaged(f"it cannot be read: {error.strerror}", what) if error.errno in _DAMAGE else error
->>>>>>> unionfs
 
 
 class Layout:
