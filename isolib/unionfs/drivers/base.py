@@ -23,8 +23,6 @@ from isolib.errors import Unsupported, from_errno
 from isolib.types import IdMap
 from isolib.unionfs.overlays.lending import clone_directory
 
-from isolib._kernel import calls
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

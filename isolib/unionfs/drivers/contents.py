@@ -195,6 +195,10 @@ def _archived(pieces: Pieces, sink: Writable | None, recipe: BinaryIO | None, mt
 def _opener(root: Fd) -> Callable[[bytes], Content]:
     def opened(path: bytes) -> Content:
         fd = calls.openat2(root.fileno(), os.fsdecode(path), os.O_RDONLY | os.O_NONBLOCK, resolve=_STRICT)
-        return open(fd, "rb", buffering=0)
+        try:
+            return open(fd, "rb", buffering=0)
+        except BaseException:  # of a directory, which may be in the place of the file
+            os.close(fd)
+            raise
 
     return opened

@@ -84,7 +84,7 @@ def replayed(records: Records, layer: Layer) -> Iterator[bytes]:
     Raises
     ------
     StoreDamaged
-        It is not the tar any more: raised in the place of the last piece at the latest, so that nobody takes what he has for it.
+        It is not the tar any more: raised in the place of the last piece at the latest, so that nobody has all of it.
     """
     name = hex_of(layer.chain_id)
     what = f"layers/{name}"

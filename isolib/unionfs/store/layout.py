@@ -21,26 +21,11 @@ place is ever half there.
 
 from __future__ import annotations
 
+import errno as e
 import os
 import stat
 from contextlib import suppress
-from errno import (
-    EACCES,
-    EBADMSG,
-    EEXIST,
-    EIO,
-    EISDIR,
-    ELOOP,
-    ENODATA,
-    ENOENT,
-    ENOTDIR,
-    ENOTEMPTY,
-    ENXIO,
-    EPERM,
-    EROFS,
-    EUCLEAN,
-    EXDEV,
-)
+from errno import EACCES, EEXIST, ENOTEMPTY, EPERM, EROFS
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -59,12 +44,12 @@ PARTS: Final = ("blobs", "driver", "images", "layers", "locks", "names", "stagin
 _PRIVATE: Final = 0o700
 _REFUSED: Final = frozenset({EACCES, EPERM, EROFS})
 #: What is said of a file that is lost, or is another thing, or lies on a disk that is failing.
-_DAMAGE: Final = frozenset({EBADMSG, EIO, EISDIR, ELOOP, ENODATA, ENOENT, ENOTDIR, ENXIO, EUCLEAN, EXDEV})
+_DAMAGE: Final = frozenset({e.EBADMSG, e.EIO, e.EISDIR, e.ELOOP, e.ENODATA, e.ENOENT, e.ENOTDIR, e.ENXIO, e.EUCLEAN, e.EXDEV})
 
 
 def damaged(error: OSError, what: str) -> Exception:
     """Return the exception for a part of a store that cannot be read: damage, unless it is this process that cannot."""
-    return StoreDamaged(f"it cannot be read: {error.strerror}", what) if error.errno in _DAMAGE else error
+    return StoreDamaged(f"it cannot be read: {error.strerror}", what) if error.errno in _DAMAGE else error  # else EMFILE or so
 
 
 class Layout:

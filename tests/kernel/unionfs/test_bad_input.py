@@ -140,7 +140,7 @@ def test_an_archive_that_was_altered_is_refused_or_harmless(store: Store, base: 
     chosen = random.Random(form)  # noqa: S311 - the same each time
     errors = 0
     with unchanged(store):
-        for _ in range(60):
+        for _ in range(40):
             (tmp_path / "altered.tar").write_bytes(altered(data, chosen))
             try:
                 image = store.load(tmp_path / "altered.tar")
@@ -151,7 +151,7 @@ def test_an_archive_that_was_altered_is_refused_or_harmless(store: Store, base: 
             assert form in {"docker", "root"} or image.digest == DRAFT.digest
             assert store.verify() == ()
             image.remove()
-    assert errors >= 8
+    assert errors >= 5
     assert base.names == ("before:latest",)
 
 
@@ -159,8 +159,11 @@ def test_an_archive_that_was_altered_is_refused_or_harmless(store: Store, base: 
 
 
 def images(
-    *, manifest: dict[str, Any] | None = None, config: dict[str, Any] | None = None, edit: Any = None
-) -> dict[str, bytes]:  # noqa: ANN401
+    *,
+    manifest: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+    edit: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, bytes]:
     """Return the files of a layout whose documents differ from what they should be, and agree with each other otherwise."""
     told = {**json.loads(DRAFT.config), **(config or {})}
     config_data = json.dumps(told).encode()
@@ -285,8 +288,8 @@ def deep(depth: int) -> bytes:
 
 BOMBS: dict[str, tuple[bytes, Limits]] = {
     "contents": (layer({"zeros": bytes(1 << 20)}), Limits(size=1 << 19)),
-    "many small ones": (layer({str(number): bytes(1000) for number in range(600)}), Limits(size=1 << 19)),
-    "entries": (layer({str(number): b"" for number in range(600)}), Limits(entries=500)),
+    "many small ones": (layer({str(number): bytes(1000) for number in range(60)}), Limits(size=50_000)),
+    "entries": (layer({str(number): b"" for number in range(60)}), Limits(entries=50)),
     "depth": (deep(60), Limits(depth=50)),
     "names": (layer({"n" * 200 + "/" + "n" * 200: b""}), Limits(path=300)),
 }
@@ -303,10 +306,10 @@ def test_what_grows_beyond_a_limit_is_refused(store: Store, tmp_path: Path, what
     elif form == "root":
         path.write_bytes(data)
     else:
-        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-            tar.extractall(path, filter="fully_trusted")
+        path.mkdir()
+        subprocess.run(["tar", "-x", "-C", path], input=data, check=True)
     with unchanged(store):
-        with pytest.raises(ArchiveError, match="limit|most|more than"):
+        with pytest.raises(ArchiveError, match=r"limit|most|more than"):
             store.load(path, limits=limits)
         store.load(path).remove()
 
@@ -316,22 +319,22 @@ def test_what_grows_beyond_a_limit_is_refused(store: Store, tmp_path: Path, what
 NO_NAMES = ["", " ", "UPPER", "a//b", "../x", "a:", "a:b:c d", "a\0b", "a\nb", "a@sha256:12", "x" * 300, "a:" + "t" * 129]
 
 
-@pytest.mark.parametrize("name", NO_NAMES)
-def test_what_is_no_name_is_refused_before_anything_is_done(store: Store, base: Image, tmp_path: Path, name: str) -> None:
+def test_what_is_no_name_is_refused_before_anything_is_done(store: Store, base: Image, tmp_path: Path) -> None:
     """A text that is no name is a PlanError wherever a name is taken, and no file has been read or changed for it."""
     with unchanged(store), store.checkout(base) as tree:
         Path(tree.path, "mine").touch()
-        actions: list[Callable[[], object]] = [
-            partial(store.load, tmp_path / "there is none", name=name),
-            partial(base.tag, name),
-            partial(base.untag, name),
-            partial(tree.commit, tag=name),
-            partial(store.image, name),
-            partial(store.checkout, name),
-        ]
-        for action in actions:
-            with pytest.raises(PlanError):
-                action()
+        for name in NO_NAMES:
+            actions: list[Callable[[], object]] = [
+                partial(store.load, tmp_path / "there is none", name=name),
+                partial(base.tag, name),
+                partial(base.untag, name),
+                partial(tree.commit, tag=name),
+                partial(store.image, name),
+                partial(store.checkout, name),
+            ]
+            for action in actions:
+                with pytest.raises(PlanError):
+                    action()
         assert [one.path for one in tree.changes()] == ["/mine"]
 
 
@@ -441,15 +444,17 @@ def test_without_descriptors(store: Store, base: Image, tmp_path: Path) -> None:
     before, limits = descriptors(), resource.getrlimit(resource.RLIMIT_NOFILE)
     fewest = len(before)
     for count in range(fewest, fewest + 60):
+        failed = 0
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, limits[1]))
         try:
             action()
         except SyscallError as error:
-            assert error.errno == EMFILE
-        else:
-            break
+            failed = error.errno
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        if not failed:
+            break
+        assert failed == EMFILE
         tidy(store, base)
         assert descriptors() == before, count
     assert fewest + 8 < count < fewest + 50
@@ -481,14 +486,19 @@ def refusals(store: Store, base: Image, image: Path, out: Path, counts: range, *
     """Do everything with ever more room; return how often that was not enough."""
     place = os.path.dirname(store.path)
     for number, count in enumerate(counts):
+        failed = (0, "")
         try:
             with filled(place, count, of_inodes=of_inodes):
                 all_of_it(store, image, out)
+        except SyscallError as error:
+            failed = (error.errno, "")
+        except OSError as error:  # this test's own file
+            failed = (error.errno or 0, os.path.basename(error.filename))
+        if not failed[0]:
             return number
-        except OSError as error:
-            # An overlay whose work directory cannot be made is one that can only be read.
-            assert error.errno == ENOSPC or (error.errno == EROFS and store.driver == "overlay")
-            assert isinstance(error, SyscallError) or str(error.filename).endswith(("/mine", "/kept"))
+        # An overlay whose work directory cannot be made is one that can only be read.
+        assert failed[0] == ENOSPC or (failed[0] == EROFS and store.driver == "overlay")
+        assert failed[1] in {"", "mine", "kept"}
         tidy(store, base)
     return pytest.fail(f"{counts[-1]} was never enough")
 
@@ -500,13 +510,15 @@ def test_without_room(tmp_path: Path, driver: str, of_inodes: bool) -> None:  # 
     """Whichever byte or inode is the one too many, it is ENOSPC, nothing that was there is lost, and what was begun goes."""
     image = packed(layout(("app:1", DRAFT)), tmp_path / "image.tar")
     before = written(layout(("", Draft([layer({"before": b"1"})]))), tmp_path / "before")
-    with Fd(new_mount("tmpfs", {"size": str(ROOM), "nr_inodes": str(INODES), "mode": "755"})) as root:
-        with isolib.open_store(f"/proc/self/fd/{root.fileno()}/store", driver=driver) as store:
-            base = store.load(before, name="before")
-            counts = range(3, 150) if of_inodes else range(0, 2 << 20, 8192)
-            found = refusals(store, base, image, tmp_path / "saved.tar", counts, of_inodes=of_inodes)
-            assert found > 10
-            tidy(store, base)
+    options = {"size": str(ROOM), "nr_inodes": str(INODES), "mode": "755"}
+    with (
+        Fd(new_mount("tmpfs", options)) as root,
+        isolib.open_store(f"/proc/self/fd/{root.fileno()}/store", driver=driver) as store,
+    ):
+        base = store.load(before, name="before")
+        counts = range(3, 150, 2) if of_inodes else range(0, 2 << 20, 8192)
+        assert refusals(store, base, image, tmp_path / "saved.tar", counts, of_inodes=of_inodes) > 10
+        tidy(store, base)
 
 
 @pytest.mark.root
@@ -514,27 +526,27 @@ def test_without_room(tmp_path: Path, driver: str, of_inodes: bool) -> None:  # 
 def test_a_full_disk_can_be_emptied(tmp_path: Path, driver: str, kind: str) -> None:
     """On a disk that is full to the last byte a load is ENOSPC, and an image can be removed and collected: then it works."""
     big = packed(layout(("big:1", Draft([LOWER, layer({"big": os.urandom(8 << 20)})]))), tmp_path / "big.tar")
-    with disk(kind, size={"xfs": 300 << 20}.get(kind, 128 << 20)) as there:
-        with isolib.open_store(f"{there.path}/store", driver=driver) as opened:
-            base = opened.load(packed(layout(("app:1", DRAFT)), tmp_path / "image.tar"), name="base")
-            first = opened.load(big, name="first")
-            with open(f"{there.path}/filler", "wb", buffering=0) as filler, suppress(OSError):
-                while filler.write(bytes(1 << 16)):
-                    pass
-                os.fsync(filler.fileno())
-            other = packed(layout(("", Draft([layer({"other": os.urandom(4 << 20)})]))), tmp_path / "other.tar")
-            with pytest.raises(SyscallError) as caught:
-                opened.load(other)
-            assert caught.value.errno == ENOSPC
-            assert {*opened.images()} == {base, first}
-            assert opened.verify() == ()
-            if kind == "xfs":  # which reuses inodes a while after they were freed
-                os.truncate(f"{there.path}/filler", 1 << 20)
-            first.remove()
-            assert opened.gc().layers == (first.layers[1].chain_id,)
-            opened.load(other).remove()
-            assert opened.images() == (base,)
-            check(opened)
+    size = 300 << 20 if kind == "xfs" else 128 << 20
+    with disk(kind, size=size) as there, isolib.open_store(f"{there.path}/store", driver=driver) as opened:
+        base = opened.load(packed(layout(("app:1", DRAFT)), tmp_path / "image.tar"), name="base")
+        first = opened.load(big, name="first")
+        with open(f"{there.path}/filler", "wb", buffering=0) as filler, suppress(OSError):
+            while filler.write(bytes(1 << 16)):
+                pass
+            os.fsync(filler.fileno())
+        other = packed(layout(("", Draft([layer({"other": os.urandom(4 << 20)})]))), tmp_path / "other.tar")
+        with pytest.raises(SyscallError) as caught:
+            opened.load(other)
+        assert caught.value.errno == ENOSPC
+        assert {*opened.images()} == {base, first}
+        assert opened.verify() == ()
+        if kind == "xfs":  # which reuses inodes a while after they were freed
+            os.truncate(f"{there.path}/filler", 1 << 20)
+        first.remove()
+        assert opened.gc().layers == (first.layers[1].chain_id,)
+        opened.load(other).remove()
+        assert opened.images() == (base,)
+        check(opened)
 
 
 # ---- a store that can only be read ----
@@ -549,7 +561,7 @@ def test_what_would_change_a_read_only_store_is_told(tmp_path: Path) -> None:
             base = opened.load(image)
             opened.checkout(base, name="kept").close()
         with there.readonly() as mount, isolib.open_store(f"/proc/self/fd/{mount.fileno()}/store") as opened:
-            actions = [
+            actions: list[Callable[[], object]] = [
                 partial(opened.checkout),
                 partial(opened.checkout, base, name="new"),
                 partial(opened.pull, "127.0.0.1:1/app"),
@@ -572,14 +584,14 @@ def hexadecimal(identifier: str) -> str:
     return identifier.removeprefix("sha256:")
 
 
-RECORDS = {
+RECORDS: dict[str, Callable[[Path, Image], Path]] = {
     "an image": lambda root, image: root / "images" / hexadecimal(image.digest),
     "a config": lambda root, image: root / "blobs" / hexadecimal(image.digest),
     "a manifest": lambda root, image: root / "blobs" / hexadecimal(image.manifest_digest or ""),
     "a layer": lambda root, image: root / "layers" / hexadecimal(image.layers[0].chain_id) / "meta.json",
     "a recipe": lambda root, image: root / "layers" / hexadecimal(image.layers[0].chain_id) / "recipe",
-    "a name": lambda root, image: next(one for one in (root / "names").iterdir() if b"app:1" in one.read_bytes()),
-    "a tree": lambda root, image: root / "trees/kept/meta.json",
+    "a name": lambda root, _: next(one for one in (root / "names").iterdir() if b"app:1" in one.read_bytes()),
+    "a tree": lambda root, _: root / "trees/kept/meta.json",
 }
 """Where each record of an image and of a tree lies."""
 
