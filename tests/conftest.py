@@ -56,8 +56,9 @@ hypothesis.settings.load_profile("isolib")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the switch for runs that must not leave anything out."""
+    """Add the switches for runs that must not leave anything out, and for those that are not alone."""
     parser.addoption("--no-skip", action="store_true", help="a test that would be skipped fails")
+    parser.addoption("--shared-host", action="store_true", help="others mount, and make links and groups, in this host meanwhile")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -324,7 +325,7 @@ LASTING = {"descriptors", "mounts", "interfaces", "process"}
 """Kinds of which nothing may be missing afterwards either."""
 
 SHARED = {"mounts", "interfaces", "cgroups"}
-"""Kinds that this process shares with the other workers of pytest-xdist, whose things come and go."""
+"""Kinds that this process shares with other runs in this host, as those of pytest-xdist's workers, whose things come and go."""
 
 
 def look(kinds: set[str]) -> dict[str, Things]:
@@ -410,7 +411,8 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     if throwaway.INSIDE in os.environ:  # whatever is left there is thrown away
         yield
         return
-    relaxed: set[str] = set(SHARED) if "PYTEST_XDIST_WORKER" in os.environ else set()
+    is_shared = "PYTEST_XDIST_WORKER" in os.environ or request.config.getoption("--shared-host")
+    relaxed: set[str] = set(SHARED) if is_shared else set()
     for marker in request.node.iter_markers("leaves"):
         if not marker.kwargs.get("reason") or not set(marker.args) <= set(LOOK):
             pytest.fail(f"@pytest.mark.leaves takes kinds of {sorted(LOOK)} and a reason=")
