@@ -58,7 +58,7 @@ hypothesis.settings.load_profile("isolib")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the switches for runs that must not leave anything out, and for those that are not alone."""
     parser.addoption("--no-skip", action="store_true", help="a test that would be skipped fails")
-    parser.addoption("--shared-host", action="store_true", help="others mount, and make links and groups, in this host meanwhile")
+    parser.addoption("--shared-host", action="store_true", help="others mount, and make links and groups, in it meanwhile")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -24,7 +24,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from errno import EBUSY, EEXIST, ENOENT, EPERM
 from functools import partial
-from secrets import token_hex
 from threading import RLock
 from typing import TYPE_CHECKING, ClassVar
 
@@ -40,10 +39,11 @@ from isolib.unionfs.drivers.base import Form, TreeUsage
 from isolib.unionfs.drivers.directories import DirectoryDriver, Home, check_name
 from isolib.unionfs.drivers.projects import check_quota, free_project, give_project
 from isolib.unionfs.drivers.states import State as _State
+from isolib.unionfs.drivers.states import new_part
 from isolib.unionfs.drivers.usage import usage_of
 from isolib.unionfs.overlays import stacking
 from isolib.unionfs.overlays.cloning import clone
-from isolib.unionfs.overlays.overlay_diff import NO_LIMITS, Changed
+from isolib.unionfs.overlays.overlay_diff import NO_LIMITS, Changed, ChangedLater
 from isolib.unionfs.overlays.stacking import Stack, open_directory, stack
 from isolib.unionfs.overlays.uppers import Uppers
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from isolib._kernel.handle import Fd
     from isolib.unionfs.drivers.base import IdMaps
-    from isolib.unionfs.entry import Offered, Piece, Pieces
+    from isolib.unionfs.entry import Pieces
 
 __all__ = ["OverlayDriver"]
 
@@ -196,7 +196,7 @@ class OverlayDriver(DirectoryDriver):
         check_name(tree)
         if quota is not None:
             check_quota(self.home, self.path, quota)
-        state = _State(_new_part(), tuple(f"layer {check_name(one)}" for one in reversed(below)), quota=quota or 0)
+        state = _State(new_part(), tuple(f"layer {check_name(one)}" for one in reversed(below)), quota=quota or 0)
         self._put_tree(tree, state)
 
     def _put_tree(self, tree: str, state: _State) -> None:
@@ -276,7 +276,7 @@ class OverlayDriver(DirectoryDriver):
         return self._changed(state, [f"layer {layer}" for layer in state.layers])
 
     def _changed(self, state: _State, below: Sequence[str]) -> Pieces:
-        return _Changes(self, state, below)
+        return ChangedLater(partial(self._compared, state, below))
 
     @contextmanager
     def _compared(self, state: _State, below: Sequence[str]) -> Iterator[Changed]:
@@ -298,11 +298,11 @@ class OverlayDriver(DirectoryDriver):
             elif state.parts or not is_still:
                 self._copy_layer(state, layer)
                 # Who writes at this moment goes on doing so to his part, which has then what the layer has, and more.
-                self._write(tree, replace(state, part=_new_part() if is_still else state.part, below=below))
+                self._write(tree, replace(state, part=new_part() if is_still else state.part, below=below))
             else:
                 self._provide_part(state)
                 # From this moment on it is a layer, and `_state` does the rest, here or in another process.
-                self._write(tree, replace(state, part=_new_part(), below=below, sealing=state.part))
+                self._write(tree, replace(state, part=new_part(), below=below, sealing=state.part))
                 self._state(tree)
             if is_still and (home(), tree) not in self._lent:
                 self._leave_behind(tree, [state.part, *state.parts])
@@ -342,7 +342,7 @@ class OverlayDriver(DirectoryDriver):
         with self._lock:
             state = self._state(tree)
             with self._shared_part(tree, state) as below:
-                self._put_tree(new, replace(state, part=_new_part(), below=below))
+                self._put_tree(new, replace(state, part=new_part(), below=below))
 
     @contextmanager
     def _shared_part(self, tree: str, state: _State) -> Iterator[tuple[str, ...]]:
@@ -352,11 +352,11 @@ class OverlayDriver(DirectoryDriver):
             self._provide_part(state)
             below = (f"part {state.part}", *state.below)
             # First: what others stand on is never the part that is written to.
-            self._write(tree, replace(state, part=_new_part(), below=below))
+            self._write(tree, replace(state, part=new_part(), below=below))
             yield below
             return
         # A mount cannot be given another upper directory; so its own stays, and a copy is what others stand on.
-        part, is_still = _new_part(), self._frozen(tree)
+        part, is_still = new_part(), self._frozen(tree)
         try:
             with self._place.making() as made:
                 self._place.make(f"{made}/root")
@@ -376,7 +376,7 @@ class OverlayDriver(DirectoryDriver):
             below = tuple(f"layer {one}" for one in state.layers)
             if snapshot is not None:
                 below = self._state(tree, snapshot).below
-            self._write(tree, replace(state, part=_new_part(), below=below))
+            self._write(tree, replace(state, part=new_part(), below=below))
             self._leave_behind(tree, [state.part, *state.parts])
 
     def snapshots(self, tree: str) -> set[str]:
@@ -480,26 +480,6 @@ class OverlayDriver(DirectoryDriver):
         for thread in tuple(self._behind):
             thread.join()
         super().settle()
-
-
-class _Changes:
-    """What was written, compared; opened when it is gone through."""
-
-    def __init__(self, driver: OverlayDriver, state: _State, below: Sequence[str]) -> None:
-        self._compared = partial(driver._compared, state, below)  # noqa: SLF001 - a part of it
-
-    def __iter__(self) -> Iterator[Piece]:
-        with self._compared() as compared:
-            yield from compared
-
-    def offers(self) -> Iterator[Offered]:
-        """As iterating it, with offers of small files."""
-        with self._compared() as compared:
-            yield from compared.offers()
-
-
-def _new_part() -> str:
-    return token_hex(8)
 
 
 def _try_out(place: Home, made: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from secrets import token_hex
 
-__all__ = ["State"]
+__all__ = ["State", "new_part"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +49,8 @@ class State:
     def parts(self) -> tuple[str, ...]:
         """The names of the parts that are not written to, the topmost first."""
         return tuple(one.removeprefix("part ") for one in self.below if one.startswith("part "))
+
+
+def new_part() -> str:
+    """Return a name that no part has had."""
+    return token_hex(8)

@@ -27,12 +27,13 @@ from isolib.unionfs.overlays import stacking
 from isolib.unionfs.overlays.uppers import Uppers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from isolib._kernel.calls import Found
     from isolib.unionfs.archive.streams import Writable
     from isolib.unionfs.drivers.base import Form
-    from isolib.unionfs.entry import Content, Entry, Piece
+    from isolib.unionfs.entry import Content, Entry, Offered, Piece
     from isolib.unionfs.overlays.deputy import Deputy
 
 __all__ = ["NO_LIMITS", "Changed", "OverlayStats", "changes", "commit", "count", "write_tar", "write_tar_by"]
@@ -304,6 +305,28 @@ def changes(upper: Fd, below: Fd, form: Form) -> list[Change]:
         if pair.side is not None:
             found += [Change(shown(joined(path, name)), ChangeKind.DELETED) for name in pair.side.deleted]
     return sorted(found)
+
+
+class ChangedLater:
+    """What was written, compared; opened when it is gone through.
+
+    Parameters
+    ----------
+    compared
+        Opens it.
+    """
+
+    def __init__(self, compared: Callable[[], AbstractContextManager[Changed]]) -> None:
+        self._compared = compared
+
+    def __iter__(self) -> Iterator[Piece]:
+        with self._compared() as compared:
+            yield from compared
+
+    def offers(self) -> Iterator[Offered]:
+        """As iterating it, with offers of small files."""
+        with self._compared() as compared:
+            yield from compared.offers()
 
 
 def count(upper: Fd, below: Fd, form: Form) -> OverlayStats:

@@ -13,15 +13,25 @@ from isolib._kernel.hints import typed
 from isolib._kernel.mountapi import open_in_root
 from isolib.errors import PlanError, SyscallError, from_errno
 from isolib.types import check_path, parse_size
+from isolib.unionfs.stays import Stay
 from isolib.unionfs.store.volume_records import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from isolib.types import AnyPath
     from isolib.unionfs.archive.streams import Readable
 
-__all__ = ["check_labels", "check_quota", "directory_in", "lock_alone", "open_root", "opened_again", "reading"]
+__all__ = [
+    "check_labels",
+    "check_quota",
+    "directory_in",
+    "lock_alone",
+    "open_root",
+    "opened_again",
+    "reading",
+    "used_by_process",
+]
 
 _DIRECTORY: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -58,6 +68,23 @@ def opened_again(fd: Fd, flags: int) -> Fd:
     """Open a directory anew."""
     with typed("a volume"):
         return Fd(os.open(".", flags | _DIRECTORY, dir_fd=fd.fileno()))
+
+
+def used_by_process(opened: Callable[[], tuple[Fd, Fd]]) -> Stay:
+    """Return that a process has a volume; ``opened`` returns its files, and what tells that they are in use."""
+    taken: list[Fd] = []
+
+    def enter(_: Stay) -> Fd:
+        root, used = opened()
+        taken.append(used)
+        return root
+
+    def leave(_: Stay) -> None:
+        while taken:
+            with taken.pop() as used:  # a fork of this process may have it still
+                fcntl.flock(used.fileno(), fcntl.LOCK_UN)
+
+    return Stay(enter, leave)
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from isolib.unionfs.archive.reading import Limits
 from isolib.unionfs.images.images import find
 from isolib.unionfs.images.saving import check_compression, written
 from isolib.unionfs.overlays import stacking
-from isolib.unionfs.stays import Stay
 from isolib.unionfs.store import volume_files as files
 from isolib.unionfs.store.records import Standing
 from isolib.unionfs.store.tree import check_tree_name, new_tree
@@ -32,6 +31,7 @@ from isolib.unionfs.store.volume_uses import (
     open_root,
     opened_again,
     reading,
+    used_by_process,
 )
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from isolib.unionfs.archive.streams import Readable, Writable
     from isolib.unionfs.drivers.base import TreeUsage
     from isolib.unionfs.images.images import Image
+    from isolib.unionfs.stays import Stay
     from isolib.unionfs.store.records import Records
     from isolib.unionfs.store.tree import Keeper
 
@@ -149,19 +150,7 @@ class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
 
     def lend(self, scene: Scene) -> Stay:  # noqa: ARG002 - the mount is mapped, not what is lent for it
         """Lend it to one process (`isolib._kernel.lending`)."""
-        taken: list[Fd] = []
-
-        def enter(_: Stay) -> Fd:
-            root, used = self.opened_for_another()
-            taken.append(used)
-            return root
-
-        def leave(_: Stay) -> None:
-            while taken:
-                with taken.pop() as used:  # a fork of this process may have it still
-                    fcntl.flock(used.fileno(), fcntl.LOCK_UN)
-
-        return Stay(enter, leave)
+        return used_by_process(self.opened_for_another)
 
     def opened_for_another(self) -> tuple[Fd, Fd]:
         """Return descriptors for one more user of it: of the files, and of what tells that they are in use."""
