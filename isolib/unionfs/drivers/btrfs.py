@@ -100,7 +100,6 @@ class BtrfsDriver(MergedDriver):
         That can be told where one of both is a snapshot of the other, and the layer has not changed since; and only to who has
         CAP_SYS_ADMIN.
         """
-        calls.syncfs(new.fileno(), self.path)  # what is not written yet has no generation
         layer, tree = (calls.btrfs_subvolume(fd.fileno(), self.path) for fd in (old, new))
         if tree.parent == layer.uuid:
             since = tree.origin_generation
@@ -110,6 +109,7 @@ class BtrfsDriver(MergedDriver):
             return None
         if layer.generation > since:
             return None
+        calls.syncfs(new.fileno(), self.path)  # what is not written yet has no generation
         try:
             found = calls.btrfs_touched(new.fileno(), since, _MOST_TOUCHED, self.path)
             return None if found is None else _with_those_above(new, found, self.path)
