@@ -123,6 +123,11 @@ def open_store(path: AnyPath | None = None, *, driver: str | None = None) -> Sto
     -----
     Privileges: those of the driver.  What is in a store is only for its owner: it has set-user-id programs.
 
+    An ordinary user has the same images as root, with the same digests, where he has subordinate ids (subuid(5)): files of
+    root's in an image are his own on disk, and those of others belong to these ids.  A process in a user namespace, which
+    isolib starts, does for him what takes rights over them.  Without subordinate ids only what belongs to root alone can be
+    loaded.  Through ``tree.path`` he does what he may as himself; with fuse-overlayfs nobody but himself gets into a tree.
+
     A store that can only be read, by its mount or its mode, is opened like any other: images can be looked at and saved, and
     what would change it raises `SyscallError` (EROFS) or `PermissionDenied`.
 
@@ -225,7 +230,8 @@ class Store(Handle, made_by="open_store()"):
         SyscallError
             The source cannot be read, or the store cannot be written (ENOSPC: the disk is full); nothing is left in it.
         PermissionDenied
-            A layer has what this process may not make: devices, for one.
+            A layer has what this process may not make: devices, for one, or files of owners for whom an ordinary user has no
+            subordinate ids.  Or a directory has files of such owners; nobody (65534) in one cannot be told from them.
 
         Examples
         --------
