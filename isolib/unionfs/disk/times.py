@@ -10,6 +10,8 @@ from isolib.unionfs.disk.files import attempt, open_beneath
 from isolib.unionfs.entry import Kind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from isolib.unionfs.entry import Pieces
 
 __all__ = ["limit_times"]
@@ -17,23 +19,25 @@ __all__ = ["limit_times"]
 _MARKS = frozenset({Kind.WHITEOUT, Kind.OPAQUE})
 
 
-def limit_times(root: int, pieces: Pieces, limit: int) -> None:
+def limit_times(root: int, changed: Callable[[], Pieces], limit: int | None) -> None:
     """Have nothing of what was changed in a tree be newer than a limit.
 
     Parameters
     ----------
     root
         A descriptor of its top.
-    pieces
-        What was changed.
+    changed
+        Returns what was changed.
     limit
-        In nanoseconds since 1970.
+        In nanoseconds since 1970.  None: there is none.
 
     Notes
     -----
     Source: https://reproducible-builds.org/specs/source-date-epoch.
     """
-    newer = [entry.path for entry, _ in pieces if entry.mtime > limit and entry.kind not in _MARKS]
+    if limit is None:
+        return
+    newer = [entry.path for entry, _ in changed() if entry.mtime > limit and entry.kind not in _MARKS]
     for path in newer:
         above, _, name = path.rpartition(b"/")
         with open_beneath(root, above) as parent:

@@ -213,8 +213,7 @@ class Tree(Rooted, Handle, made_by="Store.checkout() or Store.tree()"):
         records, below = self._records, self._record.standing.below
         with self._using, records.area() as area:
             self._check_open()
-            if mtime_limit is not None:
-                limit_times(self.fileno(), self._changed(), mtime_limit)
+            limit_times(self.fileno(), self._changed, mtime_limit)
             records.layout.make(f"{area.path}/{PENDING}")
             recipe = RecipeFile(records, area, f"{PENDING}/layer")
             layer = self._written(recipe)
