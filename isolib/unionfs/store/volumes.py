@@ -223,7 +223,8 @@ class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
         """Bring in what an image has in a directory, if the volume is empty.
 
         All of it is kept: owners, modes, times, extended attributes, hard links; the volume's own directory becomes as the
-        image's is.  It is done as a whole or not at all, and of several processes that ask for it one does it.
+        image's is.  It is done as a whole or not at all, and of several processes that ask for it one does it; who opens
+        the volume meanwhile waits.
 
         Parameters
         ----------
@@ -249,6 +250,7 @@ class Volume(Handle, made_by="Store.new_volume() or Store.volume()"):
         records = self._records
         with self._using, self._alone() as begin:
             found = find(records, image) if isinstance(image, str) else image
+            records.image(found.digest)  # it is of this store
             layers = tuple(one.chain_id for one in found.layers)
             if not self._is_empty():
                 return False
