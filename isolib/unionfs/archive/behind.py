@@ -91,6 +91,7 @@ class Behind:
             del one, function, data
             self._free.put(None)
         self._ended.put(None)
+        self._ended.put(None)  # whoever was interrupted waits again, and does not know whether he had the first
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -105,7 +106,13 @@ class Behind:
         if error is not None:
             self._failure = self._failure or error
         self._todo.put(None)
-        self._ended.get()
+        try:
+            self._ended.get()
+        except BaseException as interrupt:
+            # What it writes to is gone when this returns.
+            self._failure = self._failure or interrupt
+            self._ended.get()
+            raise
         self._thread.join()
         if error is None:
             self._check()
