@@ -47,6 +47,9 @@ WEATHER = ("tests/integration/test_bad_weather.py", "tests/kernel/net/test_shapi
 DEVICES = ("tests/kernel/unionfs/test_drivers.py", "tests/kernel/unionfs/test_devicemapper.py")
 """What is run in a guest that has thin pools of device-mapper."""
 
+STORES = ("tests/kernel/unionfs/test_file_systems.py",)
+"""What is run in guests whose kernels name the layers of an overlay in older ways."""
+
 GUESTS = [
     Guest("unified"),
     Guest("unified", as_user=True),
@@ -121,6 +124,12 @@ def test_links(guest: Guest) -> None:
 def test_thin_pools() -> None:
     """The contract of the storage drivers holds for that of device-mapper in a guest that has thin pools."""
     pytest_in(Guest("unified"), *DEVICES, words="devicemapper")
+
+
+@pytest.mark.parametrize("kernel", ["old", "uml-stable"])
+def test_stores_on_older_kernels(kernel: str) -> None:
+    """Overlays and stores work in a guest of Linux 5.10 and in one of 6.12, which name layers by texts and by paths."""
+    pytest_in(Guest(kernel), *STORES, words="here or without_a_store")
 
 
 # ---- the runner itself ----
