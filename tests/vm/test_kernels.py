@@ -50,6 +50,9 @@ DEVICES = ("tests/kernel/unionfs/test_drivers.py", "tests/kernel/unionfs/test_de
 QUOTAS = ("tests/kernel/unionfs/test_overlay_quota.py",)
 """What is run in a guest whose kernel is made with quotas of XFS."""
 
+STORES = ("tests/kernel/unionfs/test_file_systems.py",)
+"""What is run in guests whose kernels name the layers of an overlay in older ways."""
+
 GUESTS = [
     Guest("unified"),
     Guest("unified", as_user=True),
@@ -129,6 +132,12 @@ def test_thin_pools() -> None:
 def test_quotas_of_projects() -> None:
     """Quotas of trees that are overlays hold in a guest whose XFS has them."""
     pytest_in(Guest("newest"), *QUOTAS)
+
+
+@pytest.mark.parametrize("kernel", ["old", "uml-stable"])
+def test_stores_on_older_kernels(kernel: str) -> None:
+    """Overlays and stores work in a guest of Linux 5.10 and in one of 6.12, which name layers by texts and by paths."""
+    pytest_in(Guest(kernel), *STORES, words="here or without_a_store")
 
 
 # ---- the runner itself ----
