@@ -143,7 +143,8 @@ def open_store(path: AnyPath | None = None, *, driver: str | None = None, durabl
 
     Examples
     --------
-    >>> with open_store("/tmp/isolib-example", driver="vfs") as store:
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as path, open_store(f"{path}/store", driver="vfs") as store:
     ...     with store.checkout() as tree:
     ...         with open(f"{tree.path}/motd", "w") as file:
     ...             _ = file.write("hello\n")
