@@ -30,13 +30,22 @@ def clone_directory(directory: Fd, attributes: int, ids: IdMaps | None) -> Fd:
     Unsupported
         The deputy does not see the directory.
     """
+    refused: Unsupported | None = None
     try:
         return clone(directory, attributes, None if ids is None else userns_fd(*ids))
     except PermissionDenied:
         if not needs_deputy():
             raise
+    except Unsupported as error:
+        if ids is not None:
+            raise
+        refused = error
     path, found = os.readlink(f"/proc/self/fd/{directory.fileno()}"), os.fstat(directory.fileno())
-    made = deputy().call(_clone_seen, path, (found.st_dev, found.st_ino), attributes)
+    seen = path, (found.st_dev, found.st_ino), attributes
+    # Refused: to a deputy, what it has of its host lies in another mount namespace.
+    made = deputy().call(_clone_seen, *seen) if refused is None else _clone_seen(*seen)
+    if made is None and refused is not None:
+        raise refused
     if made is None:
         raise Unsupported(
             f"{path} as the root of an ordinary user's process",
