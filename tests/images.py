@@ -115,7 +115,6 @@ def packed(files: Mapping[str, bytes], path: Path, *, links: Mapping[str, str] |
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name, data in files.items():
             info = tarfile.TarInfo(name)
-            info.uid, info.gid = os.geteuid(), os.getegid()
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
         for name, target in (links or {}).items():

@@ -116,11 +116,14 @@ class Request:
         builder = Builder()
         joins = assembly.plan_joins(builder, self._joins, kinds, under)
         self._join_slots = [builder.slot_of(one.fileno()) for one in (*self._joins, under) if one is not None]
-        maps = _maps(kinds, id_map or own_map(root), gid_map)
         mnt = "mnt" in kinds | joins.kinds
         uts = "uts" in kinds | joins.kinds
         if (root is not None or mounts) and not mnt:
             raise PlanError("root= and mounts= need a mount namespace: new={'mnt', ...}, or the host's own mounts would change")
+        needed = own_map(root)
+        if needed is not None and "user" not in kinds | joins.kinds:
+            raise PlanError("root=: what an ordinary user mounts belongs to a user namespace: new={'mnt', 'user', ...}")
+        maps = _maps(kinds, id_map or (needed if "user" in kinds else None), gid_map)
         if (hostname is not None or domainname is not None) and not uts:
             raise PlanError("hostname= needs a UTS namespace: new={'uts', ...}, or the host's own name would change")
         identity = identity or _identity(user, maps, tuple(groups))

@@ -70,10 +70,11 @@ def _is_there(home: Fd, path: str) -> bool:
 
 def examine(name: str, home: Fd, path: str) -> bool:
     """Find out whether a driver works in a directory; False: the path leads to another one here."""
-    if not _is_there(home, path):
-        return False
-    drivers.examine(_class_of(name), home.fileno(), path)
-    return True
+    with home:
+        if not _is_there(home, path):
+            return False
+        drivers.examine(_class_of(name), home.fileno(), path)
+        return True
 
 
 def take_up(key: str, name: str, home: Fd, path: str, mounts: Mapping[str, Fd]) -> bool:
@@ -119,9 +120,13 @@ def form(key: str) -> Form:
     return _driver(key).form
 
 
-def perform(key: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], lock: Fd | None) -> Any:  # noqa: ANN401, ARG001
+def perform(key: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], lock: Fd | None) -> Any:  # noqa: ANN401
     """Call a method of the driver; a lock that is sent along stays held until then, even if the host is gone."""
-    return getattr(_driver(key), method)(*args, **kwargs)
+    try:
+        return getattr(_driver(key), method)(*args, **kwargs)
+    finally:
+        if lock is not None:  # exceptions that are kept keep what led to them
+            lock.close()
 
 
 def unpack(

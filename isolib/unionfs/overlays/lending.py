@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, ClassVar
 
-from isolib._kernel import calls
+from isolib._kernel import assembly, calls
 from isolib._kernel.assembly import userns_fd
 from isolib.errors import PermissionDenied, Unsupported
 from isolib.unionfs.overlays.cloning import clone
@@ -30,22 +30,19 @@ def clone_directory(directory: Fd, attributes: int, ids: IdMaps | None) -> Fd:
     Unsupported
         The deputy does not see the directory.
     """
-    refused: Unsupported | None = None
+    is_elsewhere = False
     try:
         return clone(directory, attributes, None if ids is None else userns_fd(*ids))
     except PermissionDenied:
         if not needs_deputy():
             raise
-    except Unsupported as error:
-        if ids is not None:
+    except Unsupported:
+        if ids is not None or assembly.in_first_userns():
             raise
-        refused = error
+        is_elsewhere = True  # to a deputy: what it has of its host lies in another mount namespace
     path, found = os.readlink(f"/proc/self/fd/{directory.fileno()}"), os.fstat(directory.fileno())
     seen = path, (found.st_dev, found.st_ino), attributes
-    # Refused: to a deputy, what it has of its host lies in another mount namespace.
-    made = deputy().call(_clone_seen, *seen) if refused is None else _clone_seen(*seen)
-    if made is None and refused is not None:
-        raise refused
+    made = _clone_seen(*seen) if is_elsewhere else deputy().call(_clone_seen, *seen)
     if made is None:
         raise Unsupported(
             f"{path} as the root of an ordinary user's process",
