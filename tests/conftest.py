@@ -11,6 +11,7 @@ import contextlib
 import gc
 import os
 import re
+import resource
 import select
 import socket
 import subprocess
@@ -140,6 +141,15 @@ def user_namespaces() -> None:
     code = "import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare(0x10000000))"
     if subprocess.run([sys.executable, "-I", "-c", code], check=False).returncode:
         pytest.skip("the kernel or its configuration refuses user namespaces to this user")
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Have more descriptors than the 1,024 that an ordinary user has if he does not ask for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # ---- what there is ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import traceback
 from _socket import socket as Socket  # noqa: N812 - the interpreter's own
 from threading import Thread
@@ -23,6 +24,9 @@ def serve(fd: int) -> None:
     """Serve the host behind a socket; returns when that is closed."""
     # By itself, and not by who started it: so its mounts follow those of the host, which come and go (mount_namespaces(7)).
     calls.unshare(calls.CLONE_NEWNS, "mnt namespace of a deputy")
+    # What its host opens at once, it opens beside what others of the host's threads have here.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     while True:
         poll(fd, None)
         try:

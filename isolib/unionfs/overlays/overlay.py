@@ -120,7 +120,7 @@ def new_overlay(
     *lowers
         Directories, or `Branch`, the topmost first; any number.  The kernel takes 500: of more, the oldest are merged into one
         first, by an overlay of their own.  Of overlays, two can lie on one another: of more than 999, the oldest are copied
-        into memory, with room for ``size``.
+        into memory, with room for ``size``.  Each takes two descriptors until the mount is made: RLIMIT_NOFILE, often 1,024.
     upper
         An existing directory that takes what is written.
     work

@@ -169,6 +169,7 @@ def mine() -> list[str]:
     return [one.mount_point for one in mounts if "/pytest-" in f"{one.root} {one.mount_point} {one.super_options}"]
 
 
+@pytest.mark.usefixtures("many_descriptors")
 @pytest.mark.parametrize("count", [1, 2, 10, 100, 400, 499, 500, 501, 999, 1000, 1200])
 def test_many_layers(tmp_path: Path, count: int) -> None:
     """Any number of layers is merged, each hiding what those below it have."""
@@ -183,6 +184,7 @@ def test_many_layers(tmp_path: Path, count: int) -> None:
         assert changes(mount) == {f"/own{count - 1}": DELETED}
 
 
+@pytest.mark.usefixtures("many_descriptors")
 def test_whiteouts_of_merged_layers(tmp_path: Path) -> None:
     """Of more than 500 layers, too, a whiteout hides what any lower one has, on either side of the border."""
     for number in range(600):
