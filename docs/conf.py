@@ -22,8 +22,12 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!isolib\b).*"),
     (r"py:.*", r"isolib\.confine(\..*)?"),  # a part to come
     (r"py:.*", r"isolib\._kernel\..*"),  # private: shown where a signature says so, described in the sources
+    (r"py:.*", r"isolib\.unionfs\.(archive|disk|drivers|images|overlays|store)\..*"),  # the same
     (r"py:class", r"isolib\.(namespaces\.handle\.NamespaceT|spec\.SandboxFields)"),  # a type variable, keyword arguments
 ]
+
+# Two parts have a class of one name, as History and Limits: what a signature means is said by its page.
+suppress_warnings = ["ref.python"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -65,6 +65,8 @@ mkdir -p "/new/home/$ACCOUNT"
 chown "$ACCOUNT_ID:$ACCOUNT_ID" "/new/home/$ACCOUNT"
 
 [ ! -e /new/proc/sys/kernel/modprobe ] || echo /sbin/modprobe >/new/proc/sys/kernel/modprobe
+# Others are loaded when they are needed; /dev/loop-control is made by udev, or by the module.
+[ -e /new/dev/loop-control ] || chroot /new /sbin/modprobe -q loop || :
 echo vm >/new/proc/sys/kernel/hostname
 ip link set lo up
 
