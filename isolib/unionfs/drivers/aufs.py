@@ -30,7 +30,7 @@ from isolib.unionfs.overlays.stacking import Stack, copy_attributes, open_direct
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from isolib.unionfs.drivers.states import State as _State
+    from isolib.unionfs.drivers.states import State
     from isolib.unionfs.entry import Piece
 
 __all__ = ["BRANCHES", "AufsDriver", "branch", "mount_groups", "mount_text"]
@@ -166,21 +166,21 @@ class AufsDriver(OverlayDriver):
         with _mounted(wanted) as mount:
             return open_directory(".", dir_fd=mount.fileno(), flags=os.O_RDONLY)
 
-    def _finish_sealing(self, state: _State) -> None:
+    def _finish_sealing(self, state: State) -> None:
         if self._place.has(f"parts/{state.sealing}"):
             self._remember(f"parts/{state.sealing}", list(reversed(state.layers[1:])))
         super()._finish_sealing(state)
 
     # What was written
 
-    def _changed(self, state: _State, below: Sequence[str]) -> Iterator[Piece]:
+    def _changed(self, state: State, below: Sequence[str]) -> Iterator[Piece]:
         with Rollback() as undo:
             old = undo.adopt(self._merged(below))
             part = self._place.show(f"{self._provide_part(state)}/root")
             new = undo.adopt(_mounted(Stack((part, *self._lowers(state.below)), readonly=True)))
             yield from difference(old.fileno(), new.fileno())
 
-    def _copy_layer(self, state: _State, layer: str) -> None:
+    def _copy_layer(self, state: State, layer: str) -> None:
         below = [f"layer {one}" for one in state.layers]
         with self._place.making() as made:
             self._found(f"{made}/root", list(reversed(state.layers)))

@@ -111,6 +111,15 @@ class Contents:
         # What is in the draft stays as it is; the directory may be another already.
         return _archived(scan(root, form), None, recipe, None)
 
+    @property
+    def root_ids(self) -> tuple[int, int]:
+        """The ids of user and group that `place` takes for those of the image's root."""
+        return os.geteuid(), os.getegid()
+
+    def place(self, root: HasFileno, pieces: Pieces) -> None:
+        """Add pieces to a tree, whose top is ``root``, in the place of what lies at their paths."""
+        unpack(pieces, root.fileno(), Form.MERGED)
+
     def archive(
         self, tree: str, sink: Writable | None = None, *, recipe: BinaryIO | None = None, mtime_limit: int | None = None
     ) -> Written:

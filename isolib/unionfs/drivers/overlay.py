@@ -38,8 +38,7 @@ from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form, TreeUsage
 from isolib.unionfs.drivers.directories import DirectoryDriver, Home, check_name
 from isolib.unionfs.drivers.projects import check_quota, free_project, give_project
-from isolib.unionfs.drivers.states import State as _State
-from isolib.unionfs.drivers.states import new_part
+from isolib.unionfs.drivers.states import State, new_part
 from isolib.unionfs.drivers.usage import usage_of
 from isolib.unionfs.overlays import stacking
 from isolib.unionfs.overlays.cloning import clone
@@ -127,22 +126,22 @@ class OverlayDriver(DirectoryDriver):
         path = f"trees/{check_name(tree)}"
         return f"{path}/now" if snapshot is None else f"{path}/snapshots/{check_name(snapshot)}"
 
-    def _state(self, tree: str, snapshot: str | None = None) -> _State:
+    def _state(self, tree: str, snapshot: str | None = None) -> State:
         path = self._path(tree, snapshot)
         text = self._place.read(path)
         if not text:
             raise from_errno("openat", self._place.show(path), ENOENT)
-        state = _State.of(text)
+        state = State.of(text)
         if state.sealing:
             self._finish_sealing(state)
             state = replace(state, sealing="")
             self._place.write(path, state.text())
         return state
 
-    def _write(self, tree: str, state: _State) -> None:
+    def _write(self, tree: str, state: State) -> None:
         self._place.write(self._path(tree), state.text())
 
-    def _finish_sealing(self, state: _State) -> None:
+    def _finish_sealing(self, state: State) -> None:
         part, layer = f"parts/{state.sealing}", f"layers/{state.layers[0]}"
         try:
             if self._place.has(part) and not self._place.move(part, layer):
@@ -174,7 +173,7 @@ class OverlayDriver(DirectoryDriver):
         lowers = self._lowers(below)
         return open_directory(lowers[0]) if len(lowers) == 1 else self._stack(Stack(lowers, readonly=True))
 
-    def _provide_part(self, state: _State) -> str:
+    def _provide_part(self, state: State) -> str:
         """Make the part that is written to, if nobody has; returns its path."""
         path = f"parts/{state.part}"
         if not self._place.has(path):
@@ -196,10 +195,10 @@ class OverlayDriver(DirectoryDriver):
         check_name(tree)
         if quota is not None:
             check_quota(self.home, self.path, quota)
-        state = _State(new_part(), tuple(f"layer {check_name(one)}" for one in reversed(below)), quota=quota or 0)
+        state = State(new_part(), tuple(f"layer {check_name(one)}" for one in reversed(below)), quota=quota or 0)
         self._put_tree(tree, state)
 
-    def _put_tree(self, tree: str, state: _State) -> None:
+    def _put_tree(self, tree: str, state: State) -> None:
         with self._place.making() as made:
             self._place.make(f"{made}/snapshots")
             self._place.write(f"{made}/now", state.text())
@@ -275,11 +274,11 @@ class OverlayDriver(DirectoryDriver):
         self._tidy(tree, state.part)
         return self._changed(state, [f"layer {layer}" for layer in state.layers])
 
-    def _changed(self, state: _State, below: Sequence[str]) -> Pieces:
+    def _changed(self, state: State, below: Sequence[str]) -> Pieces:
         return ChangedLater(partial(self._compared, state, below))
 
     @contextmanager
-    def _compared(self, state: _State, below: Sequence[str]) -> Iterator[Changed]:
+    def _compared(self, state: State, below: Sequence[str]) -> Iterator[Changed]:
         with Rollback() as undo:
             written = [undo.adopt(self._place.open(f"{self._provide_part(state)}/root"))]
             written += [undo.adopt(self._place.open(f"parts/{part}/root")) for part in state.parts]
@@ -307,7 +306,7 @@ class OverlayDriver(DirectoryDriver):
             if is_still and (home(), tree) not in self._lent:
                 self._leave_behind(tree, [state.part, *state.parts])
 
-    def _commit_lent(self, tree: str, state: _State, layer: str, below: tuple[str, ...], *, is_still: bool) -> None:
+    def _commit_lent(self, tree: str, state: State, layer: str, below: tuple[str, ...], *, is_still: bool) -> None:
         """Make a layer of a copy: those who have the tree go on with their mount, and so with its upper directory."""
         try:
             self._copy_layer(state, layer)
@@ -316,7 +315,7 @@ class OverlayDriver(DirectoryDriver):
             if is_still:
                 stacking.remount(self._mounts[home(), tree], tree, "rw")
 
-    def _copy_layer(self, state: _State, layer: str) -> None:
+    def _copy_layer(self, state: State, layer: str) -> None:
         below = [f"layer {one}" for one in state.layers]
         with self._place.making() as made:
             self._place.make(f"{made}/root")
@@ -334,7 +333,7 @@ class OverlayDriver(DirectoryDriver):
             if self._place.has(path):
                 raise from_errno("renameat2", self._place.show(path), EEXIST)
             with self._shared_part(tree, state) as below:
-                self._place.write(path, _State("", below).text())
+                self._place.write(path, State("", below).text())
 
     def fork(self, tree: str, new: str) -> None:
         """Put another tree on the same layers and parts; as with a snapshot."""
@@ -345,7 +344,7 @@ class OverlayDriver(DirectoryDriver):
                 self._put_tree(new, replace(state, part=new_part(), below=below))
 
     @contextmanager
-    def _shared_part(self, tree: str, state: _State) -> Iterator[tuple[str, ...]]:
+    def _shared_part(self, tree: str, state: State) -> Iterator[tuple[str, ...]]:
         """Give what a tree is made of, with what was written so far as a part that nobody writes to, for others to stand on."""
         self._tidy(tree, state.part)
         if (home(), tree) not in self._mounts:
@@ -452,12 +451,12 @@ class OverlayDriver(DirectoryDriver):
     def _is_used(self, part: str) -> bool:
         return part in self._used()
 
-    def _states(self, tree: str) -> Iterator[_State]:
+    def _states(self, tree: str) -> Iterator[State]:
         """Yield the states of a tree, as they stand there; none where there is no such tree."""
         snapshots = self._place.names(f"trees/{tree}/snapshots")
         for path in (f"trees/{tree}/now", *(f"trees/{tree}/snapshots/{one}" for one in snapshots)):
             if text := self._place.read(path):
-                yield _State.of(text)
+                yield State.of(text)
 
     def _used(self) -> set[str]:
         """Return the parts that some state names."""

@@ -18,8 +18,10 @@ from isolib.unionfs.archive import tar
 from isolib.unionfs.archive.streams import Descriptor
 from isolib.unionfs.disk.files import shown
 from isolib.unionfs.disk.scan import scan
+from isolib.unionfs.disk.unpack import unpack as unpack_pieces
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.drivers.contents import Contents
+from isolib.unionfs.overlays.overlay_diff import NO_LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -136,6 +138,15 @@ def unpack(
     with archive, draft.root, _writing(recipe) as sink:
         try:
             return _contents(key).unpack(draft, below, Descriptor(archive), sink, limits=limits, unended=unended)
+        except SyscallError as error:
+            raise _explained(error) from None
+
+
+def place(key: str, root: Fd, *, archive: Fd) -> None:  # noqa: ARG001 - it has no say in who does it
+    """As `Contents.place`, of a pipe."""
+    with archive, root:
+        try:
+            unpack_pieces(tar.read(Descriptor(archive), limits=NO_LIMITS), root.fileno(), Form.MERGED, limits=NO_LIMITS)
         except SyscallError as error:
             raise _explained(error) from None
 

@@ -21,8 +21,6 @@ from isolib._kernel.hints import typed
 from isolib.errors import PlanError
 from isolib.types import check_argv, check_path, parse_duration
 from isolib.unionfs.disk.resolving import make_directories
-from isolib.unionfs.disk.unpack import unpack
-from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.images.accounts import account_of, owner_of
 from isolib.unionfs.images.config import History, derive, write_time
 from isolib.unionfs.images.configuring import SHELL, checked_env
@@ -202,7 +200,7 @@ def copy(
     whole = os.path.join(b"/", os.fsencode(image.config.workdir), path)
     who, left_out, moment = _checked_owner(owner), Excluded(exclude), _Moment.of(created)
     records = image._records  # noqa: SLF001 - the same package's
-    mine = (os.geteuid(), os.getegid())  # who is root in the image
+    mine = records.contents.root_ids
     with ExitStack() as stack:
         if from_image is None:
             opened = [open_source(stack, one) for one in sources]
@@ -232,7 +230,7 @@ def copy(
                 pieces = placed(context, root, whole, named)
                 if named != ids:
                     pieces = ((replace(entry, uid=named[0], gid=named[1]), content) for entry, content in pieces)
-                unpack(pieces, root, Form.MERGED)
+                records.contents.place(tree, pieces)
                 return tree.commit(created_by=created_by, created=moment.fixed, mtime_limit=moment.limit)
 
         return _done(image, step, make, cache=cache)

@@ -8,7 +8,7 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from isolib.errors import ImageNotFound, PlanError
+from isolib.errors import ImageNotFound, PlanError, StoreDamaged
 from isolib.types import check_path
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.images.buildable import Buildable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from isolib.unionfs.stays import Stay
     from isolib.unionfs.store.records import ImageRecord, Records
 
-__all__ = ["Image", "find", "opened_image"]
+__all__ = ["Image", "find", "find_digest", "opened_image"]
 
 _PREFIX: Final = re.compile(r"(?:sha256:)?([0-9a-f]{4,64})")
 _SHOWN: Final = 12
@@ -232,13 +232,18 @@ def opened_image(records: Records, digest: str) -> Image:
 
 def _again(path: str, digest: str) -> Image:
     """Return an image that was pickled."""
-    from isolib.unionfs.store.store import open_records  # noqa: PLC0415 - a store knows of images
+    from isolib.unionfs.store.founding import open_records  # noqa: PLC0415 - a store knows of images
 
     return opened_image(open_records(path, existing=True), digest)
 
 
 def find(records: Records, text: str) -> Image:
-    """Return the image of a name, a digest, or the beginning of one.
+    """Return the image of a name, a digest, or the beginning of one; as `find_digest`."""
+    return opened_image(records, find_digest(records, text))
+
+
+def find_digest(records: Records, text: str) -> str:
+    """Return the digest of the image of a name, a digest, or the beginning of one; the image may be damaged.
 
     Raises
     ------
@@ -259,24 +264,24 @@ def find(records: Records, text: str) -> Image:
             if found is None and reference.digest is not None:
                 return _by_prefix(records, text, reference.digest)
             if found is not None:
-                return opened_image(records, found)
+                return found
         if match is None:
             raise ImageNotFound(f"no image is called {text}")
         return _by_prefix(records, text, f"sha256:{match[1]}")
     return _by_prefix(records, text, text)
 
 
-def _by_prefix(records: Records, text: str, prefix: str) -> Image:
+def _by_prefix(records: Records, text: str, prefix: str) -> str:
     found = {digest for digest in records.images() if _has(records.image, digest, prefix)}
     if len(found) > 1:
         raise ImageNotFound(f"{text}: the digests of {len(found)} images begin so")
     if not found:
         raise ImageNotFound(f"no image is called {text}, and none has such a digest")
-    return opened_image(records, found.pop())
+    return found.pop()
 
 
 def _has(record: Callable[[str], ImageRecord], digest: str, prefix: str) -> bool:
     try:
         return digest.startswith(prefix) or (record(digest).manifest or "").startswith(prefix)
-    except ImageNotFound:  # removed just now
+    except (ImageNotFound, StoreDamaged):  # removed just now; or it is not this one that is asked for
         return False

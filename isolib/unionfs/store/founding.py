@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from errno import EROFS
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from isolib.errors import ArchiveError, PlanError, StoreDamaged, Unsupported, from_errno
+from isolib._kernel.handle import Rollback
+from isolib._kernel.hints import typed
+from isolib.errors import ArchiveError, ImageNotFound, PlanError, StoreDamaged, Unsupported, from_errno
+from isolib.unionfs.disk.files import open_at
 from isolib.unionfs.drivers import best, driver_class, examine
+from isolib.unionfs.drivers.deputed import opened
 from isolib.unionfs.images.documents import Document, dump
-from isolib.unionfs.store.locks import lock
+from isolib.unionfs.store.layout import PARTS, Layout
+from isolib.unionfs.store.locks import Locks, lock
+from isolib.unionfs.store.records import Records
 
-if TYPE_CHECKING:
-    from isolib.unionfs.store.layout import Layout
-
-__all__ = ["driver_of", "founded"]
+__all__ = ["driver_of", "founded", "open_records"]
 
 VERSION: Final = 1
 _FILE: Final = "store.json"
@@ -63,3 +67,27 @@ def founded(layout: Layout, driver: str | None) -> str:
         layout.write(_NEW, dump({"version": VERSION, "driver": found.name}))
         layout.move(_NEW, _FILE)
         return found.name
+
+
+def open_records(where: str, driver: str | None = None, *, existing: bool = False, durable: bool = False) -> Records:
+    """Open what is on record in a directory, which is made a store unless one is wanted that exists; see `open_store`."""
+    wanted = None if driver is None else driver_class(driver)
+    with typed(where):
+        root = open_at(where, os.O_RDONLY | os.O_DIRECTORY)
+    with Rollback() as undo:
+        undo.adopt(root)
+        layout = Layout(root, where)
+        name = driver_of(layout)
+        if name is None:
+            if existing:
+                raise ImageNotFound(f"{where} is no store any more")
+            name = founded(layout, driver)
+        if wanted is not None and wanted.name != name:
+            raise PlanError(f"driver: the store {where} has the driver {name!r}, not {driver!r}")
+        if layout.may_write():
+            for part in PARTS:
+                layout.make(part)
+        found = opened(driver_class(name), undo.adopt(layout.open("driver", os.O_DIRECTORY)), f"{where}/driver")
+        records = Records(layout, Locks(layout), found, durable=durable)
+        undo.dismiss()
+    return records

@@ -16,12 +16,10 @@ from isolib._kernel.hints import typed
 from isolib.errors import ImageNotFound, PlanError, StoreDamaged
 from isolib.types import check_path, parse_duration, parse_size
 from isolib.unionfs.archive import tar
-from isolib.unionfs.disk.files import open_at
 from isolib.unionfs.drivers import driver_class, features
-from isolib.unionfs.drivers.deputed import opened
 from isolib.unionfs.images.auth import check_credentials
 from isolib.unionfs.images.config import Platform
-from isolib.unionfs.images.images import find, opened_image
+from isolib.unionfs.images.images import find, find_digest, opened_image
 from isolib.unionfs.images.loading import Loader
 from isolib.unionfs.images.pulling import Puller
 from isolib.unionfs.images.references import Reference
@@ -29,10 +27,8 @@ from isolib.unionfs.images.registry import Registry, check_insecure
 from isolib.unionfs.images.roots import RootLoader
 from isolib.unionfs.images.sources import SourceKind, opened_source, selected
 from isolib.unionfs.store.collecting import collect
-from isolib.unionfs.store.founding import driver_of, founded
-from isolib.unionfs.store.layout import PARTS, Layout
-from isolib.unionfs.store.locks import Locks
-from isolib.unionfs.store.records import Records, Standing
+from isolib.unionfs.store.founding import open_records
+from isolib.unionfs.store.records import Standing
 from isolib.unionfs.store.tree import Keeper, new_tree, open_tree
 from isolib.unionfs.store.verifying import verify
 from isolib.unionfs.store.volume_shelf import Volumes
@@ -48,6 +44,7 @@ if TYPE_CHECKING:
     from isolib.unionfs.images.loading import Progress
     from isolib.unionfs.store.areas import Area
     from isolib.unionfs.store.collecting import Collected
+    from isolib.unionfs.store.records import Records
     from isolib.unionfs.store.tree import Tree
     from isolib.unionfs.store.verifying import Finding
     from isolib.unionfs.store.volumes import Volume
@@ -159,30 +156,6 @@ def open_store(path: AnyPath | None = None, *, driver: str | None = None, durabl
         os.makedirs(where, 0o700, exist_ok=True)
     records = open_records(where, driver, durable=durable)
     return Store._make(records, records.layout.root)
-
-
-def open_records(where: str, driver: str | None = None, *, existing: bool = False, durable: bool = False) -> Records:
-    """Open what is on record in a directory, which is made a store unless one is wanted that exists; see `open_store`."""
-    wanted = None if driver is None else driver_class(driver)
-    with typed(where):
-        root = open_at(where, os.O_RDONLY | os.O_DIRECTORY)
-    with Rollback() as undo:
-        undo.adopt(root)
-        layout = Layout(root, where)
-        name = driver_of(layout)
-        if name is None:
-            if existing:
-                raise ImageNotFound(f"{where} is no store any more")
-            name = founded(layout, driver)
-        if wanted is not None and wanted.name != name:
-            raise PlanError(f"driver: the store {where} has the driver {name!r}, not {driver!r}")
-        if layout.may_write():
-            for part in PARTS:
-                layout.make(part)
-        found = opened(driver_class(name), undo.adopt(layout.open("driver", os.O_DIRECTORY)), f"{where}/driver")
-        records = Records(layout, Locks(layout), found, durable=durable)
-        undo.dismiss()
-    return records
 
 
 class Store(Volumes, Handle, made_by="open_store()"):
@@ -380,6 +353,22 @@ class Store(Volumes, Handle, made_by="open_store()"):
         """
         self._check_open()
         return find(self._records, name)
+
+    def remove(self, name: str) -> None:
+        """Take an image out of the store, as `Image.remove` does; also one that is damaged, of which there is no `Image`.
+
+        Parameters
+        ----------
+        name
+            As of `image`; `verify` tells the digests of those that are damaged.
+
+        Raises
+        ------
+        ImageNotFound, PlanError
+            As of `image`.
+        """
+        self._check_open()
+        self._records.remove_image(find_digest(self._records, name))
 
     def checkout(self, image: Image | str | None = None, *, name: str | None = None, quota: int | str | None = None) -> Tree:
         """Make a tree of an image, to be written to.  The image is not changed by it.

@@ -669,6 +669,24 @@ def test_what_was_damaged_is_mended_by_loading_it_again(tmp_path: Path, record: 
         check(opened)
 
 
+@pytest.mark.parametrize("record", ["an image", "a config", "a layer"])
+@pytest.mark.parametrize("by_digest", [False, True], ids=["by name", "by digest"])
+def test_an_image_that_is_damaged_can_be_removed(tmp_path: Path, record: str, by_digest: bool) -> None:  # noqa: FBT001 - a parameter of pytest's
+    """What cannot be opened any more can be taken out of the store all the same, which is in order then."""
+    with isolib.open_store(tmp_path / "store", driver="vfs") as opened:
+        image = opened.load(packed(layout(("app:1", DRAFT)), tmp_path / "image.tar"))
+        other = opened.load(packed(layout(("other:1", Draft([UPPER]))), tmp_path / "other.tar"))
+        DAMAGES["noise"](RECORDS[record](tmp_path / "store", image))
+        with pytest.raises(StoreDamaged):
+            opened.images()
+        opened.remove(image.digest if by_digest else "app:1")
+        opened.gc()
+        assert opened.images() == (other,)
+        with pytest.raises(ImageNotFound):
+            opened.remove("app:1")
+        check(opened)
+
+
 def test_a_damaged_layer_that_nobody_needs_is_collected(tmp_path: Path) -> None:
     """A layer whose record is damaged does not stay for ever: it goes when no image needs it, and can be loaded anew."""
     path = packed(layout(("app:1", DRAFT)), tmp_path / "image.tar")

@@ -33,6 +33,7 @@ from isolib.unionfs.overlays.deputy import deputy
 from tests import ordinary
 from tests.images import Draft, layout, packed
 from tests.kernel.unionfs import test_store as storing
+from tests.roots import small_root
 from tests.stores import check, leftovers
 from tests.treemachine import try_trees
 
@@ -277,6 +278,37 @@ def test_changes_have_the_ids_of_the_image(store: Store, tmp_path: Path) -> None
 
 
 @unprivileged
+@with_ids
+def test_what_is_copied_into_an_image_has_the_owners_that_are_asked_for(store: Store, tmp_path: Path) -> None:
+    """`Image.copy` gives files to any owner of the image, in directories that are theirs too; unless told, they are root's."""
+    (tmp_path / "file").write_text("text")
+    loaded = store.load(image(tmp_path))
+    made = loaded.copy(tmp_path / "file", target="/srv/theirs", owner=(8, 12)).copy(
+        tmp_path / "file", target="/var/partial/roots"
+    )
+    (tmp_path / "saved").mkdir()
+    made.save(tmp_path / "saved")
+    owners: dict[str, tuple[int, int]] = {}
+    for layer in made.layers[-2:]:
+        with tarfile.open(tmp_path / "saved/blobs/sha256" / layer.diff_id.removeprefix("sha256:")) as tar:
+            owners |= {member.name: (member.uid, member.gid) for member in tar if member.isfile()}
+    assert owners == {"srv/theirs": (8, 12), "var/partial/roots": (0, 0)}
+
+
+@with_ids
+def test_a_step_of_a_build_is_another_user_of_the_image(store: Store, tmp_path: Path) -> None:
+    """`Image.run` runs as any user of the image, whose files are then his."""
+    base = store.load(small_root(tmp_path / "root"))
+    made = base.run(["/bin/sh", "-c", "echo > /tmp/x; id -u > /etc/who"], user="0").run(
+        ["/bin/sh", "-c", "mkdir -p /home; chown 33:34 /home"]
+    )
+    theirs = made.run(["/bin/sh", "-c", "id -u > /home/me"], user="33:34")
+    (tmp_path / "saved").mkdir()
+    theirs.save(tmp_path / "saved")
+    with tarfile.open(tmp_path / "saved/blobs/sha256" / theirs.layers[-1].diff_id.removeprefix("sha256:")) as tar:
+        assert (tar.getmember("home/me").uid, tar.getmember("home/me").gid) == (33, 34)
+
+
 @with_ids
 def test_a_tree_through_fuse(tmp_path: Path) -> None:
     """With fuse-overlayfs a tree is the user's to use too, and tells its changes."""

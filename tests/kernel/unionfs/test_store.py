@@ -574,9 +574,9 @@ def test_a_kill_at_any_time_loses_nothing(store: Store, tmp_path: Path, image: P
 
 
 @pytest.mark.slow
-def test_fifty_kills_lose_nothing(store: Store, tmp_path: Path, image: Path) -> None:
-    """The same, fifty times over with each driver, at other points each time."""
-    survives(store, tmp_path, image, random.Random(), 50)  # noqa: S311 - any points
+def test_a_hundred_kills_lose_nothing(store: Store, tmp_path: Path, image: Path) -> None:
+    """The same, a hundred times over with each driver, at other points each time."""
+    survives(store, tmp_path, image, random.Random(), 100)  # noqa: S311 - any points
 
 
 @pytest.mark.slow
