@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, TypeVar
 
 from isolib._kernel import calls
 from isolib.unionfs.archive import tar
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from isolib.unionfs.entry import Change, Content, Offered, Piece, Pieces
 
 __all__ = ["Contents", "Written"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _STRICT: Final = calls.RESOLVE_BENEATH | calls.RESOLVE_NO_SYMLINKS | calls.RESOLVE_NO_MAGICLINKS
 
@@ -113,12 +116,12 @@ class Contents:
 
     @property
     def root_ids(self) -> tuple[int, int]:
-        """The ids of user and group that `place` takes for those of the image's root."""
+        """The ids of user and group that `within` takes for those of the image's root."""
         return os.geteuid(), os.getegid()
 
-    def place(self, root: HasFileno, pieces: Pieces) -> None:
-        """Add pieces to a tree, whose top is ``root``, in the place of what lies at their paths."""
-        unpack(pieces, root.fileno(), Form.MERGED)
+    def within(self, root: HasFileno, function: Callable[Concatenate[int, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a function of a module with a descriptor of the top of a tree, by whom its files belong to."""
+        return function(root.fileno(), *args, **kwargs)
 
     def archive(
         self, tree: str, sink: Writable | None = None, *, recipe: BinaryIO | None = None, mtime_limit: int | None = None

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from isolib.unionfs.archive.tar import Limits
     from isolib.unionfs.drivers.base import Draft, Form, IdMaps, TreeUsage
     from isolib.unionfs.drivers.contents import Written
-    from isolib.unionfs.entry import Change, Piece, Pieces
+    from isolib.unionfs.entry import Change, Piece
     from isolib.unionfs.overlays.deputy import Call
 
 __all__ = ["DeputedContents", "DeputedDriver", "contents_of", "examine", "is_needed", "opened"]
@@ -327,11 +327,9 @@ class DeputedContents(Contents):
     def root_ids(self) -> tuple[int, int]:
         return 0, 0
 
-    def place(self, root: HasFileno, pieces: Pieces) -> None:
-        with twin(root.fileno()) as top, self.driver.sending(serving.place, top) as (sink, call):
-            with sink, suppress(BrokenPipeError):  # who reads it no more says why
-                tar.write(pieces, Descriptor(sink))
-            call.result()
+    def within(self, root: HasFileno, function: Callable[Concatenate[int, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with twin(root.fileno()) as top:
+            return self.driver.ask(serving.within, top, function, args, kwargs)
 
     def fill(self, draft: Draft, directory: Fd, recipe: BinaryIO, *, limits: Limits) -> Written:
         with twin(recipe.fileno()) as file:

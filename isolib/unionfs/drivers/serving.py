@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from errno import EPERM
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from isolib._kernel.procfs import parse_id_map
 from isolib.errors import IsolibError, SyscallError, from_errno
@@ -18,13 +18,11 @@ from isolib.unionfs.archive import tar
 from isolib.unionfs.archive.streams import Descriptor
 from isolib.unionfs.disk.files import shown
 from isolib.unionfs.disk.scan import scan
-from isolib.unionfs.disk.unpack import unpack as unpack_pieces
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.drivers.contents import Contents
-from isolib.unionfs.overlays.overlay_diff import NO_LIMITS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import BinaryIO
 
     from isolib._kernel.handle import Fd
@@ -34,6 +32,8 @@ if TYPE_CHECKING:
     from isolib.unionfs.entry import Change, Piece, Pieces
 
 __all__ = ["NotServedError"]
+
+R = TypeVar("R")
 
 _OWN_IDS: Final = 2
 _RANGES: Final = "a range in /etc/subuid and /etc/subgid, and newuidmap and newgidmap (apt install uidmap)"
@@ -142,11 +142,11 @@ def unpack(
             raise _explained(error) from None
 
 
-def place(key: str, root: Fd, *, archive: Fd) -> None:  # noqa: ARG001 - it has no say in who does it
-    """As `Contents.place`, of a pipe."""
-    with archive, root:
+def within(key: str, root: Fd, function: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:  # noqa: ARG001
+    """As `Contents.within`."""
+    with root:
         try:
-            unpack_pieces(tar.read(Descriptor(archive), limits=NO_LIMITS), root.fileno(), Form.MERGED, limits=NO_LIMITS)
+            return function(root.fileno(), *args, **kwargs)
         except SyscallError as error:
             raise _explained(error) from None
 

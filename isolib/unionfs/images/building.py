@@ -20,11 +20,12 @@ from isolib._kernel.handle import Rollback
 from isolib._kernel.hints import typed
 from isolib.errors import PlanError
 from isolib.types import check_argv, check_path, parse_duration
+from isolib.unionfs.disk.files import twin
 from isolib.unionfs.disk.resolving import make_directories
-from isolib.unionfs.images.accounts import account_of, owner_of
+from isolib.unionfs.images.accounts import account_of
 from isolib.unionfs.images.config import History, derive, write_time
 from isolib.unionfs.images.configuring import SHELL, checked_env
-from isolib.unionfs.images.context import Excluded, gather, open_below, open_source, placed
+from isolib.unionfs.images.context import Excluded, gather, gather_below, open_source, put
 from isolib.unionfs.images.images import opened_image
 from isolib.unionfs.store import steps
 from isolib.unionfs.store.records import Standing
@@ -149,8 +150,9 @@ def run(
 
     def make() -> Image:
         with _checkout(image) as tree:
-            account = account_of(tree.fileno(), who)
-            make_directories(tree.fileno(), os.fsencode(where))
+            contents = image._records.contents  # noqa: SLF001 - the same package's
+            account = contents.within(tree, account_of, who)
+            contents.within(tree, make_directories, os.fsencode(where))
             seam.run_step(
                 texts,
                 tree=tree,
@@ -202,16 +204,18 @@ def copy(
     records = image._records  # noqa: SLF001 - the same package's
     mine = records.contents.root_ids
     with ExitStack() as stack:
-        if from_image is None:
-            opened = [open_source(stack, one) for one in sources]
-        else:
-            tree = stack.enter_context(_checkout(from_image))
-            opened = [open_below(stack, tree.fileno(), one) for one in sources]
         area = stack.enter_context(records.area())
         with typed(records.layout.path):
             file = stack.enter_context(TemporaryFile(dir=f"{records.layout.path}/{area.path}"))
         ids = mine if who is None or isinstance(who, str) else who
-        context = gather(opened, file, left_out, owner=ids, mode=mode)
+        taken = stack.enter_context(twin(file.fileno()))
+        if from_image is None:
+            opened = [open_source(stack, one) for one in sources]
+            context = gather(opened, taken, left_out, owner=ids, mode=mode)
+        else:
+            tree = stack.enter_context(_checkout(from_image))
+            context = records.contents.within(tree, gather_below, [*sources], taken, left_out, owner=ids, mode=mode)
+            stack.enter_context(context.file)
         options = "" if owner is None else f"--chown={who if isinstance(who, str) else '{}:{}'.format(*ids)} "
         created_by = f"COPY {options}{context.kind}:{context.digest.removeprefix('sha256:')} in {os.fsdecode(path)}"
         step = {
@@ -225,12 +229,7 @@ def copy(
 
         def make() -> Image:
             with _checkout(image) as tree:
-                root = tree.fileno()
-                named = owner_of(root, who) if isinstance(who, str) else ids
-                pieces = placed(context, root, whole, named)
-                if named != ids:
-                    pieces = ((replace(entry, uid=named[0], gid=named[1]), content) for entry, content in pieces)
-                records.contents.place(tree, pieces)
+                records.contents.within(tree, put, context, whole, who if isinstance(who, str) else None, ids)
                 return tree.commit(created_by=created_by, created=moment.fixed, mtime_limit=moment.limit)
 
         return _done(image, step, make, cache=cache)

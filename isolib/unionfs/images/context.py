@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from array import array
+from contextlib import ExitStack
 from dataclasses import replace
 from errno import EISDIR, ENOENT, ENOTDIR
 from fnmatch import fnmatchcase
@@ -24,19 +25,20 @@ from isolib.unionfs.archive.streams import DigestWriter
 from isolib.unionfs.disk.files import joined, open_beneath, shown
 from isolib.unionfs.disk.resolving import resolve
 from isolib.unionfs.disk.scan import SMALL, describe, scan, with_content
+from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form
 from isolib.unionfs.entry import Entry, Kind
+from isolib.unionfs.images.accounts import owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from contextlib import ExitStack
     from typing import BinaryIO
 
     from isolib.types import AnyPath
     from isolib.unionfs.disk.resolving import Resolved
     from isolib.unionfs.entry import Content, Piece, Pieces
 
-__all__ = ["Context", "Excluded", "Source", "gather", "open_below", "open_source", "placed"]
+__all__ = ["Context", "Excluded", "Source", "gather", "gather_below", "open_source", "put"]
 
 _DIRECTORY_MODE: Final = 0o755
 _READ: Final = 0o444
@@ -148,7 +150,7 @@ class Context(NamedTuple):
         Of each source: whether it is a directory.
     """
 
-    file: BinaryIO
+    file: Fd
     digest: str
     times: array[int]
     are_directories: tuple[bool, ...]
@@ -162,10 +164,11 @@ class Context(NamedTuple):
 
     def pieces(self) -> Iterator[Piece]:
         """Yield what is in it."""
-        self.file.seek(0)
         times = iter(self.times)
-        for entry, content in tar.read(self.file):
-            yield replace(entry, mtime=next(times)), content
+        with open(self.file.fileno(), "rb", closefd=False) as stream:
+            stream.seek(0)
+            for entry, content in tar.read(stream):
+                yield replace(entry, mtime=next(times)), content
 
 
 class _Sink:
@@ -179,9 +182,15 @@ class _Sink:
         self._file.write(data)
 
 
-def gather(
-    sources: Sequence[Source], file: BinaryIO, excluded: Excluded, *, owner: tuple[int, int], mode: int | None
+def gather_below(
+    root: int, paths: Sequence[AnyPath], file: Fd, excluded: Excluded, *, owner: tuple[int, int], mode: int | None
 ) -> Context:
+    """Read what is to be copied from paths of a tree, whose top is ``root``; otherwise as `gather`."""
+    with ExitStack() as stack:
+        return gather([open_below(stack, root, one) for one in paths], file, excluded, owner=owner, mode=mode)
+
+
+def gather(sources: Sequence[Source], file: Fd, excluded: Excluded, *, owner: tuple[int, int], mode: int | None) -> Context:
     """Read what is to be copied.
 
     Parameters
@@ -214,9 +223,9 @@ def gather(
                 times.append(entry.mtime)
                 yield _dressed(entry, b"%d" % number, owner, mode), content
 
-    digest = DigestWriter(_Sink(file))
-    tar.write(told(), digest)
-    file.flush()
+    with open(file.fileno(), "wb", closefd=False) as stream:
+        digest = DigestWriter(_Sink(stream))
+        tar.write(told(), digest)
     return Context(file, digest.digest, times, tuple(one.name is None for one in sources))
 
 
@@ -266,6 +275,25 @@ def _one(root: int, path: bytes, name: bytes) -> Iterator[Piece]:
 
 
 # ---- where it goes ----
+
+
+def put(root: int, context: Context, target: bytes, owner: str | None, ids: tuple[int, int]) -> None:
+    """Unpack what was taken at a path of a tree; see `placed`.
+
+    Parameters
+    ----------
+    root, context, target
+        As of `placed`.
+    owner
+        Whose everything becomes, as the image knows them; None: it is theirs whose ids it was taken with.
+    ids
+        With which it was taken.
+    """
+    named = ids if owner is None else owner_of(root, owner)
+    pieces = placed(context, root, target, named)
+    if named != ids:
+        pieces = ((replace(entry, uid=named[0], gid=named[1]), content) for entry, content in pieces)
+    unpack(pieces, root, Form.MERGED)
 
 
 def placed(context: Context, root: int, target: bytes, owner: tuple[int, int]) -> Pieces:

@@ -455,6 +455,9 @@ class Store(Volumes, Handle, made_by="open_store()"):
     def verify(self, *, contents: bool = True, progress: Callable[[int, int], object] | None = None) -> tuple[Finding, ...]:
         """Look at everything on record, and return what is wrong.
 
+        Contents of files are compared, and what is on record.  Owners, modes and times that somebody has changed in the store's
+        own directories are not looked for, nor files that he has added there.
+
         Parameters
         ----------
         contents

@@ -286,13 +286,14 @@ def test_what_is_copied_into_an_image_has_the_owners_that_are_asked_for(store: S
     made = loaded.copy(tmp_path / "file", target="/srv/theirs", owner=(8, 12)).copy(
         tmp_path / "file", target="/var/partial/roots"
     )
+    made = made.copy("/var/partial/list", target="/bin/list", from_image=loaded)
     (tmp_path / "saved").mkdir()
     made.save(tmp_path / "saved")
     owners: dict[str, tuple[int, int]] = {}
-    for layer in made.layers[-2:]:
+    for layer in made.layers[-3:]:
         with tarfile.open(tmp_path / "saved/blobs/sha256" / layer.diff_id.removeprefix("sha256:")) as tar:
             owners |= {member.name: (member.uid, member.gid) for member in tar if member.isfile()}
-    assert owners == {"srv/theirs": (8, 12), "var/partial/roots": (0, 0)}
+    assert owners == {"srv/theirs": (8, 12), "var/partial/roots": (0, 0), "bin/list": (0, 0)}
 
 
 @with_ids
