@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import suppress
 from threading import RLock
@@ -31,7 +32,7 @@ T = TypeVar("T")
 OwnedT = TypeVar("OwnedT", bound=_Closable)
 
 
-class News(Generic[T]):
+class News(ABC, Generic[T]):
     """What happens from now on: an iterator, for `for` and for `async for` (asyncio and trio).
 
     It ends when `close` was called, by whichever thread, and when nothing more can happen.  `fileno` is readable when there is
@@ -69,9 +70,9 @@ class News(Generic[T]):
         self._owned.append(one)
         return one
 
+    @abstractmethod
     def _look(self) -> None:
         """Look what has happened, without waiting, and `_tell` it; for subclasses."""
-        raise NotImplementedError
 
     def _tell(self, things: Iterable[T]) -> None:
         """Have things given to those who wait."""

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 
 from isolib._kernel.guest import ROOM, Guest
 from isolib.errors import PlanError
-from isolib.mounts.dev import Dev
-from isolib.mounts.proc import Proc
-from isolib.mounts.root import Root
+from isolib.mounts.root import Root, enter_with
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,15 +43,7 @@ class LentRoot(Root):
         own = self._own()
         guest = Guest.begin(builder, scene, self.room)
         guest.borrow(self.lender, writable=self.lender.is_writable)
-        if "/proc" in own:
-            Proc().add_steps(builder, guest, scene)
-        if "/dev" in own:
-            Dev().add_steps(builder, guest, scene)
-        if "/tmp" in own:
-            guest.private("/tmp", 0o1777, plain=True)
-        for mount in mounts:
-            mount.add_steps(builder, guest, scene)
-        guest.enter()
+        enter_with(guest, own, mounts)
 
     def _own(self) -> list[str]:
         """Return which of /proc, /dev and /tmp can be covered by private ones.

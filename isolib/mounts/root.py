@@ -22,14 +22,14 @@ from isolib.mounts.table import kernel_mounts
 from isolib.mounts.values import freeze
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from isolib._kernel.assembly import Scene
     from isolib._kernel.plan import Builder
     from isolib._kernel.request import MountValue
     from isolib.types import AnyPath
 
-__all__ = ["Root"]
+__all__ = ["Root", "enter_with"]
 
 _READ_ONLY: Final = calls.MOUNT_ATTR_RDONLY
 
@@ -140,6 +140,18 @@ class Root(ABC):
     @abstractmethod
     def visible(self) -> list[str]:
         """Return what is seen inside before any mounts: a line for each path."""
+
+
+def enter_with(guest: Guest, own: Collection[str], mounts: Sequence[MountValue]) -> None:
+    """Cover what a tree has of /proc, /dev and /tmp by private ones, where ``own`` says so; add mounts; enter it."""
+    values: list[MountValue] = [value for path, value in (("/proc", Proc()), ("/dev", Dev())) if path in own]
+    for value in values:
+        value.add_steps(guest.builder, guest, guest.scene)
+    if "/tmp" in own:
+        guest.private("/tmp", 0o1777, plain=True)
+    for mount in mounts:
+        mount.add_steps(guest.builder, guest, guest.scene)
+    guest.enter()
 
 
 def _room(value: int | str | None, of: str) -> int:
@@ -303,16 +315,7 @@ class TreeRoot(Root):
         if userns is not None and not takes_id_map(path, assembly.userns_fd(scene.uid_map, scene.gid_map)):
             userns = None
         guest.take_tree(path, writable=self.writable, userns=userns)
-        own = self._own(path)
-        if "/proc" in own:
-            Proc().add_steps(builder, guest, scene)
-        if "/dev" in own:
-            Dev().add_steps(builder, guest, scene)
-        if "/tmp" in own:
-            guest.private("/tmp", 0o1777, plain=True)
-        for mount in mounts:
-            mount.add_steps(builder, guest, scene)
-        guest.enter()
+        enter_with(guest, self._own(path), mounts)
 
     @staticmethod
     def _check(path: str) -> None:

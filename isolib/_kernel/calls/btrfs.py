@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from errno import ENOENT
 from typing import Final, NamedTuple
 
 from isolib._kernel._ext import ffi, lib
@@ -83,6 +84,16 @@ def btrfs_parents(subvolume: int, inode: int, target: str) -> set[int]:
     directories = ffi.new("uint64_t[]", _NAMES)
     count = lib.isolib_btrfs_parents(subvolume, inode, directories, _NAMES)
     return set(directories[0 : checked("ioctl BTRFS_IOC_TREE_SEARCH_V2", target, count)])
+
+
+def btrfs_where(subvolume: int, inode: int, target: str) -> bytes | None:
+    """Return where a directory lies in a subvolume, or one of the names of a file; None: nowhere.  It takes CAP_SYS_ADMIN."""
+    path = ffi.new("char[]", lib.ISOLIB_BTRFS_PATH)
+    result = lib.isolib_btrfs_where(subvolume, inode, path, lib.ISOLIB_BTRFS_PATH)
+    if result < 0 and ffi.errno == ENOENT:
+        return None
+    checked("ioctl BTRFS_IOC_INO_LOOKUP", target, result)
+    return bytes(ffi.string(path)).rstrip(b"/")
 
 
 def btrfs_nested(subvolume: int, target: str) -> list[str]:

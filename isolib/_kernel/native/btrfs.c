@@ -174,6 +174,21 @@ int isolib_btrfs_nested(int subvolume, uint64_t *after, struct isolib_btrfs_nest
     return arguments.num_items;
 }
 
+int isolib_btrfs_where(int subvolume, uint64_t inode, char *path, uint32_t room) {
+    struct btrfs_ioctl_ino_lookup_args arguments = {.objectid = inode};
+    size_t size;
+    if (ioctl(subvolume, BTRFS_IOC_INO_LOOKUP, &arguments) < 0)
+        return -1;
+    size = strnlen(arguments.name, sizeof(arguments.name));
+    if (size + 1 > room) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    memcpy(path, arguments.name, size);
+    path[size] = '\0';
+    return 0;
+}
+
 int isolib_btrfs_path(int subvolume, const struct isolib_btrfs_nested *nested, char *path, uint32_t room) {
     struct btrfs_ioctl_ino_lookup_user_args arguments = {.dirid = nested->directory, .treeid = nested->id};
     size_t above, name;

@@ -452,6 +452,9 @@ int isolib_btrfs_subvolume(int subvolume, struct isolib_btrfs_subvolume *found);
 int isolib_btrfs_touched(int subvolume, uint64_t generation, uint64_t *first, uint64_t *inodes, uint32_t room);
 /* the directories in which an inode has names: their number, with room for so many; -1 and EOVERFLOW: there are more */
 int isolib_btrfs_parents(int subvolume, uint64_t inode, uint64_t *directories, uint32_t room);
+/* Tells a path of an inode, from the top of the subvolume on, with a slash at its end. */
+enum isolib_btrfs_path_room { ISOLIB_BTRFS_PATH = 4080 };
+int isolib_btrfs_where(int subvolume, uint64_t inode, char *path, uint32_t room);
 struct isolib_btrfs_nested {
     uint64_t id;
     uint64_t directory; /* in which it lies, an inode of the subvolume above */

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from isolib._kernel import calls
+from isolib._kernel.guest import SAFE
 from isolib._kernel.handle import Fd, Rollback
 from isolib._kernel.procfs import parse_filesystems
 from isolib.errors import PlanError, Unsupported
@@ -39,7 +40,6 @@ __all__ = ["BRANCHES", "AufsDriver", "branch", "mount_groups", "mount_text"]
 BRANCHES: Final = 127
 _VALUE: Final = 255  # fsconfig(2)
 _FEATURE: Final = "the aufs driver"
-_SAFE: Final = calls.MOUNT_ATTR_NOSUID | calls.MOUNT_ATTR_NODEV
 #: Where AUFS notes inode numbers: not in a branch, which would become a layer, nor where it would be locked up.
 _XINO: Final = "/dev/shm/isolib.xino"
 
@@ -116,7 +116,7 @@ class AufsDriver(OverlayDriver):
         remedy = "a kernel with the patches of AUFS (aufs-standalone), modprobe aufs, root of the host; or driver='overlay'"
         if cls.name not in parse_filesystems(Path("/proc/filesystems").read_bytes()):
             raise Unsupported(_FEATURE, "the kernel, which has no aufs in /proc/filesystems", remedy)
-        place = Home(twin(home), path, _remove)
+        place = Home(twin(home), path)
         try:
             with place.making() as made:
                 for name in ("lower", "upper"):
@@ -162,7 +162,7 @@ class AufsDriver(OverlayDriver):
     def _open_root(self, root: str, *, readonly: bool = False) -> Fd:
         self._place.open(root).close()  # or it is told that there is none
         own, lowers = self._place.show(root), tuple(map(self._layer_path, self._below(root)))
-        wanted = Stack((own, *lowers), readonly=True) if readonly else Stack(lowers, own, attributes=_SAFE)
+        wanted = Stack((own, *lowers), readonly=True) if readonly else Stack(lowers, own, attributes=SAFE)
         with _mounted(wanted) as mount:
             return open_directory(".", dir_fd=mount.fileno(), flags=os.O_RDONLY)
 
@@ -221,7 +221,3 @@ def _configure(context: Fd, group: Sequence[Option], command: int) -> None:
         kind = calls.FSCONFIG_SET_FLAG if value is None else calls.FSCONFIG_SET_STRING
         calls.fsconfig(context.fileno(), kind, key, value)
     calls.fsconfig(context.fileno(), command)
-
-
-def _remove(directory: int, name: str) -> None:
-    calls.remove_tree(directory, name, name)

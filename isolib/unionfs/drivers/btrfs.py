@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from errno import EACCES, EINVAL, ENOENT, ENOTCONN, ENOTTY, EOVERFLOW, EPERM
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -98,7 +99,8 @@ class BtrfsDriver(MergedDriver):
         """Ask the kernel which blocks of the tree were written since it and the layer were one.
 
         That can be told where one of both is a snapshot of the other, and the layer has not changed since; and only to who has
-        CAP_SYS_ADMIN.
+        CAP_SYS_ADMIN.  Where a directory was moved it says too little: files in it have other paths, and what they are named
+        elsewhere was not touched.
         """
         layer, tree = (calls.btrfs_subvolume(fd.fileno(), self.path) for fd in (old, new))
         if tree.parent == layer.uuid:
@@ -112,7 +114,9 @@ class BtrfsDriver(MergedDriver):
         calls.syncfs(new.fileno(), self.path)  # what is not written yet has no generation
         try:
             found = calls.btrfs_touched(new.fileno(), since, _MOST_TOUCHED, self.path)
-            return None if found is None else _with_those_above(new, found, self.path)
+            if found is None or any(_was_moved(old, new, inode, self.path) for inode in found):
+                return None
+            return _with_those_above(new, found, self.path)
         except SyscallError as error:
             if error.errno not in {EPERM, EACCES, EINVAL, ENOTTY, EOVERFLOW}:
                 raise
@@ -175,6 +179,18 @@ class BtrfsDriver(MergedDriver):
                 if error.errno not in {ENOENT, EPERM, EACCES, ENOTTY, EINVAL, ENOTCONN}:
                     raise
             return TreeUsage(usage_of(root).size)
+
+
+def _was_moved(old: Fd, new: Fd, inode: int, path: str) -> bool:
+    """Return whether something is a directory that has another path now."""
+    here = calls.btrfs_where(new.fileno(), inode, path)
+    there = calls.btrfs_where(old.fileno(), inode, path)
+    if not here or there is None or here == there:
+        return False
+    with Fd(
+        calls.openat2(new.fileno(), os.fsdecode(here), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, resolve=_BENEATH)
+    ) as found:
+        return stat.S_ISDIR(os.fstat(found.fileno()).st_mode)
 
 
 def _with_those_above(subvolume: Fd, inodes: set[int], path: str) -> set[int]:

@@ -14,6 +14,7 @@ from errno import EBUSY
 from typing import ClassVar, Final
 
 from isolib._kernel import calls
+from isolib._kernel.guest import SAFE
 from isolib._kernel.handle import Fd, home
 from isolib._kernel.mountapi import new_mount
 from isolib._kernel.programs import find_program
@@ -28,7 +29,6 @@ from isolib.unionfs.drivers.thin import ThinPool
 __all__ = ["DeviceMapperDriver", "mkfs_argv", "mount_options"]
 
 _FEATURE: Final = "the devicemapper driver"
-_SAFE: Final = calls.MOUNT_ATTR_NOSUID | calls.MOUNT_ATTR_NODEV
 #: For a trial.
 _SMALL: Final = 64 << 20
 #: What can make each file system, and the Debian package that it is of; the first that is there is taken.
@@ -80,10 +80,10 @@ class DeviceMapperDriver(RecordedDriver):
             It cannot.
         """
         _need_maker(_file_system())
-        place = Home(twin(home), path, _remove)
+        place = Home(twin(home), path)
         try:
             with place.making() as made, place.open(made) as inside:
-                pool = ThinPool(Home(inside, place.show(made), _remove), "", _SMALL)
+                pool = ThinPool(Home(inside, place.show(made)), "", _SMALL)
                 try:
                     pool.create(pool.new_number())
                 finally:
@@ -168,15 +168,15 @@ class DeviceMapperDriver(RecordedDriver):
 def _mounted(file_system: str, path: str, *, readonly: bool) -> Fd:
     options = mount_options(file_system, path)
     if not readonly:
-        return Fd(new_mount(file_system, options, attributes=_SAFE))
+        return Fd(new_mount(file_system, options, attributes=SAFE))
     try:
         # Nothing at all is written then, for which a full pool would have no room.
-        return Fd(new_mount(file_system, {**options, "ro": None}, attributes=_SAFE | calls.MOUNT_ATTR_RDONLY))
+        return Fd(new_mount(file_system, {**options, "ro": None}, attributes=SAFE | calls.MOUNT_ATTR_RDONLY))
     except SyscallError as error:
         if error.errno != EBUSY:
             raise
     # Somebody has it still mounted as it was when it could be written to: then it is one file system.
-    return Fd(new_mount(file_system, options, attributes=_SAFE | calls.MOUNT_ATTR_RDONLY))
+    return Fd(new_mount(file_system, options, attributes=SAFE | calls.MOUNT_ATTR_RDONLY))
 
 
 def _file_system() -> str:
@@ -188,7 +188,3 @@ def _file_system() -> str:
 def _need_maker(file_system: str) -> str:
     program, package = _MAKERS[file_system]
     return need_program(program, _FEATURE, package)
-
-
-def _remove(directory: int, name: str) -> None:
-    calls.remove_tree(directory, name, name)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from isolib._kernel.handle import Fd
 
-__all__ = ["DirectoryDriver", "Home", "check_name"]
+__all__ = ["DirectoryDriver", "Home", "check_name", "discard"]
 
 _ASIDE: Final = "aside"
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -66,6 +66,11 @@ def _named(op: str, path: str) -> Generator[None]:
         raise from_errno(op, path, error.errno or 0, hint(op, error.errno or 0, path)) from None
 
 
+def discard(directory: int, name: str) -> None:
+    """Remove something in a directory, with all that is in it; none of this name is nothing."""
+    calls.remove_tree(directory, name, name)
+
+
 class Home:
     """A driver's directory, in which things are whole or not there.
 
@@ -81,7 +86,7 @@ class Home:
         Removes what has a name in a directory, with all that is in it, and is content where nothing has.
     """
 
-    def __init__(self, fd: Fd, path: str, remove: Callable[[int, str], None]) -> None:
+    def __init__(self, fd: Fd, path: str, remove: Callable[[int, str], None] = discard) -> None:
         self.fd = fd
         self.path = path
         self._remove = remove
@@ -344,9 +349,9 @@ class DirectoryDriver(Driver):
 
     # What a driver says of its directories
 
-    @abstractmethod
     def _discard(self, directory: int, name: str) -> None:
         """Remove something with all that is in it; none of this name is nothing."""
+        discard(directory, name)
 
     @abstractmethod
     def _found(self, root: str, below: Sequence[str]) -> None:

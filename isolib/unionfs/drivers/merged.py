@@ -116,8 +116,7 @@ class MergedDriver(DirectoryDriver):
         with self.mount(tree) as new:
             if below:
                 with self.open_layer(below[-1]) as old:
-                    # Not `_within`: a directory that was moved has files in it whose other names were not touched.
-                    yield from difference(old.fileno(), new.fileno())
+                    yield from difference(old.fileno(), new.fileno(), self._within(old, new))
             else:
                 with self._place.making() as empty, self._place.open(empty) as old:
                     yield from difference(old.fileno(), new.fileno())

@@ -36,7 +36,7 @@ from isolib.unionfs.disk.copying import copy_tree
 from isolib.unionfs.disk.files import twin
 from isolib.unionfs.disk.unpack import unpack
 from isolib.unionfs.drivers.base import Form, TreeUsage
-from isolib.unionfs.drivers.directories import DirectoryDriver, Home, check_name
+from isolib.unionfs.drivers.directories import DirectoryDriver, Home, check_name, discard
 from isolib.unionfs.drivers.projects import check_quota, free_project, give_project
 from isolib.unionfs.drivers.states import State, new_part
 from isolib.unionfs.drivers.usage import usage_of
@@ -87,7 +87,7 @@ class OverlayDriver(DirectoryDriver):
             It cannot.
         """
         with twin(home) as fd:
-            place = Home(fd, path, _remove)
+            place = Home(fd, path)
             try:
                 with place.making() as made:
                     _try_out(place, made)
@@ -104,9 +104,6 @@ class OverlayDriver(DirectoryDriver):
     def form(self) -> Form:
         """OVERLAY, or in a user namespace USER_OVERLAY."""
         return Form.USER_OVERLAY if stacking.user_xattrs() else Form.OVERLAY
-
-    def _discard(self, directory: int, name: str) -> None:
-        _remove(directory, name)
 
     def _found(self, root: str, below: Sequence[str]) -> None:  # noqa: ARG002 - a layer of changes is empty at first
         self._place.make(root)
@@ -150,7 +147,7 @@ class OverlayDriver(DirectoryDriver):
             if error.errno != ENOENT:  # else another process has done it at this moment
                 raise
         with self._place.open(layer) as directory:
-            _remove(directory.fileno(), "work")
+            discard(directory.fileno(), "work")
             if state.quota:
                 free_project(directory, self._place.show(layer))
 
@@ -491,7 +488,3 @@ def _try_out(place: Home, made: str) -> None:
     with stack(Stack((where[0],), where[1], where[2])).mount as mount:
         os.rmdir("directory", dir_fd=mount.fileno())  # leaves a whiteout
         os.mkdir("directory", dir_fd=mount.fileno())  # and this an attribute
-
-
-def _remove(directory: int, name: str) -> None:
-    calls.remove_tree(directory, name, name)

@@ -14,9 +14,9 @@ from abc import abstractmethod
 from errno import ENOENT
 from typing import TYPE_CHECKING, Final
 
-from isolib._kernel import calls
 from isolib.errors import from_errno
 from isolib.unionfs.disk.files import open_at
+from isolib.unionfs.drivers.directories import discard
 from isolib.unionfs.drivers.merged import MergedDriver
 from isolib.unionfs.overlays.stacking import open_directory
 
@@ -93,7 +93,7 @@ class RecordedDriver(MergedDriver):
         """Remove something with what its records name; what somebody uses stays aside, for a later sweep."""
         gone = [self._remove_thing(thing) for thing in _records(directory, name)]
         if all(gone):
-            calls.remove_tree(directory, name, name)
+            discard(directory, name)
 
     def settle(self) -> None:
         """Wait until what is removed behind is gone; what was in use when it was removed, and is no more, goes now."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, ClassVar
 
-from isolib._kernel import calls
 from isolib.errors import SyscallError, Unsupported
 from isolib.unionfs.disk.copying import copy_tree
 from isolib.unionfs.disk.files import twin
@@ -36,7 +35,7 @@ class VfsDriver(MergedDriver):
         Unsupported
             They cannot.
         """
-        place = Home(twin(home), path, _remove)
+        place = Home(twin(home), path)
         try:
             with place.making() as one, place.making() as other:
                 place.exchange(one, other)
@@ -45,9 +44,6 @@ class VfsDriver(MergedDriver):
             raise Unsupported(
                 "the vfs driver", f"{path}: {error.op}: {error.strerror}", "a directory on a writable file system of Linux"
             ) from error
-
-    def _discard(self, directory: int, name: str) -> None:
-        _remove(directory, name)
 
     def _new_root(self, path: str) -> None:
         self._place.make(path)
@@ -66,7 +62,3 @@ class VfsDriver(MergedDriver):
     def usage(self, tree: str) -> TreeUsage:
         with self.mount(tree) as root:
             return usage_of(root)
-
-
-def _remove(directory: int, name: str) -> None:
-    calls.remove_tree(directory, name, name)

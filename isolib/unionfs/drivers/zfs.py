@@ -20,6 +20,7 @@ from secrets import token_hex
 from typing import ClassVar, Final
 
 from isolib._kernel import calls
+from isolib._kernel.guest import SAFE
 from isolib._kernel.handle import Fd
 from isolib._kernel.mountapi import new_mount
 from isolib._kernel.procfs import parse_mountinfo
@@ -35,7 +36,6 @@ __all__ = ["ZfsDriver"]
 
 _FEATURE: Final = "the zfs driver"
 _REMEDY: Final = "a directory on ZFS, or one with a file 'dataset' that names a dataset; zfs allow for whoever is not root"
-_SAFE: Final = calls.MOUNT_ATTR_NOSUID | calls.MOUNT_ATTR_NODEV
 _ABSENT: Final = "does not exist"
 _BUSY: Final = "busy"
 _ROOM: Final = 64  # of a name of ours, with that of a snapshot
@@ -63,7 +63,7 @@ class ZfsDriver(RecordedDriver):
             It cannot.
         """
         need_program("zfs", _FEATURE, "zfsutils-linux")
-        place = Home(twin(home), path, _remove)
+        place = Home(twin(home), path)
         driver = cls(place.fd, path)
         thing = driver._new_thing()
         try:
@@ -124,7 +124,7 @@ class ZfsDriver(RecordedDriver):
         return False
 
     def _mount_thing(self, thing: str, *, readonly: bool) -> Fd:
-        return Fd(new_mount("zfs", {"source": thing}, attributes=_SAFE | (calls.MOUNT_ATTR_RDONLY if readonly else 0)))
+        return Fd(new_mount("zfs", {"source": thing}, attributes=SAFE | (calls.MOUNT_ATTR_RDONLY if readonly else 0)))
 
     def _freeze(self, root: str) -> None:
         self._run(words.set_words(self._named(root), "readonly", "on"))
@@ -140,7 +140,3 @@ class ZfsDriver(RecordedDriver):
         with self._open_root(f"{now}/root") as root:
             calls.syncfs(root.fileno(), self._place.show(now))
         return TreeUsage(int(self._run(words.get_words(self._named(f"{now}/root"), "used"))))
-
-
-def _remove(directory: int, name: str) -> None:
-    calls.remove_tree(directory, name, name)

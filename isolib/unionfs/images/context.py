@@ -16,13 +16,12 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from isolib._kernel import calls
-from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
 from isolib.errors import ArchiveError, PlanError, from_errno
 from isolib.types import check_path
 from isolib.unionfs.archive import tar
 from isolib.unionfs.archive.streams import DigestWriter
-from isolib.unionfs.disk.files import joined, open_beneath, shown
+from isolib.unionfs.disk.files import joined, open_at, open_beneath, shown
 from isolib.unionfs.disk.resolving import resolve
 from isolib.unionfs.disk.scan import SMALL, describe, scan, with_content
 from isolib.unionfs.disk.unpack import unpack
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import BinaryIO
 
+    from isolib._kernel.handle import Fd
     from isolib.types import AnyPath
     from isolib.unionfs.disk.resolving import Resolved
     from isolib.unionfs.entry import Content, Piece, Pieces
@@ -80,7 +80,7 @@ def open_source(stack: ExitStack, path: AnyPath) -> Source:
     kind = stat.S_IFMT(os.stat(real).st_mode)
     above, name = (real, None) if kind == stat.S_IFDIR else os.path.split(real)
     _check_kind(kind, os.fsdecode(real))
-    return Source(stack.enter_context(Fd(os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))).fileno(), name)
+    return Source(stack.enter_context(open_at(above, os.O_RDONLY | os.O_DIRECTORY)).fileno(), name)
 
 
 def open_below(stack: ExitStack, root: int, path: AnyPath) -> Source:

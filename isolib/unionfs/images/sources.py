@@ -20,6 +20,7 @@ from isolib._kernel.hints import typed
 from isolib.errors import ArchiveError, PlanError
 from isolib.unionfs.archive.compression import Compression, open_compressed
 from isolib.unionfs.archive.streams import CHUNK
+from isolib.unionfs.disk.files import open_at
 from isolib.unionfs.images import docker
 from isolib.unionfs.images.blobs import DirectoryFiles, TarFiles, read
 from isolib.unionfs.images.members import Section, members
@@ -152,7 +153,7 @@ def opened_source(path: str, spool: Callable[[], BinaryIO]) -> Iterator[Source]:
     """
     with ExitStack() as stack:
         with typed(path):
-            opened = stack.enter_context(Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)))
+            opened = stack.enter_context(open_at(path, os.O_RDONLY))
             kind = stat.S_IFMT(os.fstat(opened.fileno()).st_mode)
         if kind == stat.S_IFDIR:
             files = DirectoryFiles(opened)

@@ -33,7 +33,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from isolib._kernel import assembly, calls
-from isolib._kernel.guest import inodes_for
+from isolib._kernel.guest import SAFE, inodes_for
 from isolib._kernel.handle import Fd
 from isolib._kernel.hints import typed
 from isolib.errors import SyscallError, from_errno
@@ -72,7 +72,6 @@ _READ_ONLY: Final = (
     "for who mounts, whose ids must be in the id map"
 )
 _LAST_ID: Final = 2**32 - 2
-_SAFE: Final = calls.MOUNT_ATTR_NOSUID | calls.MOUNT_ATTR_NODEV
 
 #: Whether this kernel takes layers as descriptors, of mounts that are attached nowhere: unknown, until one has been made.
 _direct: Final[dict[str, bool]] = {}
@@ -242,7 +241,7 @@ def stack_in_memory(wanted: Stack) -> Stacked | None:
         return None
     if wanted.readonly or len(wanted.lowers) > MAX_LAYERS:
         return None
-    made = calls.new_union(wanted.lowers, _IN_MEMORY, wanted.attributes, _flat(_space_options(wanted.room)), _SAFE)
+    made = calls.new_union(wanted.lowers, _IN_MEMORY, wanted.attributes, _flat(_space_options(wanted.room)), SAFE)
     return None if made is None else Stacked(*made)
 
 
@@ -343,7 +342,7 @@ def _with_own(ids: tuple[IdMap, ...]) -> tuple[IdMap, ...]:
 
 
 def _new_space(room: int) -> Fd:
-    return calls.new_stack("tmpfs", _space_options(room), attributes=_SAFE)
+    return calls.new_stack("tmpfs", _space_options(room), attributes=SAFE)
 
 
 def _space_options(room: int) -> Options:

@@ -424,6 +424,7 @@ class Store(Volumes, Handle, made_by="open_store()"):
         self._trees.add(tree)
         return tree
 
+    @property
     def _volume_keeper(self) -> VolumeKeeper:
         self._check_open()
         return VolumeKeeper(self._records, self._keep_volume, Keeper(self._records, self._keep))

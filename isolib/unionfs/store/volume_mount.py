@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fcntl
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from isolib._kernel import calls
+from isolib._kernel.guest import SAFE
 from isolib._kernel.handle import Fd, Handle, Rollback
 from isolib._kernel.mountapi import clone_tree
 from isolib.unionfs.overlays.attachment import Attachment
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from isolib.unionfs.store.volumes import Volume
 
 __all__ = ["VolumeMount"]
-
-_SAFE: Final = calls.MOUNT_ATTR_NOSUID | calls.MOUNT_ATTR_NODEV
 
 
 class VolumeMount(Handle, made_by="Volume.mount()"):
@@ -32,7 +31,7 @@ class VolumeMount(Handle, made_by="Volume.mount()"):
         self._volume = volume  # which is not to be forgotten before this is
         self._undo = Rollback()
         root, used = volume.opened_for_another()
-        attributes = _SAFE | (calls.MOUNT_ATTR_RDONLY if readonly else 0)
+        attributes = SAFE | (calls.MOUNT_ATTR_RDONLY if readonly else 0)
         mount = Fd(clone_tree("", dir_fd=root.fileno(), attributes=attributes))
         root.close()
         super().__init__(mount)

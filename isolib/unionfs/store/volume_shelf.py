@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from isolib.unionfs.store.volume_records import VolumeRecord, volume_names
@@ -19,8 +20,10 @@ __all__ = ["Volumes"]
 class Volumes:
     """What a store does with volumes."""
 
+    @property
+    @abstractmethod
     def _volume_keeper(self) -> VolumeKeeper:
-        raise NotImplementedError
+        """What volumes know of their store, which is open."""
 
     def new_volume(self, name: str, *, quota: int | str | None = None, labels: Mapping[str, str] | None = None) -> Volume:
         """Make an empty volume: a directory that is kept apart from images, and shown to sandboxes.
@@ -53,7 +56,7 @@ class Volumes:
         ['now']
         """
         record = VolumeRecord({} if labels is None else check_labels(labels), check_quota(quota))
-        return new_volume(self._volume_keeper(), name, record)
+        return new_volume(self._volume_keeper, name, record)
 
     def volume(self, name: str) -> Volume:
         """Take a volume, which any number of handles may have at once.
@@ -63,8 +66,8 @@ class Volumes:
         ImageNotFound
             There is none of this name.
         """
-        return open_volume(self._volume_keeper(), name)
+        return open_volume(self._volume_keeper, name)
 
     def volumes(self) -> tuple[str, ...]:
         """Return the names of the volumes, sorted."""
-        return volume_names(self._volume_keeper().records)
+        return volume_names(self._volume_keeper.records)

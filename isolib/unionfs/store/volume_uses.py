@@ -13,6 +13,7 @@ from isolib._kernel.hints import typed
 from isolib._kernel.mountapi import open_in_root
 from isolib.errors import PlanError, SyscallError, from_errno
 from isolib.types import check_path, parse_size
+from isolib.unionfs.disk.files import open_at
 from isolib.unionfs.stays import Stay
 from isolib.unionfs.store.volume_records import ROOT
 
@@ -33,7 +34,7 @@ __all__ = [
     "used_by_process",
 ]
 
-_DIRECTORY: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def lock_alone(fd: Fd, what: str) -> None:
@@ -57,7 +58,7 @@ def open_root(content: Fd) -> Fd:
     """Open the files of a volume; where that is refused, as a place only."""
     for flags in (os.O_RDONLY, os.O_PATH):
         try:
-            return Fd(os.open(ROOT, flags | _DIRECTORY, dir_fd=content.fileno()))
+            return open_at(ROOT, flags | _DIRECTORY, dir_fd=content.fileno())
         except OSError as error:
             if error.errno != EACCES or flags == os.O_PATH:
                 raise from_errno("openat", ROOT, error.errno or 0) from None
@@ -67,7 +68,7 @@ def open_root(content: Fd) -> Fd:
 def opened_again(fd: Fd, flags: int) -> Fd:
     """Open a directory anew."""
     with typed("a volume"):
-        return Fd(os.open(".", flags | _DIRECTORY, dir_fd=fd.fileno()))
+        return open_at(".", flags | _DIRECTORY, dir_fd=fd.fileno())
 
 
 def used_by_process(opened: Callable[[], tuple[Fd, Fd]]) -> Stay:

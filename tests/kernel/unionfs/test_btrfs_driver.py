@@ -15,6 +15,7 @@ from isolib._kernel import calls
 from isolib._kernel.handle import Fd
 from isolib.unionfs.disk.compare import difference
 from isolib.unionfs.drivers.btrfs import BtrfsDriver
+from isolib.unionfs.entry import Kind
 from tests.kernel.unionfs.places import layer, leftovers, mounted, place, write
 from tests.trees import facts
 
@@ -173,7 +174,6 @@ def change_some(top: str) -> None:
     os.setxattr(f"{top}/d5/f5", "user.one", b"1")
     os.unlink(f"{top}/d6/f6")
     os.rename(f"{top}/d7/f7", f"{top}/d8/moved")
-    os.rename(f"{top}/d9", f"{top}/d10/d9")
     os.unlink(f"{top}/d0/f100")  # its other name stays
     os.link(f"{top}/d11/f11", f"{top}/d12/more")
     os.chmod(f"{top}/d13", 0o700)
@@ -227,3 +227,21 @@ def test_only_what_was_written_is_looked_at(driver: Driver) -> None:
     driver.reset("tree", "kept")
     assert both(driver) == (1, None), "of a copy of a copy the kernel tells nothing"
     driver.remove_tree("tree")
+
+
+@pytest.mark.parametrize("move", ["rename", "exchange"])
+def test_bonds_of_files_in_a_directory_that_was_moved(driver: Driver, move: str) -> None:
+    """Names of one file stay so in a layer though the directory of one of them was moved, and neither name was touched."""
+    layer(driver, "many", [], fill_many)
+    driver.new_tree("tree", ["many"])
+    with mounted(driver, "tree") as top:
+        if move == "rename":
+            os.rename(f"{top}/d0", f"{top}/d3/d0")
+        else:
+            with Fd(os.open(top, os.O_RDONLY)) as here:
+                calls.rename(here.fileno(), "d0", here.fileno(), "d1", calls.RENAME_EXCHANGE, top)
+    both(driver)
+    path = b"d3/d0/f0" if move == "rename" else b"d1/f0"
+    bonds = {entry.path: entry.target for entry, _ in driver.changed("tree") if entry.kind is Kind.HARDLINK}
+    names = {path, b"d7/link0"}
+    assert any({one, target} == names for one, target in bonds.items()), bonds
