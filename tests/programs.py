@@ -43,6 +43,29 @@ def need(*names: str) -> None:
         pytest.skip(f"not installed: {', '.join(missing)}; .ci/run installs all that tests use")
 
 
+def tool(*argv: object) -> str:
+    """Run a program to its end, and return what it printed; it fails unless that is a good end."""
+    need(str(argv[0]))
+    done = subprocess.run([*map(str, argv)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def together(argv: list[str], count: int) -> set[str]:
+    """Run a program so many times at once, each beginning when its input ends, and return what they print."""
+    processes = [subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.close()
+    told = set()
+    for process in processes:
+        with process:
+            assert process.stdout is not None
+            told.add(process.stdout.read())
+        assert process.returncode == 0
+    return told
+
+
 def postgresql() -> str:
     """Return where the programs of the newest PostgreSQL are; a host without it cannot test it."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))

@@ -11,7 +11,9 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-PROGRAMS: Final = ("cat", "chown", "id", "ln", "ls", "mkdir", "rm", "sh", "stat", "touch", "true")
+PROGRAMS: Final = ("cat", "chmod", "chown", "env", "id", "ln", "ls", "mkdir", "rm", "sh", "sleep", "stat", "touch", "true")
+USERS: Final = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:An app:/home/app:/bin/sh\n"
+GROUPS: Final = "root:x:0:\nmore:x:1002:app,other\nothers:x:1003:other\napp:x:1001:\n"
 
 
 def small_root(where: Path, *, directories: tuple[str, ...] = ("dev", "etc", "proc", "tmp")) -> Path:
@@ -25,4 +27,14 @@ def small_root(where: Path, *, directories: tuple[str, ...] = ("dev", "etc", "pr
     shutil.copy(busybox, where / "bin/busybox")
     for name in PROGRAMS:
         os.symlink("busybox", where / "bin" / name)
+    return where
+
+
+def root_with_accounts(where: Path) -> Path:
+    """Make one that knows users and groups, and is the same each time."""
+    small_root(where, directories=("etc",))
+    (where / "etc/passwd").write_text(USERS)
+    (where / "etc/group").write_text(GROUPS)
+    for one in (where, *where.rglob("*")):
+        os.utime(one, (1_500_000_000, 1_500_000_000), follow_symlinks=False)
     return where

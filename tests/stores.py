@@ -39,6 +39,14 @@ def store(tmp_path: Path, driver: str) -> Iterator[Store]:
         check(opened)
 
 
+@pytest.fixture
+def other(tmp_path: Path, driver: str) -> Iterator[Store]:
+    """Return a second store."""
+    with isolib.open_store(tmp_path / "other", driver=driver) as opened:
+        yield opened
+        check(opened)
+
+
 def check(store: Store) -> None:
     """Assert that a store is in order, and that after a collection it has only what is on record."""
     found = store.verify()

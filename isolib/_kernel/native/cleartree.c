@@ -17,6 +17,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "files.h"
 #include "wrappers.h"
 
 enum {
@@ -27,14 +28,6 @@ enum {
         10000, /* in which a directory may have something in it again: file systems need few, and an opponent is not obeyed */
     PRIVATE = 0700,
     LONGEST = 256
-};
-
-struct entry {
-    uint64_t inode;
-    int64_t offset;
-    unsigned short length;
-    unsigned char type;
-    char name[];
 };
 
 struct level {
@@ -149,7 +142,7 @@ static int move_up(struct clearing *clearing, uint64_t inode, const char *name) 
     }
 }
 
-static int remove_entry(struct clearing *clearing, const struct entry *entry) {
+static int remove_entry(struct clearing *clearing, const struct isolib_dirent *entry) {
     enum { IS_DIRECTORY = 4 };
     const char *name = entry->name;
     if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
@@ -196,7 +189,7 @@ static int finish(struct clearing *clearing) {
 static int step(struct clearing *clearing) {
     struct level *level = clearing->levels[clearing->depth - 1];
     if (level->at < level->size) {
-        const struct entry *entry = (const void *)(level->entries + level->at);
+        const struct isolib_dirent *entry = (const void *)(level->entries + level->at);
         level->at += entry->length;
         return remove_entry(clearing, entry);
     }

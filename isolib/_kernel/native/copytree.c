@@ -29,6 +29,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include "files.h"
 #include "wrappers.h"
 
 enum {
@@ -98,14 +99,6 @@ struct isolib_copy_state {
 struct worker {
     struct isolib_copy_state *state;
     char *buffer, *names;
-};
-
-struct entry {
-    uint64_t inode;
-    int64_t offset;
-    unsigned short length;
-    unsigned char type;
-    char name[];
 };
 
 /* ---- errors ---- */
@@ -607,7 +600,7 @@ static int push_directory(struct worker *worker, struct directory *in, const cha
     return 0;
 }
 
-static int copy_entry(struct worker *worker, struct directory *in, const struct entry *entry) {
+static int copy_entry(struct worker *worker, struct directory *in, const struct isolib_dirent *entry) {
     enum { IS_DIRECTORY = 4 };
     struct isolib_copy_state *state = worker->state;
     const char *name = entry->name, *failed;
@@ -662,7 +655,7 @@ static int complete(struct worker *worker, struct directory *directory) {
 static int copy_names(struct worker *worker, struct directory *in, const char *entries, long size) {
     long at;
     for (at = 0; at < size && !is_stopped(worker->state);) {
-        const struct entry *entry = (const void *)(entries + at);
+        const struct isolib_dirent *entry = (const void *)(entries + at);
         at += entry->length;
         if (strcmp(entry->name, ".") != 0 && strcmp(entry->name, "..") != 0 && copy_entry(worker, in, entry) < 0)
             return -1;

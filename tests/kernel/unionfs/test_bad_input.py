@@ -26,6 +26,7 @@ from isolib._kernel.handle import Fd
 from isolib._kernel.mountapi import new_mount
 from isolib.unionfs import Limits, Subject
 from tests.images import INDEX, MANIFEST, Draft, described, digest, layer, layout, packed, written
+from tests.programs import together
 from tests.storage import disk
 from tests.stores import check, driver, leftovers, store
 
@@ -376,15 +377,7 @@ def test_eight_processes_load_the_same(store: Store, tmp_path: Path) -> None:
     """Eight processes that load one image at the same moment all have it, and there is one copy of each layer."""
     path = packed(layout(("app:1", DRAFT)), tmp_path / "image.tar")
     argv = [sys.executable, "-c", TOGETHER, store.path, str(path)]
-    processes = [subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(8)]
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.close()
-    for process in processes:
-        with process:
-            assert process.stdout is not None
-            assert process.stdout.read() == f"{DRAFT.digest}\n"
-        assert process.returncode == 0
+    assert together(argv, 8) == {f"{DRAFT.digest}\n"}
     assert [image.digest for image in store.images()] == [DRAFT.digest]
     assert len(store._records.layers()) == len(store._records.driver.layers()) == 2
 

@@ -18,31 +18,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import isolib
 from isolib import ArchiveError, ImageNotFound, PlanError
 from isolib.unionfs import Change, ChangeKind, History, Limits, Platform
 from tests.images import INDEX, Draft, content, described, digest, layer, layout, packed, written
-from tests.stores import check, driver, store
+from tests.programs import tool
+from tests.stores import driver, other, store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from isolib.unionfs import Image, Store, Tree
 
-__all__ = ["driver", "store"]
+__all__ = ["driver", "other", "store"]
 
 COMPRESSED = partial(gzip.compress, compresslevel=1, mtime=0)
 ROOT = layer({"etc": None, "etc/motd": b"hello\n", "etc/gone": b"x", "bin": None, "bin/sh": b"#!" * 5000, "empty": b""})
 ABOVE = layer({"etc": None, "etc/motd": b"changed\n", "etc/.wh.gone": b"", "new/": None, "new/file": b"new" * 100})
 CREATED = datetime(2024, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-def other(tmp_path: Path, driver: str) -> Iterator[Store]:
-    """Return a second store."""
-    with isolib.open_store(tmp_path / "other", driver=driver) as opened:
-        yield opened
-        check(opened)
 
 
 def layers_in(draft: Draft, image: Image) -> bool:
@@ -694,15 +686,6 @@ def test_a_layer_that_means_harm_leaves_the_host_alone(store: Store, tmp_path: P
 
 
 # ---- others' programs ----
-
-
-def tool(*argv: object) -> str:
-    """Run another program; skip the test where it is not installed."""
-    if shutil.which(str(argv[0])) is None:
-        pytest.skip(f"{argv[0]} is not installed")
-    done = subprocess.run([*map(str, argv)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
-    return done.stdout
 
 
 @pytest.mark.root

@@ -10,19 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import isolib
 from isolib.unionfs import ImageConfig, Platform
 from tests.images import Draft, content, layer, layout, packed
 from tests.programs import need, output
 from tests.registries import docker_registry
-from tests.stores import check, driver, store
+from tests.stores import driver, other, store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from isolib.unionfs import Image, Store
 
-__all__ = ["driver", "store"]
+__all__ = ["driver", "other", "store"]
 
 INSECURE = ["skopeo", "--insecure-policy"]
 PROGRAM = r"""
@@ -36,14 +33,6 @@ int main(void) {
     return printf("%s %s", getenv("WHO"), line) < 0;
 }
 """
-
-
-@pytest.fixture
-def other(tmp_path: Path, driver: str) -> Iterator[Store]:
-    """Return a second store."""
-    with isolib.open_store(tmp_path / "other", driver=driver) as opened:
-        yield opened
-        check(opened)
 
 
 def made(store: Store, tmp_path: Path) -> Image:

@@ -22,6 +22,7 @@ from isolib import ArchiveError, ImageNotFound, PlanError, RegistryError
 from isolib.unionfs import Platform
 from isolib.unionfs.images import wire
 from tests.images import INDEX, LAYER, MANIFEST, Draft, content, described, digest, layer, layout, written
+from tests.programs import together
 from tests.registries import docker_registry, handmade, pushed
 from tests.stores import check, driver, leftovers, store
 
@@ -968,15 +969,7 @@ def test_two_processes_pull_the_same(plain: Store, registry: Handmade) -> None:
     draft = Draft([LARGE, SMALL, OTHER, LARGE], compress=COMPRESSED)
     registry.add("1", draft)
     argv = [sys.executable, "-c", CODE, plain.path, f"{registry.name}/app:1"]
-    processes = [subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.close()
-    for process in processes:
-        with process:
-            assert process.stdout is not None
-            assert process.stdout.read() == f"{draft.digest}\n"
-        assert process.returncode == 0
+    assert together(argv, 2) == {f"{draft.digest}\n"}
     for one in draft.layers:
         assert len(registry.paths(digest(COMPRESSED(one)))) == 1
     assert (len(plain.images()), parts(plain)) == (1, {})
