@@ -18,6 +18,7 @@ from isolib._kernel.plan import HOLD, Plan, Step
 from isolib._kernel.request import Request
 from isolib.setting import Setting
 from isolib.spec import SandboxSpec
+from tests.nets import until
 from tests.seccomp import Denied, deny
 
 if TYPE_CHECKING:
@@ -308,7 +309,6 @@ def state() -> tuple[object, ...]:
     own = Path("/proc/thread-self")
     return (
         descriptors(),
-        os.listdir("/proc/self/task"),
         children_of(os.getpid()),
         (own / "mountinfo").read_bytes(),
         [os.readlink(own / "ns" / kind) for kind in os.listdir(own / "ns")],
@@ -318,7 +318,8 @@ def state() -> tuple[object, ...]:
 @contextmanager
 def nothing_changes() -> Iterator[None]:
     """Fail if the block changes anything."""
-    before = state()
+    before, threads = state(), os.listdir("/proc/self/task")
     yield
+    assert until(lambda: set(os.listdir("/proc/self/task")) <= set(threads))  # one that was joined may still be on its way
     changes = [(old, new) for old, new in zip(before, state(), strict=True) if old != new]
     assert not changes, f"before and after: {changes}"
