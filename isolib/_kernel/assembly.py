@@ -19,7 +19,7 @@ from isolib._kernel import calls
 from isolib._kernel.launch import launch
 from isolib._kernel.plan import COMMAND, HOLD, HOST, INSIDE, Builder, Slot, Step, encode_text
 from isolib._kernel.procfs import parse_effective
-from isolib.errors import PlanError, from_errno
+from isolib.errors import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,10 +40,6 @@ _LOW_PORTS: Final = b"/proc/sys/net/ipv4/ip_unprivileged_port_start"
 _SYSCTLS: Final = "/proc/sys"
 
 _CAP_SYS_ADMIN: Final = 21
-#: The only line of the first user namespace's uid_map (user_namespaces(7)).
-_ALL_IDS: Final = [b"0", b"0", b"4294967295"]
-_UID_MAP: Final = "/proc/thread-self/uid_map"
-_ONE_MAP: Final = 128  # bytes; what has more is another one
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
@@ -115,15 +111,7 @@ def may_administer() -> bool:
 
 def is_host_root() -> bool:
     """Return whether the calling thread is root of the whole host: user id 0 in the first user namespace, which has all ids."""
-    return os.geteuid() == 0 and in_first_userns()
-
-
-def in_first_userns() -> bool:
-    """Return whether the calling thread is in the first user namespace, which maps every id to itself."""
-    found = calls.read_file(calls.AT_FDCWD, _UID_MAP, _ONE_MAP, to_end=False)
-    if isinstance(found, calls.Refused):
-        raise from_errno(found.call, _UID_MAP, found.errno)
-    return found.split() == _ALL_IDS
+    return os.geteuid() == 0 and calls.is_in_first_userns()
 
 
 def is_privileged() -> bool:
@@ -479,7 +467,6 @@ __all__ = [
     "add_pty",
     "check_kinds",
     "exec_candidates",
-    "in_first_userns",
     "is_astray",
     "is_host_root",
     "is_privileged",

@@ -13,7 +13,6 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Final
 
 from isolib._kernel import calls
-from isolib._kernel.assembly import in_first_userns
 from isolib._kernel.guest import SAFE, Guest, Place, inodes_for
 from isolib._kernel.plan import HOST, INSIDE, Step
 from isolib.errors import PlanError
@@ -192,7 +191,7 @@ class Layers:
         put("upperdir", self.upper)
         put("workdir", self.work)
         flags = ["volatile"] if volatile else []
-        if guest.scene.uid_map or not in_first_userns():
+        if guest.scene.uid_map or not calls.is_in_first_userns():
             flags.append("userxattr")  # trusted.* attributes belong to the first user namespace
         for key in flags:
             guest.add("FSCONFIG", fd=context, flags=calls.FSCONFIG_SET_FLAG, text=key, what=f"{what} ({key})")

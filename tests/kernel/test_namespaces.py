@@ -668,3 +668,14 @@ def test_kinds_that_threads_do_not_enter(kind: str) -> None:
         if kind != "mnt":
             with pytest.raises(Unsupported, match=r"spawn\(\)"):
                 namespace.run(os.getpid)
+
+
+def test_whether_this_is_the_first_user_namespace() -> None:
+    """Only where it is; not in another one either to which every id is mapped as it is, as the host's administrator may."""
+    is_first = os.readlink("/proc/self/ns/user") == "user:[4026531837]"
+    assert calls.is_in_first_userns() == is_first
+    program = "from isolib._kernel import calls; print(calls.is_in_first_userns())"
+    maps: list[str | list[IdMap]] = ["same", *([[IdMap(0, 0, 2**32 - 1)]] if is_first and os.geteuid() == 0 else [])]
+    for one in maps:
+        with isolib.spawn([sys.executable, "-c", program], new={"user"}, id_map=one, stdout=PIPE) as process:
+            assert process.communicate()[0] == b"False\n"

@@ -50,6 +50,11 @@ def namespace_flag(fd: int) -> int:
     return checked("ioctl NS_GET_NSTYPE", "namespace", lib.isolib_ns_kind(fd))
 
 
+def is_in_first_userns() -> bool:
+    """Return whether the calling thread is in the first user namespace, the host's."""
+    return bool(checked("stat", "/proc/thread-self/ns/user", lib.isolib_is_in_first_userns()))
+
+
 def pidfd_namespace(pidfd: int, kind: str) -> int:
     """Return a descriptor of a process's namespace without /proc: ioctl_pidfd(2), since Linux 6.11."""
     return checked(

@@ -543,6 +543,7 @@ int isolib_setns(int fd, int kinds);
 int isolib_unshare(int flags);
 int isolib_ns_ioctl_fd(int fd, unsigned int request);
 int isolib_ns_kind(int fd);
+int isolib_is_in_first_userns(void);
 int isolib_pidfd_namespace(int pidfd, int kind);
 int isolib_link_up(const char *name);
 int64_t isolib_fs_magic(int fd);

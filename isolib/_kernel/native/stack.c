@@ -18,8 +18,8 @@
 
 #include "wrappers.h"
 
-/* of fsconfig(2), with its NUL; of "/proc/self/fd/" and a number; of a line of uid_map */
-enum { VALUE_ROOM = 256, NAME_ROOM = 64, MAP_ROOM = 64 };
+/* of fsconfig(2), with its NUL; of "/proc/self/fd/" and a number */
+enum { VALUE_ROOM = 256, NAME_ROOM = 64 };
 enum { SET_FLAG = 0, SET_STRING = 1, SET_FD = 5, CREATE = 6, RECONFIGURE = 7 };
 enum { OPEN_TREE_CLONE_ = 1, EMPTY_PATH = 0x1000, FSPICK_CLOEXEC_ = 1, FSPICK_EMPTY_PATH_ = 8, FS_CLOEXEC = 1 };
 enum { ATTR_IDMAP = 0x100000, FSPICK_NUMBER = 433, PRIVATE = 1 << 18 };
@@ -227,22 +227,8 @@ static struct isolib_layers *open_lowers(const struct isolib_union *made) {
     return NULL;
 }
 
-/* As assembly.in_first_userns: that one maps every id to itself. */
-static int is_in_first_userns(void) {
-    char text[MAP_ROOM];
-    unsigned long inside = 1, outside = 1, count = 0;
-    int fd = open("/proc/thread-self/uid_map", O_RDONLY | O_CLOEXEC);
-    ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
-    if (fd >= 0)
-        close(fd);
-    if (size < 0)
-        return -1;
-    text[size] = '\0';
-    return sscanf(text, "%lu %lu %lu", &inside, &outside, &count) == 3 && inside == 0 && outside == 0 && count == UINT32_MAX;
-}
-
 static int unite(struct isolib_union *made, const struct isolib_layers *lowers, int work) {
-    const int is_first = is_in_first_userns();
+    const int is_first = isolib_is_in_first_userns();
     struct isolib_stack stack = {
         .type = "overlay",
         .options = is_first ? made->options : made->options_of_user,

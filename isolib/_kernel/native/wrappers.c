@@ -59,6 +59,12 @@ int isolib_ns_kind(int fd) {
     return ioctl(fd, NS_GET_NSTYPE);
 }
 
+int isolib_is_in_first_userns(void) {
+    const ino_t first_userns = 0xEFFFFFFDU; /* linux/nsfs.h, enum init_ns_ino */
+    struct stat found;
+    return stat("/proc/thread-self/ns/user", &found) < 0 ? -1 : found.st_ino == first_userns;
+}
+
 int isolib_pidfd_namespace(int pidfd, int kind) {
     enum { PIDFS_MAGIC = 0xff00 }; /* _IO(0xFF, kind), since 6.11 */
     return ioctl(pidfd, (unsigned long)(PIDFS_MAGIC | kind), 0);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, ClassVar
 
-from isolib._kernel import assembly, calls
+from isolib._kernel import calls
 from isolib._kernel.assembly import userns_fd
 from isolib.errors import PermissionDenied, Unsupported
 from isolib.unionfs.overlays.cloning import clone
@@ -37,7 +37,7 @@ def clone_directory(directory: Fd, attributes: int, ids: IdMaps | None) -> Fd:
         if not needs_deputy():
             raise
     except Unsupported:
-        if ids is not None or assembly.in_first_userns():
+        if ids is not None or calls.is_in_first_userns():
             raise
         is_elsewhere = True  # to a deputy: what it has of its host lies in another mount namespace
     path, found = os.readlink(f"/proc/self/fd/{directory.fileno()}"), os.fstat(directory.fileno())

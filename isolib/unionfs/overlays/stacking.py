@@ -166,7 +166,7 @@ class _Here:
 
 def user_xattrs() -> bool:
     """Return whether overlayfs must keep its books in user.* attributes here: trusted.* belong to the first user namespace."""
-    return not assembly.in_first_userns()
+    return not calls.is_in_first_userns()
 
 
 def needs_deputy() -> bool:
