@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -139,6 +140,12 @@ class _Member:
             lib.isolib_close_fd(self._fd)
 
 
+@lru_cache(maxsize=16)
+def _kept(text: bytes) -> Any:
+    """Return what is nearly always the same, as C wants it."""
+    return ffi.new(_CHARS, text)
+
+
 def new_union(
     lowers: Sequence[str], options: tuple[bytes, bytes], attributes: int, space_options: bytes, space_attributes: int
 ) -> tuple[Fd, Fd, Fd] | None:
@@ -161,8 +168,9 @@ def new_union(
         nothing was made; `Layers` and `new_stack` tell what.
     """
     first, other = options
-    texts = [ffi.new(_CHARS, text) for text in (path_bytes("\0".join(lowers)), first, space_options, other)]
-    made = ffi.new(_UNION, (len(lowers), 0, *texts, attributes, space_attributes, (-1, -1, -1)))
+    paths = ffi.new(_CHARS, path_bytes("\0".join(lowers)))
+    options_there = _kept(first), _kept(space_options), _kept(other)
+    made = ffi.new(_UNION, (len(lowers), 0, paths, *options_there, attributes, space_attributes, (-1, -1, -1)))
     owned = ffi.gc(made, lib.isolib_union_close)
     if lib.isolib_union_new(made) < 0:
         return None

@@ -29,7 +29,7 @@ import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EROFS
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from isolib._kernel import assembly, calls
@@ -241,7 +241,7 @@ def stack_in_memory(wanted: Stack) -> Stacked | None:
         return None
     if wanted.readonly or len(wanted.lowers) > MAX_LAYERS:
         return None
-    made = calls.new_union(wanted.lowers, _IN_MEMORY, wanted.attributes, _flat(_space_options(wanted.room)), SAFE)
+    made = calls.new_union(wanted.lowers, _IN_MEMORY, wanted.attributes, _flat_space(wanted.room), SAFE)
     return None if made is None else Stacked(*made)
 
 
@@ -347,6 +347,11 @@ def _new_space(room: int) -> Fd:
 
 def _space_options(room: int) -> Options:
     return ("size", str(room)), ("nr_inodes", str(inodes_for(room))), ("mode", "700")
+
+
+@lru_cache(maxsize=8)
+def _flat_space(room: int) -> bytes:
+    return _flat(_space_options(room))
 
 
 def _upper_in_memory(space: Fd) -> tuple[Fd, Fd]:
